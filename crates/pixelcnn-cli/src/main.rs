@@ -1,0 +1,2 @@
+//! The program `pixelcnn`.
+fn main() {}

@@ -1,0 +1,150 @@
+//! The model's shape, saved beside every set of weights.
+
+use serde::{Deserialize, Serialize};
+
+/// The nonlinearity between the layers of a gated resnet block (paper, section 2; the original's
+/// `--resnet_nonlinearity`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Nonlinearity {
+    /// `elu([x, -x])`: doubles the channels. The original's default.
+    #[default]
+    ConcatElu,
+    /// `x` where positive, `exp(x) - 1` elsewhere.
+    Elu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl Nonlinearity {
+    /// Channels out for `channels` in.
+    pub fn outputs(self, channels: usize) -> usize {
+        match self {
+            Nonlinearity::ConcatElu => 2 * channels,
+            Nonlinearity::Elu | Nonlinearity::Relu => channels,
+        }
+    }
+}
+
+/// Everything that fixes the network's parameters and what they mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Rows of an image; divisible by 4, since the network halves its resolution twice.
+    pub height: usize,
+    /// Columns of an image; divisible by 4.
+    pub width: usize,
+    /// 3 (red, green, blue) or 1.
+    pub channels: usize,
+    /// Gated resnet blocks per stack and resolution (the original's `--nr_resnet`, 5).
+    pub nr_resnet: usize,
+    /// Channels of every feature map (the original's `--nr_filters`, 160).
+    pub nr_filters: usize,
+    /// Components of the discretized mixture of logistics (the original's `--nr_logistic_mix`, 10).
+    pub nr_logistic_mix: usize,
+    /// Nonlinearity of the gated resnet blocks.
+    pub nonlinearity: Nonlinearity,
+    /// Classes that the model is conditioned on; 0 for an unconditional model.
+    pub nr_classes: usize,
+}
+
+impl Default for ModelConfig {
+    /// The original's settings on CIFAR-10: 53,659,080 parameters.
+    fn default() -> Self {
+        ModelConfig {
+            height: 32,
+            width: 32,
+            channels: 3,
+            nr_resnet: 5,
+            nr_filters: 160,
+            nr_logistic_mix: 10,
+            nonlinearity: Nonlinearity::ConcatElu,
+            nr_classes: 0,
+        }
+    }
+}
+
+/// A configuration that no PixelCNN++ can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Height or width is zero or not divisible by 4.
+    #[error(
+        "image size {width}x{height}: width and height must be multiples of 4 between 4 and {MAX_SIDE}"
+    )]
+    Size {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// Neither 1 nor 3 channels.
+    #[error("{0} channels: images have 1 (grey) or 3 (RGB)")]
+    Channels(usize),
+    /// A count outside its range.
+    #[error("{name} = {value}: must be between {min} and {max}")]
+    Count {
+        /// The field's name.
+        name: &'static str,
+        /// What it was.
+        value: usize,
+        /// The least allowed.
+        min: usize,
+        /// The most allowed.
+        max: usize,
+    },
+}
+
+/// The longest side of an image.
+pub const MAX_SIDE: usize = 1024;
+
+impl ModelConfig {
+    /// Checks every field's range, so that sizes computed from it can be trusted.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let side = |n: usize| n > 0 && n % 4 == 0 && n <= MAX_SIDE;
+        if !side(self.height) || !side(self.width) {
+            return Err(ConfigError::Size {
+                height: self.height,
+                width: self.width,
+            });
+        }
+        if self.channels != 1 && self.channels != 3 {
+            return Err(ConfigError::Channels(self.channels));
+        }
+        for (name, value, min, max) in [
+            ("nr_resnet", self.nr_resnet, 1, 64),
+            ("nr_filters", self.nr_filters, 1, 4096),
+            ("nr_logistic_mix", self.nr_logistic_mix, 1, 256),
+            ("nr_classes", self.nr_classes, 0, 100_000),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(ConfigError::Count {
+                    name,
+                    value,
+                    min,
+                    max,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Channels of the network's output: per component one weight, a mean and a log-scale for each
+    /// channel, and with three channels three coefficients (paper, equation 3).
+    pub fn output_channels(&self) -> usize {
+        let per_component = if self.channels == 3 { 10 } else { 3 };
+        per_component * self.nr_logistic_mix
+    }
+
+    /// Values in one image.
+    pub fn dims(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Nats of one image turned into bits per dimension.
+    pub fn bits_per_dim(&self, nats_per_image: f64) -> f64 {
+        nats_per_image / (std::f64::consts::LN_2 * self.dims() as f64)
+    }
+}

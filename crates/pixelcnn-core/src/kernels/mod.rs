@@ -1,0 +1,4 @@
+//! The hand-written CPU kernels: channels-last (NHWC) maps, forward and backward.
+
+#[macro_use]
+pub mod simd;

@@ -1,0 +1,1 @@
+//! The discretized mixture of logistics.
