@@ -2,3 +2,4 @@
 
 #[macro_use]
 pub mod simd;
+pub mod conv;

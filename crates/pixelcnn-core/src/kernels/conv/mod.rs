@@ -1,0 +1,580 @@
+//! The shifted convolution (paper, section 2.5) and its transpose, forward and backward, on
+//! channels-last maps.
+//!
+//! Nothing is copied into a padded or unrolled form: a register tile reads every pixel through a
+//! pointer per tap, which for a pixel outside the map points to zeros (the indirect convolution;
+//! Dukhan, 2019). Every sum is taken in an order that depends on the shapes alone, so results are
+//! the same bits for any number of threads.
+
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::simd::{self, Level};
+use crate::network::Window;
+use tile::Tiles;
+
+/// A convolution, or a transposed one, over a window.
+///
+/// Maps are \[n, h, w, channels\]; `size` is always the \[n, h, w\] of the input `x`. The weight is
+/// \[taps, inputs, outputs\] for both kinds, the bias \[outputs\]. The functions panic where a
+/// slice has not the length that its shape says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv {
+    /// How the two maps lie over each other; outside of them is zero.
+    pub window: Window,
+    /// Reads the coarser map and writes the finer one.
+    pub transposed: bool,
+    /// Channels in.
+    pub inputs: usize,
+    /// Channels out.
+    pub outputs: usize,
+}
+
+impl Conv {
+    /// Height and width of the output for those of the input.
+    pub fn output_size(&self, [h, w]: [usize; 2]) -> [usize; 2] {
+        let stride = self.window.stride;
+        if self.transposed {
+            [h * stride, w * stride]
+        } else {
+            [h / stride, w / stride]
+        }
+    }
+
+    /// `out` = the convolution of `x`, or `out` += it.
+    pub fn forward(
+        &self,
+        size: [usize; 3],
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        self.forward_at(simd::level(), size, x, weight, bias, accumulate, out);
+    }
+
+    /// `dx` = the gradient for `x`, given `dy`, the one for the output; or `dx` += it.
+    pub fn backward_input(
+        &self,
+        size: [usize; 3],
+        dy: &[f32],
+        weight: &[f32],
+        accumulate: bool,
+        dx: &mut [f32],
+    ) {
+        self.backward_input_at(simd::level(), size, dy, weight, accumulate, dx);
+    }
+
+    /// `dweight` and `dbias` = the gradients for weight and bias, given `dy`, the one for the
+    /// output.
+    pub fn backward_weight(
+        &self,
+        size: [usize; 3],
+        x: &[f32],
+        dy: &[f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+    ) {
+        self.backward_weight_at(simd::level(), size, x, dy, dweight, dbias);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn forward_at(
+        &self,
+        level: Level,
+        [n, h, w]: [usize; 3],
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        assert_eq!(bias.len(), self.outputs, "length of bias");
+        let to = self.output_size([h, w]);
+        let gather = Gather {
+            phases: phases(&self.window, self.transposed, to),
+            images: n,
+            from: [h, w],
+            to,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            taps: self.window.taps(),
+            flipped: false,
+        };
+        gather.run(Tiles::of(level), x, weight, bias, accumulate, out);
+    }
+
+    fn backward_input_at(
+        &self,
+        level: Level,
+        [n, h, w]: [usize; 3],
+        dy: &[f32],
+        weight: &[f32],
+        accumulate: bool,
+        dx: &mut [f32],
+    ) {
+        let gather = Gather {
+            phases: phases(&self.window, !self.transposed, [h, w]),
+            images: n,
+            from: self.output_size([h, w]),
+            to: [h, w],
+            inputs: self.outputs,
+            outputs: self.inputs,
+            taps: self.window.taps(),
+            flipped: true,
+        };
+        gather.run(Tiles::of(level), dy, weight, &[], accumulate, dx);
+    }
+
+    fn backward_weight_at(
+        &self,
+        level: Level,
+        [n, h, w]: [usize; 3],
+        x: &[f32],
+        dy: &[f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+    ) {
+        let (inputs, outputs, taps) = (self.inputs, self.outputs, self.window.taps());
+        let [oh, ow] = self.output_size([h, w]);
+        assert_eq!(x.len(), n * h * w * inputs, "length of x");
+        assert_eq!(dy.len(), n * oh * ow * outputs, "length of dy");
+        assert_eq!(dweight.len(), taps * inputs * outputs, "length of dweight");
+        assert_eq!(dbias.len(), outputs, "length of dbias");
+        if outputs == 0 {
+            return;
+        }
+        sum_pixels(dy, dbias);
+
+        let tiles = Tiles::of(level);
+        let panels = Panels::new(tiles, outputs);
+        let row_tiles = inputs.div_ceil(tiles.rows());
+        // A task has some weights to itself and sums them over all pixels: the order of the sum
+        // does not depend on how the weights are shared out.
+        let least = (4 * rayon::current_num_threads()).div_ceil(taps);
+        let panel_parts = panels.count().div_ceil(PANELS);
+        let row_parts = row_tiles
+            .div_ceil(ROW_TILES)
+            .max(row_tiles.min(least.div_ceil(panel_parts)));
+        let dweight = Shared(dweight.as_mut_ptr());
+        let task = |task: usize| {
+            let (tap, part) = (
+                task / row_parts / panel_parts,
+                task % (row_parts * panel_parts),
+            );
+            let tile_range = share(row_tiles, part / panel_parts, row_parts);
+            let panel_range = share(panels.count(), part % panel_parts, panel_parts);
+            let mut pairs = self.pairs([n, h, w], tap);
+            let (mut xs, mut dys) = (Vec::new(), Vec::new());
+            with_scratch(PIXELS * panels.width, |packed| {
+                let mut accumulate = false;
+                loop {
+                    xs.clear();
+                    dys.clear();
+                    for (x_pixel, dy_pixel) in pairs.by_ref().take(PIXELS) {
+                        xs.push(x[x_pixel * inputs..][..inputs].as_ptr());
+                        dys.push(dy_pixel);
+                    }
+                    if accumulate && xs.is_empty() {
+                        break;
+                    }
+                    for panel in panel_range.clone() {
+                        let (columns, vectors) = panels.get(panel);
+                        let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
+                        for (row, pixel) in packed_rows.zip(&dys) {
+                            row[..columns.len()]
+                                .copy_from_slice(&dy[pixel * outputs..][columns.clone()]);
+                            row[columns.len()..].fill(0.0);
+                        }
+                        for tile in tile_range.clone() {
+                            let rows = share(inputs, tile, row_tiles);
+                            let first = (tap * inputs + rows.start) * outputs + columns.start;
+                            // SAFETY: the machine has the level. `xs` point to `inputs` channels
+                            // each, `packed` has a row for each of them. The tile's rows and
+                            // columns lie inside `dweight`, and no other task has them.
+                            unsafe {
+                                tiles.outer[vectors - 1][rows.len() - 1](
+                                    &xs,
+                                    rows.start,
+                                    packed.as_ptr(),
+                                    dweight.at(first),
+                                    outputs,
+                                    columns.len(),
+                                    accumulate,
+                                );
+                            }
+                        }
+                    }
+                    accumulate = true;
+                }
+            });
+        };
+        (0..taps * row_parts * panel_parts)
+            .into_par_iter()
+            .for_each(task);
+    }
+
+    /// The pixels of `x` and of the output that a tap joins, in order.
+    fn pairs(
+        &self,
+        [n, h, w]: [usize; 3],
+        tap: usize,
+    ) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let output = self.output_size([h, w]);
+        let (fine, coarse, transposed) = if self.transposed {
+            (output, [h, w], true)
+        } else {
+            ([h, w], output, false)
+        };
+        let stride = self.window.stride;
+        let kernel = [tap / self.window.kernel[1], tap % self.window.kernel[1]];
+        // The coarse pixels c for which c * stride + kernel - offset lies inside the finer map.
+        let [rows, columns] = [0, 1].map(|axis| {
+            let (kernel, offset) = (kernel[axis], self.window.offset[axis]);
+            let first = offset.saturating_sub(kernel).div_ceil(stride);
+            let end = (fine[axis] + offset)
+                .saturating_sub(kernel)
+                .div_ceil(stride);
+            first..end.min(coarse[axis])
+        });
+        let [up, left] = self.window.offset;
+        (0..n).flat_map(move |image| {
+            let columns = columns.clone();
+            rows.clone().flat_map(move |row| {
+                let coarse = (image * coarse[0] + row) * coarse[1];
+                let fine_row = row * stride + kernel[0] - up;
+                let fine = (image * fine[0] + fine_row) * fine[1] + kernel[1];
+                columns.clone().map(move |column| {
+                    let (coarse, fine) = (coarse + column, fine + column * stride - left);
+                    if transposed {
+                        (coarse, fine)
+                    } else {
+                        (fine, coarse)
+                    }
+                })
+            })
+        })
+    }
+}
+
+/// Pixels that a block of the weight's gradient sums in registers. Part of the result's definition,
+/// for it fixes the order of the sum; a packed panel of them stays in the first-level cache.
+const PIXELS: usize = 256;
+/// Row tiles and column panels for which a task of the weight's gradient reads a block of pixels,
+/// so that the block stays in the second-level cache.
+const ROW_TILES: usize = 8;
+const PANELS: usize = 5;
+/// Pixel tiles that a task of a gather takes at most, for the same reason.
+const PIXEL_TILES: usize = 8;
+
+/// Pixels of a map that see the same taps: all of them, or those of one remainder by the stride.
+struct Phase {
+    /// Rows and columns of such pixels.
+    size: [usize; 2],
+    /// The first one.
+    first: [usize; 2],
+    /// From one to the next, in the map written.
+    stride: usize,
+    /// From one to the next, in the map read.
+    from_stride: usize,
+    /// Their taps.
+    taps: Vec<usize>,
+    /// Where the first pixel's taps lie in the map read.
+    shifts: Vec<[isize; 2]>,
+}
+
+/// How the pixels of the finer map of `size`, or of the coarser one, are gathered from the other.
+fn phases(window: &Window, to_fine: bool, [h, w]: [usize; 2]) -> Vec<Phase> {
+    let [_, kernel_w] = window.kernel;
+    let offset = window.offset.map(|n| n as isize);
+    let taps = (0..window.taps()).map(|tap| [tap / kernel_w, tap % kernel_w].map(|n| n as isize));
+    if !to_fine {
+        return vec![Phase {
+            size: [h, w],
+            first: [0, 0],
+            stride: 1,
+            from_stride: window.stride,
+            taps: (0..window.taps()).collect(),
+            shifts: taps.map(|[i, j]| [i - offset[0], j - offset[1]]).collect(),
+        }];
+    }
+    let remainders = (0..window.stride).flat_map(|i| (0..window.stride).map(move |j| [i, j]));
+    let phase = |first: [usize; 2]| {
+        let stride = window.stride as isize;
+        let [a, b] = first.map(|n| n as isize);
+        let (taps, shifts) = taps
+            .clone()
+            .map(|[i, j]| [a + offset[0] - i, b + offset[1] - j])
+            .enumerate()
+            .filter(|(_, reach)| reach.iter().all(|n| n % stride == 0))
+            .map(|(tap, reach)| (tap, reach.map(|n| n / stride)))
+            .unzip();
+        let count = |n: usize, first| n.saturating_sub(first).div_ceil(window.stride);
+        Phase {
+            size: [count(h, first[0]), count(w, first[1])],
+            first,
+            stride: window.stride,
+            from_stride: 1,
+            taps,
+            shifts,
+        }
+    };
+    remainders.map(phase).collect()
+}
+
+/// A map computed from another one, every pixel from some taps.
+struct Gather {
+    phases: Vec<Phase>,
+    images: usize,
+    from: [usize; 2],
+    to: [usize; 2],
+    inputs: usize,
+    outputs: usize,
+    taps: usize,
+    /// The weight is \[taps, outputs, inputs\].
+    flipped: bool,
+}
+
+impl Gather {
+    fn run(
+        &self,
+        tiles: &Tiles,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        let (n, taps) = (self.images, self.taps);
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        assert_eq!(weight.len(), taps * inputs * outputs, "length of weight");
+        assert_eq!(
+            x.len(),
+            n * self.from[0] * self.from[1] * inputs,
+            "length of what is read"
+        );
+        assert_eq!(
+            out.len(),
+            n * self.to[0] * self.to[1] * outputs,
+            "length of what is written"
+        );
+        if out.is_empty() {
+            return;
+        }
+        let panels = Panels::new(tiles, outputs);
+        let mut padded_bias = vec![0.0; panels.count() * panels.width];
+        padded_bias[..bias.len()].copy_from_slice(bias);
+        let zeros = vec![0.0; inputs];
+
+        // Tiles of as even a number of pixels as can be, a few to a task.
+        let pixels = |phase: &Phase| n * phase.size[0] * phase.size[1];
+        let count = |phase| usize::div_ceil(pixels(phase), tiles.rows());
+        let total: usize = self.phases.iter().map(count).sum();
+        let most = (total / (4 * rayon::current_num_threads())).clamp(1, PIXEL_TILES);
+        let tasks: Vec<(&Phase, Range<usize>)> = self
+            .phases
+            .iter()
+            .flat_map(|phase| {
+                let parts = count(phase).div_ceil(most);
+                (0..parts).map(move |part| (phase, share(count(phase), part, parts)))
+            })
+            .collect();
+
+        let out = Shared(out.as_mut_ptr());
+        with_scratch(taps * inputs * panels.lanes(), |packed| {
+            self.pack(&panels, weight, packed);
+            let packed = &*packed;
+            tasks.into_par_iter().for_each(|(phase, range)| {
+                let tile = |tile| share(pixels(phase), tile, count(phase));
+                let (mut rows, mut outs) = (Vec::new(), Vec::new());
+                for tile in range.clone().map(tile) {
+                    self.point(phase, tile, x, &zeros, &out, &mut rows, &mut outs);
+                }
+                for panel in 0..panels.count() {
+                    let (columns, vectors) = panels.get(panel);
+                    let weights = &packed[panel * panels.width * taps * inputs..];
+                    let (mut rows, mut outs) = (&rows[..], &outs[..]);
+                    for tile in range.clone().map(tile) {
+                        // SAFETY: the machine has the level. `point` made the pointers for this
+                        // tile; the panel has `taps` rows of `vectors` vectors for every input,
+                        // and `columns` lie inside a pixel. No other task writes these pixels.
+                        unsafe {
+                            tiles.gather[vectors - 1][tile.len() - 1](
+                                &phase.taps,
+                                rows.as_ptr(),
+                                inputs,
+                                weights.as_ptr(),
+                                padded_bias[panel * panels.width..].as_ptr(),
+                                outs.as_ptr(),
+                                columns.start,
+                                columns.len(),
+                                accumulate,
+                            );
+                        }
+                        rows = &rows[tile.len() * phase.taps.len()..];
+                        outs = &outs[tile.len()..];
+                    }
+                }
+            });
+        });
+    }
+
+    /// Appends, for a tile of pixels, pointers to what every tap reads, and to what is written.
+    #[allow(clippy::too_many_arguments)]
+    fn point(
+        &self,
+        phase: &Phase,
+        pixels: Range<usize>,
+        x: &[f32],
+        zeros: &[f32],
+        out: &Shared,
+        rows: &mut Vec<*const f32>,
+        outs: &mut Vec<*mut f32>,
+    ) {
+        let [h, w] = phase.size;
+        let places = pixels.map(|pixel| [pixel / w / h, pixel / w % h, pixel % w]);
+        for [up, left] in &phase.shifts {
+            rows.extend(places.clone().map(|[image, i, j]| {
+                let y = (i * phase.from_stride).wrapping_add_signed(*up);
+                let x_ = (j * phase.from_stride).wrapping_add_signed(*left);
+                if y < self.from[0] && x_ < self.from[1] {
+                    let pixel = (image * self.from[0] + y) * self.from[1] + x_;
+                    x[pixel * self.inputs..][..self.inputs].as_ptr()
+                } else {
+                    zeros.as_ptr()
+                }
+            }));
+        }
+        outs.extend(places.map(|[image, i, j]| {
+            let y = phase.first[0] + i * phase.stride;
+            let x = phase.first[1] + j * phase.stride;
+            out.at(((image * self.to[0] + y) * self.to[1] + x) * self.outputs)
+        }));
+    }
+
+    /// Packs the weight by panels: \[panel, tap, input, column\], zeros beyond the last column.
+    fn pack(&self, panels: &Panels, weight: &[f32], packed: &mut [f32]) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let panel_size = panels.width * self.taps * inputs;
+        if panel_size == 0 {
+            return;
+        }
+        let pack = |(panel, packed): (usize, &mut [f32])| {
+            let (columns, vectors) = panels.get(panel);
+            let width = vectors * panels.width / 2;
+            for (tap, packed) in packed.chunks_exact_mut(inputs * width).enumerate() {
+                let weight = &weight[tap * inputs * outputs..][..inputs * outputs];
+                if self.flipped {
+                    for (lane, column) in columns.clone().enumerate() {
+                        let row = &weight[column * inputs..][..inputs];
+                        for (to, from) in packed[lane..].iter_mut().step_by(width).zip(row) {
+                            *to = *from;
+                        }
+                    }
+                    for row in packed.chunks_exact_mut(width) {
+                        row[columns.len()..].fill(0.0);
+                    }
+                } else {
+                    let rows = weight.chunks_exact(outputs);
+                    for (to, from) in packed.chunks_exact_mut(width).zip(rows) {
+                        to[..columns.len()].copy_from_slice(&from[columns.clone()]);
+                        to[columns.len()..].fill(0.0);
+                    }
+                }
+            }
+        };
+        packed.par_chunks_mut(panel_size).enumerate().for_each(pack);
+    }
+}
+
+/// Columns split into panels of two vectors, the last one of one vector where that is enough.
+struct Panels {
+    columns: usize,
+    /// Two vectors.
+    width: usize,
+}
+
+impl Panels {
+    fn new(tiles: &Tiles, columns: usize) -> Panels {
+        Panels {
+            columns,
+            width: 2 * tiles.lanes,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.columns.div_ceil(self.width)
+    }
+
+    /// Columns and number of vectors of a panel.
+    fn get(&self, panel: usize) -> (Range<usize>, usize) {
+        let first = panel * self.width;
+        let columns = first..self.columns.min(first + self.width);
+        let vectors = columns.len().div_ceil(self.width / 2);
+        (columns, vectors)
+    }
+
+    /// All columns, rounded up to vectors.
+    fn lanes(&self) -> usize {
+        self.columns.next_multiple_of(self.width / 2)
+    }
+}
+
+/// Part `part` of `parts` that share `0..total` as evenly as can be.
+fn share(total: usize, part: usize, parts: usize) -> Range<usize> {
+    total * part / parts..total * (part + 1) / parts
+}
+
+/// `sums` = the sum of all pixels of `map`, in an order that depends on its size alone.
+fn sum_pixels(map: &[f32], sums: &mut [f32]) {
+    let channels = sums.len();
+    let add = |mut sums: Vec<f32>, pixel: &[f32]| {
+        sums.iter_mut().zip(pixel).for_each(|(sum, x)| *sum += x);
+        sums
+    };
+    let blocks: Vec<Vec<f32>> = map
+        .par_chunks(PIXELS * channels)
+        .map(|block| block.chunks_exact(channels).fold(vec![0.0; channels], add))
+        .collect();
+    let sum = blocks
+        .iter()
+        .fold(vec![0.0; channels], |sums, block| add(sums, block));
+    sums.copy_from_slice(&sum);
+}
+
+/// A map that several threads write, each its own part.
+struct Shared(*mut f32);
+
+// SAFETY: what is written through it is checked where it is used: no two threads write the same.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(&self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
+/// Lends `f` memory of `len` values, whatever they are, that the thread keeps for the next time.
+fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    // From the start of a cache line, which vectors should not straddle.
+    const LINE: usize = 64 / size_of::<f32>();
+    // Taken out, for `f` may wait for other threads and meanwhile be given another task of ours.
+    let mut memory = SCRATCH.take();
+    if memory.len() < len + LINE {
+        memory.resize(len + LINE, 0.0);
+    }
+    let first = memory.as_ptr().align_offset(64).min(LINE);
+    let result = f(&mut memory[first..first + len]);
+    SCRATCH.set(memory);
+    result
+}

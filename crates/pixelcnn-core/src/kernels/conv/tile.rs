@@ -1,0 +1,351 @@
+//! The register tiles that all the arithmetic of a convolution goes through, once for every vector
+//! level: a few rows times one or two vectors of columns, kept in registers while they sum.
+
+use crate::kernels::simd::Level;
+
+/// A vector register of f32 lanes. All its functions need the instructions of its level.
+trait Vector: Copy {
+    const LANES: usize;
+    unsafe fn splat(value: f32) -> Self;
+    /// Reads `LANES` values.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Writes `LANES` values.
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self * factor + term`.
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+}
+
+/// Sums, for every row `m` of the tile, `inputs` channels of every tap `t`: the row's channels are
+/// at `rows[t * M + m]`, their weights at `panel + taps[t] * inputs * width`, where `width` is the
+/// tile's number of columns, lanes beyond `columns` included. Adds `bias` and writes `columns`
+/// values at `first` after each of `outs`, or adds them to what is there.
+pub(super) type GatherTile = unsafe fn(
+    taps: &[usize],
+    rows: *const *const f32,
+    inputs: usize,
+    panel: *const f32,
+    bias: *const f32,
+    outs: *const *mut f32,
+    first: usize,
+    columns: usize,
+    accumulate: bool,
+);
+
+/// Sums over pixels `p` the outer products of `M` channels at `pixels[p] + first` with the
+/// `width` values at `panel + p * width`. Writes `columns` values to each of the `M` rows
+/// at `out`, `stride` apart, or adds them to what is there.
+pub(super) type OuterTile = unsafe fn(
+    pixels: &[*const f32],
+    first: usize,
+    panel: *const f32,
+    out: *mut f32,
+    stride: usize,
+    columns: usize,
+    accumulate: bool,
+);
+
+/// The tiles of one vector level.
+pub(super) struct Tiles {
+    /// Values in a vector; a tile has one or two vectors of columns.
+    pub lanes: usize,
+    /// Tiles by vectors - 1 and rows - 1.
+    pub gather: [&'static [GatherTile]; 2],
+    /// Tiles by vectors - 1 and rows - 1.
+    pub outer: [&'static [OuterTile]; 2],
+}
+
+impl Tiles {
+    /// The most rows that a tile has.
+    pub fn rows(&self) -> usize {
+        self.gather[0].len()
+    }
+
+    /// The tiles of a level, which the machine must have when they are called.
+    pub fn of(level: Level) -> &'static Tiles {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => &avx512::TILES,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => &avx2::TILES,
+            _ => &plain::TILES,
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn gather<V: Vector, const M: usize, const N: usize>(
+    taps: &[usize],
+    rows: *const *const f32,
+    inputs: usize,
+    panel: *const f32,
+    bias: *const f32,
+    outs: *const *mut f32,
+    first: usize,
+    columns: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller has the level's instructions, and memory as `GatherTile` says.
+    unsafe {
+        let mut sums: [[V; N]; M] = [std::array::from_fn(|n| V::load(bias.add(n * V::LANES))); M];
+        for (t, tap) in taps.iter().enumerate() {
+            let row: [*const f32; M] = std::array::from_fn(|m| *rows.add(t * M + m));
+            let weights = panel.add(tap * inputs * N * V::LANES);
+            for k in 0..inputs {
+                let w: [V; N] =
+                    std::array::from_fn(|n| V::load(weights.add((k * N + n) * V::LANES)));
+                for m in 0..M {
+                    let x = V::splat(*row[m].add(k));
+                    for n in 0..N {
+                        sums[m][n] = x.mul_add(w[n], sums[m][n]);
+                    }
+                }
+            }
+        }
+        for (m, sums) in sums.into_iter().enumerate() {
+            write(sums, (*outs.add(m)).add(first), columns, accumulate);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn outer<V: Vector, const M: usize, const N: usize>(
+    pixels: &[*const f32],
+    first: usize,
+    panel: *const f32,
+    out: *mut f32,
+    stride: usize,
+    columns: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller has the level's instructions, and memory as `OuterTile` says.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        for (p, pixel) in pixels.iter().enumerate() {
+            let pixel = pixel.add(first);
+            let y: [V; N] = std::array::from_fn(|n| V::load(panel.add((p * N + n) * V::LANES)));
+            for m in 0..M {
+                let x = V::splat(*pixel.add(m));
+                for n in 0..N {
+                    sums[m][n] = x.mul_add(y[n], sums[m][n]);
+                }
+            }
+        }
+        for (m, sums) in sums.into_iter().enumerate() {
+            write(sums, out.add(m * stride), columns, accumulate);
+        }
+    }
+}
+
+/// Writes or adds the first `columns` of a tile's row.
+#[inline(always)]
+unsafe fn write<V: Vector, const N: usize>(
+    sums: [V; N],
+    out: *mut f32,
+    columns: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller has the level's instructions, and `columns` values at `out`; whole
+    // vectors are written only where all their lanes are among them.
+    unsafe {
+        for (n, sum) in sums.into_iter().enumerate() {
+            let out = out.add(n * V::LANES);
+            if columns >= (n + 1) * V::LANES {
+                let sum = if accumulate {
+                    V::load(out).add(sum)
+                } else {
+                    sum
+                };
+                sum.store(out);
+            } else {
+                let mut lanes = [0.0; MOST_LANES];
+                sum.store(lanes.as_mut_ptr());
+                for (lane, sum) in lanes
+                    .iter()
+                    .enumerate()
+                    .take(columns.saturating_sub(n * V::LANES))
+                {
+                    let out = out.add(lane);
+                    *out = if accumulate { *out + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 16;
+
+/// Compiles the tiles of `$rows` rows for a vector with its target features.
+macro_rules! tiles {
+    ($vector:ty, [$($features:meta)?], [$($rows:literal)*]) => {
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn gather<const M: usize, const N: usize>(
+            taps: &[usize],
+            rows: *const *const f32,
+            inputs: usize,
+            panel: *const f32,
+            bias: *const f32,
+            outs: *const *mut f32,
+            first: usize,
+            columns: usize,
+            accumulate: bool,
+        ) {
+            // SAFETY: the same as the caller's.
+            unsafe {
+                super::gather::<$vector, M, N>(
+                    taps, rows, inputs, panel, bias, outs, first, columns, accumulate,
+                )
+            }
+        }
+
+        $(#[$features])?
+        unsafe fn outer<const M: usize, const N: usize>(
+            pixels: &[*const f32],
+            first: usize,
+            panel: *const f32,
+            out: *mut f32,
+            stride: usize,
+            columns: usize,
+            accumulate: bool,
+        ) {
+            // SAFETY: the same as the caller's.
+            unsafe {
+                super::outer::<$vector, M, N>(
+                    pixels, first, panel, out, stride, columns, accumulate,
+                )
+            }
+        }
+
+        pub(super) static TILES: Tiles = Tiles {
+            lanes: <$vector>::LANES,
+            gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
+            outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
+        };
+    };
+}
+
+/// 14 x 2 of the 32 registers hold sums.
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Tiles, Vector};
+    use std::arch::x86_64::*;
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller has AVX-512, as for all below.
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller may read 16 values.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller may write 16 values.
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_fmadd_ps(self, factor, term) }
+        }
+    }
+
+    tiles!(
+        __m512,
+        [target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")],
+        [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
+    );
+}
+
+/// 6 x 2 of the 16 registers hold sums.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{Tiles, Vector};
+    use std::arch::x86_64::*;
+
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller has AVX2 and FMA, as for all below.
+            unsafe { _mm256_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller may read 8 values.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller may write 8 values.
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_fmadd_ps(self, factor, term) }
+        }
+    }
+
+    tiles!(__m256, [target_feature(enable = "avx2,fma")], [1 2 3 4 5 6]);
+}
+
+/// Four lanes: a register of SSE2 or NEON, where the compiler finds them.
+mod plain {
+    use super::{Tiles, Vector};
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Lanes([f32; 4]);
+
+    impl Vector for Lanes {
+        const LANES: usize = 4;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            Lanes([value; 4])
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller may read 4 values.
+            Lanes(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller may write 4 values.
+            unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            Lanes(std::array::from_fn(|i| {
+                // Without the instruction, a fused multiply-add would be a function call.
+                if cfg!(target_arch = "aarch64") {
+                    self.0[i].mul_add(factor.0[i], term.0[i])
+                } else {
+                    self.0[i] * factor.0[i] + term.0[i]
+                }
+            }))
+        }
+    }
+
+    tiles!(Lanes, [], [1 2 3 4 5 6]);
+}
