@@ -2,3 +2,7 @@
 
 #[macro_use]
 pub mod simd;
+
+pub mod math;
+
+pub(crate) use vectorized;
