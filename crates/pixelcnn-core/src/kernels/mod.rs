@@ -4,5 +4,6 @@
 pub mod simd;
 
 pub mod math;
+pub mod pointwise;
 
 pub(crate) use vectorized;
