@@ -3,3 +3,8 @@
 #[macro_use]
 pub mod simd;
 pub mod conv;
+
+pub mod math;
+pub mod pointwise;
+
+pub(crate) use vectorized;
