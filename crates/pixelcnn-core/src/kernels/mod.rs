@@ -2,8 +2,9 @@
 
 #[macro_use]
 pub mod simd;
-pub mod conv;
 
+pub mod conv;
+pub mod gated_resnet;
 pub mod math;
 pub mod pointwise;
 
