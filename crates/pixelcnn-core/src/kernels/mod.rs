@@ -3,7 +3,9 @@
 #[macro_use]
 pub mod simd;
 
+pub mod adam;
 pub mod math;
 pub mod pointwise;
+pub mod weight_norm;
 
 pub(crate) use vectorized;
