@@ -3,9 +3,11 @@
 #[macro_use]
 pub mod simd;
 
+pub mod adam;
 pub mod conv;
 pub mod gated_resnet;
 pub mod math;
 pub mod pointwise;
+pub mod weight_norm;
 
 pub(crate) use vectorized;

@@ -644,10 +644,10 @@ mod tests {
                 gate_backward(channels, pixels, &dy, bias, &mut dc2);
                 let mut want = vec![0.0; 2 * n];
                 let mut want_bias = vec![0.0; images * 2 * channels];
-                for i in 0..n {
+                for (i, &dy) in dy.iter().enumerate() {
                     let (pixel, channel) = (i / channels, i % channels);
                     for half in 0..2 {
-                        let d = difference(&mut at(i), half, plain) * f64::from(dy[i]);
+                        let d = difference(&mut at(i), half, plain) * f64::from(dy);
                         want[(2 * pixel + half) * channels + channel] = d;
                         want_bias[(2 * (pixel / pixels) + half) * channels + channel] += d;
                     }
