@@ -3,14 +3,12 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Pass};
 use pixelcnn_core::{ModelConfig, kernels};
 
 use crate::ops::{self, Engine, GatedResnetInputs, portable};
 
-/// What the squared norm of a convolution's `V` is at least (TensorFlow's `l2_normalize`); the
-/// original's dense layers have no such floor.
-const L2_NORMALIZE_EPSILON: f32 = 1e-12;
 /// Added to the variance in data-dependent initialisation.
 const INIT_EPSILON: f64 = 1e-10;
 
@@ -46,17 +44,15 @@ impl TensorPass<'_> {
     fn weight(&self, layer: &Layer) -> (Tensor<2>, Tensor<1>) {
         let [v, g, b] = [0, 1, 2].map(|k| self.parameters[layer.parameter + k].clone());
         let (taps, i, o) = (layer.window.taps(), layer.inputs, layer.outputs);
-        let (v, epsilon) = match layer.kind {
-            LayerKind::Conv => (v.reshape([taps * i, o]), L2_NORMALIZE_EPSILON),
-            LayerKind::Deconv => (
-                v.reshape([taps, o, i])
-                    .swap_dims(1, 2)
-                    .reshape([taps * i, o]),
-                L2_NORMALIZE_EPSILON,
-            ),
-            LayerKind::Dense => (v.reshape([i, o]), 0.0),
+        let w = self.engine.weight_norm(WeightNorm::of(layer), v, g);
+        let w = match layer.kind {
+            LayerKind::Deconv => w
+                .reshape([taps, o, i])
+                .swap_dims(1, 2)
+                .reshape([taps * i, o]),
+            LayerKind::Conv | LayerKind::Dense => w.reshape([taps * i, o]),
         };
-        (self.engine.weight_norm(v, g, epsilon), b)
+        (w, b)
     }
 
     /// A transposed convolution's output before the original crops it: `kernel - 1` rows and

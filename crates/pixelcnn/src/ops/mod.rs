@@ -7,6 +7,7 @@ pub(crate) mod portable;
 use burn::tensor::{Device, Tensor};
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::gated_resnet::GatedResnet;
+use pixelcnn_core::kernels::weight_norm::WeightNorm;
 
 /// Which body runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +28,11 @@ impl Engine {
         }
     }
 
-    /// `w = g * v / ||v||`, the norm over all but the output channel; `v` is \[inputs, outputs\].
-    /// `epsilon` is the least squared norm: 1e-12 for convolutions, 0 for dense layers.
-    pub(crate) fn weight_norm(self, v: Tensor<2>, g: Tensor<1>, epsilon: f32) -> Tensor<2> {
+    /// `w = g * v / ||v||` for every output channel; flat, `w` in the order of `v`.
+    pub(crate) fn weight_norm(self, norm: WeightNorm, v: Tensor<1>, g: Tensor<1>) -> Tensor<1> {
         match self {
-            Engine::Kernels => portable::weight_norm(v, g, epsilon),
-            Engine::Portable => portable::weight_norm(v, g, epsilon),
+            Engine::Kernels => cpu::weight_norm(norm, v, g),
+            Engine::Portable => portable::weight_norm(norm, v, g),
         }
     }
 

@@ -7,12 +7,16 @@ use burn::tensor::{Tensor, TensorData};
 use pixelcnn_core::Nonlinearity;
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::kernels::weight_norm::WeightNorm;
 
 /// See [`Engine::weight_norm`](super::Engine::weight_norm).
-pub(crate) fn weight_norm(v: Tensor<2>, g: Tensor<1>, epsilon: f32) -> Tensor<2> {
-    let squares = v.clone().square().sum_dim(0).clamp_min(epsilon);
-    let [_, outputs] = v.dims();
-    v * (g.reshape([1, outputs]) / squares.sqrt())
+pub(crate) fn weight_norm(norm: WeightNorm, v: Tensor<1>, g: Tensor<1>) -> Tensor<1> {
+    let shape = [norm.rows, norm.outputs, norm.inner];
+    let v = v.reshape(shape);
+    let squares = v.clone().square().sum_dim(0).sum_dim(2);
+    let norms = squares.clamp_min(norm.floor).sqrt();
+    let w = v * (g.reshape([1, norm.outputs, 1]) / norms);
+    w.reshape([shape.iter().product::<usize>()])
 }
 
 /// See [`Engine::conv`](super::Engine::conv).
