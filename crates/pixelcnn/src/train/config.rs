@@ -1,0 +1,130 @@
+//! What a run is: model, data and training, as `config.toml` in its folder.
+
+use pixelcnn_core::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::data::DataConfig;
+
+/// Where the Polyak average starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolyakStart {
+    /// From the parameters after data-dependent initialisation.
+    #[default]
+    Initialised,
+    /// From the drawn parameters, before it, as the original does.
+    Drawn,
+}
+
+/// How a model is trained. The defaults are the original's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Images in a step (the original's 16 on each of 8 GPUs make 128).
+    pub batch_size: usize,
+    /// Images for data-dependent initialisation.
+    pub init_batch_size: usize,
+    /// Of the first step, before its decay.
+    pub learning_rate: f64,
+    /// The learning rate is multiplied by this before every step.
+    pub learning_rate_decay: f64,
+    /// Share of the features that dropout drops in each gated resnet block, from 0 up to 1.
+    pub dropout: f32,
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// Steps after which to stop even within an epoch; 0 for no such limit.
+    pub steps: u64,
+    /// Decay of the Polyak average of the parameters, which evaluation and sampling use.
+    pub polyak_decay: f32,
+    /// Where that average starts.
+    pub polyak_start: PolyakStart,
+    /// Epochs between two evaluations on the test set.
+    pub eval_interval: u64,
+    /// Epochs between two grids of samples (and a checkpoint of their own).
+    pub save_interval: u64,
+    /// Minutes between two checkpoints within an epoch.
+    pub checkpoint_minutes: f64,
+    /// Images in a grid of samples; 0 for none.
+    pub samples: usize,
+    /// Of all random numbers of the run.
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            batch_size: 128,
+            init_batch_size: 128,
+            learning_rate: 1e-3,
+            learning_rate_decay: 0.999_995,
+            dropout: 0.5,
+            epochs: 5000,
+            steps: 0,
+            polyak_decay: 0.9995,
+            polyak_start: PolyakStart::Initialised,
+            eval_interval: 1,
+            save_interval: 20,
+            checkpoint_minutes: 10.0,
+            samples: 16,
+            seed: 1,
+        }
+    }
+}
+
+/// A training configuration that can't be run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{name} = {value}: {range}")]
+pub struct TrainConfigError {
+    /// The field's name.
+    pub name: &'static str,
+    /// What it was.
+    pub value: String,
+    /// What it may be.
+    pub range: &'static str,
+}
+
+impl TrainConfig {
+    /// Checks every field's range.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), TrainConfigError> {
+        let check = |name, value: &dyn ToString, fine: bool, range| match fine {
+            true => Ok(()),
+            false => Err(TrainConfigError {
+                name,
+                value: value.to_string(),
+                range,
+            }),
+        };
+        let positive = |n: f64| n.is_finite() && n > 0.0;
+        let count = |n: usize| (1..=65_536).contains(&n);
+        let within = "must be between 1 and 65536";
+        check("batch_size", &self.batch_size, count(self.batch_size), within)?;
+        check("init_batch_size", &self.init_batch_size, count(self.init_batch_size), within)?;
+        check("learning_rate", &self.learning_rate, positive(self.learning_rate), "must be above 0")?;
+        let decay = self.learning_rate_decay;
+        check("learning_rate_decay", &decay, positive(decay) && decay <= 1.0, "must be above 0 and at most 1")?;
+        check("dropout", &self.dropout, (0.0..1.0).contains(&self.dropout), "must be at least 0 and below 1")?;
+        check("epochs", &self.epochs, self.epochs > 0, "must be at least 1")?;
+        let decay = self.polyak_decay;
+        check("polyak_decay", &decay, (0.0..1.0).contains(&decay), "must be at least 0 and below 1")?;
+        check("eval_interval", &self.eval_interval, self.eval_interval > 0, "must be at least 1")?;
+        check("save_interval", &self.save_interval, self.save_interval > 0, "must be at least 1")?;
+        let minutes = self.checkpoint_minutes;
+        check("checkpoint_minutes", &minutes, positive(minutes), "must be above 0")?;
+        check("samples", &self.samples, self.samples <= 10_000, "must be at most 10000")
+    }
+}
+
+/// A run's `config.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The network.
+    pub model: ModelConfig,
+    /// The images.
+    pub data: DataConfig,
+    /// The training.
+    pub train: TrainConfig,
+}
