@@ -105,8 +105,8 @@ impl Mixture {
         vec![0.0; pixels]
     }
 
-    /// Nats, and perhaps scale and gradient, of a few pixels, [`LANES`] at a time: these are
-    /// transposed, so that each lane of a vector is a pixel.
+    /// Nats of a few pixels, and perhaps their gradient: its scale, and where it goes. [`LANES`]
+    /// pixels at a time are transposed, so that each lane of a vector is a pixel.
     fn chunk(
         &self,
         x: &[f32],
