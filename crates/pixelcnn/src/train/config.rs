@@ -1,8 +1,12 @@
 //! What a run is: model, data and training, as `config.toml` in its folder.
 
-use pixelcnn_core::ModelConfig;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use pixelcnn_core::{ConfigError, ModelConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::atomic;
 use crate::data::DataConfig;
 
 /// Where the Polyak average starts.
@@ -35,7 +39,7 @@ pub struct TrainConfig {
     /// Steps after which to stop even within an epoch; 0 for no such limit.
     pub steps: u64,
     /// Decay of the Polyak average of the parameters, which evaluation and sampling use.
-    pub polyak_decay: f32,
+    pub polyak_decay: f64,
     /// Where that average starts.
     pub polyak_start: PolyakStart,
     /// Epochs between two evaluations on the test set.
@@ -127,4 +131,85 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// The training.
     pub train: TrainConfig,
+}
+
+/// A `config.toml` that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunConfigError {
+    /// Not read.
+    #[error("cannot read `{path}`: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not written; what was there before still is.
+    #[error("cannot write `{path}`: {source}: make room or choose another folder")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not the toml of a run.
+    #[error("`{path}`: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why, on one line.
+        reason: String,
+    },
+    /// No model can be so.
+    #[error(transparent)]
+    Model(#[from] ConfigError),
+    /// No training can be so.
+    #[error(transparent)]
+    Train(#[from] TrainConfigError),
+}
+
+impl RunConfig {
+    /// Checks every field's range.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), RunConfigError> {
+        self.model.validate()?;
+        Ok(self.train.validate()?)
+    }
+
+    /// Writes `config.toml` in the folder of a run, atomically.
+    ///
+    /// # Errors
+    /// [`RunConfigError::Write`].
+    pub fn write(&self, run: &Path) -> Result<(), RunConfigError> {
+        let path = run.join("config.toml");
+        let failed = |source| RunConfigError::Write {
+            path: path.clone(),
+            source,
+        };
+        let text = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
+        atomic::write(&path, |w| w.write_all(text.as_bytes())).map_err(failed)
+    }
+
+    /// Reads `config.toml` in the folder of a run.
+    ///
+    /// # Errors
+    /// [`RunConfigError`] where it can't be read or is out of range.
+    pub fn read(run: &Path) -> Result<RunConfig, RunConfigError> {
+        let path = run.join("config.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(RunConfigError::Read { path, source }),
+        };
+        let config: RunConfig = match toml::from_str(&text) {
+            Ok(config) => config,
+            Err(error) => {
+                let reason = error.to_string().trim().replace('\n', " ");
+                return Err(RunConfigError::Syntax { path, reason });
+            }
+        };
+        config.validate()?;
+        Ok(config)
+    }
 }

@@ -16,14 +16,19 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 
 use crate::data::{DataError, Dataset};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::evaluate;
 use crate::model::{Batch, Gradients, Network, draw_parameters, initialise};
-use crate::picture;
+use crate::picture::{self, PictureError};
 use crate::random::{Purpose, generator};
 use crate::sample::{Sampling, sample};
 use checkpoint::{CheckpointError, Checkpoints, Moments, TrainState};
-use config::{PolyakStart, RunConfig, TrainConfig};
-use metrics::Metrics;
+use config::{PolyakStart, RunConfig, RunConfigError, TrainConfig};
+use metrics::{Metrics, MetricsError, Record};
+
+/// Training steps that make one line of metrics.
+const STEPS_PER_RECORD: usize = 20;
+/// Images evaluated side by side, at least.
+const EVALUATION_BATCH: usize = 64;
 
 /// Why training stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +39,15 @@ pub enum TrainError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A file of the run folder could not be written.
-    #[error("{path}: {source}: nothing that was saved is lost; make room and resume")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The metrics could not be written.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A grid of samples could not be written.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The run's configuration could not be written.
+    #[error(transparent)]
+    Config(#[from] RunConfigError),
     /// The loss or its gradient is not a number.
     #[error(
         "the loss is not a number at step {step}: resume from the last good checkpoint{} with a lower --learning-rate",
@@ -182,10 +188,10 @@ pub fn train(
         });
     }
     let _lock = checkpoint::lock(run)?;
-    write_config(run, config)?;
+    config.write(run)?;
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
-    let metrics = Metrics::open(run, start.as_ref().map(|state| state.step));
-    let mut metrics = metrics.map_err(writing(run))?;
+    let mut metrics = Metrics::open(run, start.as_ref().map(|state| state.step))?;
+    let mut recent = Vec::new();
     let resumed = start.as_ref().map(|state| (state.step, state.last_evaluation));
     let state = match start {
         Some(state) => {
@@ -210,7 +216,7 @@ pub fn train(
         steps_per_epoch,
     };
     let mut stop = observer(started).is_break();
-    let mut saved: Option<(u64, Option<(u64, f64)>)> = resumed;
+    let mut saved = resumed;
     let mut saved_at = Instant::now();
     loop {
         let boundary = trainer.state.position == 0 || trainer.state.step >= last_step;
@@ -250,7 +256,11 @@ pub fn train(
             },
             error => error,
         })?;
-        metrics.step(&report).map_err(writing(run))?;
+        recent.push(report.clone());
+        if recent.len() == STEPS_PER_RECORD {
+            metrics.record(&trainer.record(&recent))?;
+            recent.clear();
+        }
         stop = observer(report).is_break();
     }
 }
@@ -342,7 +352,7 @@ pub fn update(state: &mut TrainState, config: &TrainConfig, gradients: &[Vec<f32
     state.step += 1;
     state.learning_rate *= config.learning_rate_decay;
     let adam = Adam {
-        learning_rate: state.learning_rate as f32,
+        learning_rate: state.learning_rate,
         step: state.step,
         polyak_decay: config.polyak_decay,
         ..Adam::default()
@@ -390,6 +400,30 @@ impl Trainer<'_> {
         let batch = &order[start..start + self.config.train.batch_size];
         self.data.read(batch, &mut self.images, &mut self.labels)?;
         Ok(())
+    }
+
+    /// The mean of some steps, the last of which was just taken.
+    fn record(&self, steps: &[Event]) -> Record {
+        let (mut bits, mut time) = (0.0, 0.0);
+        for step in steps {
+            if let Event::Step {
+                bits_per_dim,
+                seconds,
+                ..
+            } = step
+            {
+                bits += bits_per_dim;
+                time += seconds;
+            }
+        }
+        Record::Train {
+            step: self.state.step,
+            epoch: self.state.epoch,
+            train_bits_per_dim: bits / steps.len() as f64,
+            learning_rate: self.state.learning_rate,
+            images_per_second: (steps.len() * self.config.train.batch_size) as f64 / time,
+            seconds: self.state.seconds,
+        }
     }
 
     /// Takes one step.
@@ -475,7 +509,13 @@ impl Review<'_> {
                 standard_error: evaluation.standard_error(),
                 best,
             };
-            self.metrics.record(&event).map_err(writing(self.run))?;
+            self.metrics.record(&Record::Test {
+                step: state.step,
+                epoch: state.epoch,
+                test_bits_per_dim: bits_per_dim,
+                standard_error: evaluation.standard_error(),
+                seconds: state.seconds,
+            })?;
             if observer(event).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -484,6 +524,9 @@ impl Review<'_> {
         let path = self.run.join(format!("samples/step-{:08}.png", state.step));
         if due(config.train.save_interval) && config.train.samples > 0 && !path.exists() {
             let images = config.train.samples;
+            let model = &config.model;
+            let shape = [images, model.height, model.width, model.channels];
+            let columns = images.isqrt().max(1);
             let classes = config.model.nr_classes.max(1);
             let sampling = Sampling {
                 labels: (0..images).map(|image| (image % classes) as u32).collect(),
@@ -495,7 +538,12 @@ impl Review<'_> {
             let Some(images) = sample(&network, &sampling, &mut progress) else {
                 return Ok(ControlFlow::Break(()));
             };
-            todo!()
+            let picture = picture::grid(&images, shape, columns, 1, 1)?;
+            picture::write_png(&path, &picture)?;
+            let newest = self.run.join("samples.png");
+            picture::write_png(&newest, &picture)?;
+            self.metrics.samples(state.step, &picture)?;
+            return Ok(observer(Event::Sampled { path: newest }));
         }
         Ok(ControlFlow::Continue(()))
     }
