@@ -1,1 +1,5 @@
 //! PixelCNN++.
+
+mod atomic;
+pub mod picture;
+pub mod train;

@@ -1,0 +1,3 @@
+//! Training, and what a run folder holds.
+
+pub mod checkpoint;
