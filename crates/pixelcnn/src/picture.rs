@@ -1,0 +1,1 @@
+//! Grids of images as PNG files.
