@@ -38,7 +38,9 @@ fn main() {
         };
         let device = burn::tensor::Device::flex();
         let network = Network::new(&config, &draw_parameters(&config, 1), &device);
-        let images: Vec<u8> = (0..batch * config.dims()).map(|i| (i * 7919 % 251) as u8).collect();
+        let images: Vec<u8> = (0..batch * config.dims())
+            .map(|i| (i * 7919 % 251) as u8)
+            .collect();
         let images = Batch {
             images: &images,
             labels: &[],

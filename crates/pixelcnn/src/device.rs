@@ -9,7 +9,9 @@ pub enum DeviceError {
     #[error("device {0}: choose auto, cpu, cuda, rocm, metal or wgpu, with :N for the N-th GPU")]
     Unknown(String),
     /// Left out of this build.
-    #[error("device {0} is not in this build: build it with `cargo build --release --features {0}`")]
+    #[error(
+        "device {0} is not in this build: build it with `cargo build --release --features {0}`"
+    )]
     NotBuilt(&'static str),
 }
 
@@ -69,6 +71,11 @@ mod tests {
             assert_eq!(parse(wrong), Err(DeviceError::Unknown(wrong.into())));
         }
         #[cfg(not(feature = "cuda"))]
-        assert!(parse("cuda:1").unwrap_err().to_string().contains("--features cuda"));
+        assert!(
+            parse("cuda:1")
+                .unwrap_err()
+                .to_string()
+                .contains("--features cuda")
+        );
     }
 }

@@ -6,6 +6,9 @@ use pixelcnn::ModelConfig;
 use pixelcnn::model::{self, Batch, Network};
 use pixelcnn::network::Layout;
 use pixelcnn::ops::Engine;
+use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::update;
 use safetensors::{Dtype, SafeTensors};
 
 fn config() -> ModelConfig {
@@ -188,5 +191,110 @@ fn loss_and_gradients() {
                 parameter.name
             );
         }
+    }
+}
+
+#[test]
+fn three_steps_and_their_averages() {
+    let golden = Golden::open("golden_f64");
+    let f32s = Golden::open("golden_f32");
+    let layout = Layout::new(&config());
+    let zeros: Vec<Vec<f32>> = layout
+        .parameters
+        .iter()
+        .map(|p| vec![0.0; p.len()])
+        .collect();
+    let train = TrainConfig::default();
+    let device = burn::tensor::Device::flex();
+    let mut state = TrainState {
+        config: config(),
+        step: 0,
+        epoch: 0,
+        position: 0,
+        learning_rate: train.learning_rate,
+        seed: 1,
+        images_seen: 0,
+        seconds: 0.0,
+        last_evaluation: None,
+        best: None,
+        parameters: golden.parameters("after"),
+        // The original's average starts before the data-dependent initialisation.
+        average: f32s.parameters("before"),
+        moments: Some(Moments {
+            first: zeros.clone(),
+            second: zeros,
+        }),
+    };
+    let bits = |parameters: &[Vec<f32>], k| {
+        let images = images(&f32s, k);
+        let batch = Batch {
+            images: &images,
+            labels: &[],
+        };
+        let network = Network::new(&config(), parameters, &device);
+        config().bits_per_dim(network.nats_per_image(batch).iter().sum::<f64>() / 4.0)
+    };
+    let close = |what: &str, ours: f64, theirs: f64| {
+        assert!(
+            (ours / theirs - 1.0).abs() < 2e-6,
+            "{what}: {ours}, not {theirs}"
+        );
+    };
+    for k in 1..=3 {
+        close(
+            "before the step",
+            bits(&state.parameters, k),
+            golden.values("train_bpd")[k - 1],
+        );
+        let images = images(&f32s, k);
+        let batch = Batch {
+            images: &images,
+            labels: &[],
+        };
+        let network = Network::new(&config(), &state.parameters, &device);
+        update(
+            &mut state,
+            &train,
+            &network.gradients(batch, None).gradients,
+        );
+        if k == 2 {
+            continue;
+        }
+        let (mut elements, mut far) = (0, 0);
+        for (i, parameter) in layout.parameters.iter().enumerate() {
+            let theirs = golden.values(&format!("step{k}/{}", parameter.name));
+            let difference = worst(&state.parameters[i], &theirs);
+            assert!(
+                difference < 3e-4,
+                "step {k}, {}: {difference}",
+                parameter.name
+            );
+            let pairs = state.parameters[i].iter().zip(&theirs);
+            far += pairs
+                .filter(|(a, b)| (f64::from(**a) - **b).abs() > 2e-5)
+                .count();
+            elements += theirs.len();
+            let theirs = golden.values(&format!("step{k}_ema/{}", parameter.name));
+            let difference = worst(&state.average[i], &theirs);
+            assert!(
+                difference < 1.5e-6,
+                "average, step {k}, {}: {difference}",
+                parameter.name
+            );
+        }
+        assert!(
+            far * 1000 <= elements,
+            "step {k}: {far} of {elements} elements are off"
+        );
+        close(
+            "after the step",
+            bits(&state.parameters, 1),
+            golden.values(&format!("bpd_raw/step{k}"))[0],
+        );
+        close(
+            "averaged",
+            bits(&state.average, 1),
+            golden.values(&format!("bpd_ema/step{k}"))[0],
+        );
     }
 }

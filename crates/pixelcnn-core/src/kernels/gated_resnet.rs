@@ -159,7 +159,7 @@ impl GatedResnet {
         );
         drop(c1);
 
-        let mut through = |conv: &Conv, channels, x: &[f32], weight: &[f32], dx: &mut [f32]| {
+        let through = |conv: &Conv, channels, x: &[f32], weight: &[f32], dx: &mut [f32]| {
             let f_x = self.f(channels, None, x);
             let parameters = weight_gradients(conv, size, &f_x, &d_c1);
             let mut d_f = f_x;

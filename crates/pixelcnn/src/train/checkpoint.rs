@@ -44,6 +44,8 @@ pub struct TrainState {
     pub images_seen: u64,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// Step and test bits/dim of the last evaluation.
+    pub last_evaluation: Option<(u64, f64)>,
     /// Step and test bits/dim of the best evaluation so far.
     pub best: Option<(u64, f64)>,
     /// The parameters.
@@ -246,12 +248,12 @@ impl TrainState {
                 reason: "is not part of the model".into(),
             });
         }
-        let best = if file.metadata.contains_key("best_step") {
-            let step = file.scalar("best_step").map_err(malformed)?;
-            let bits_per_dim = file.scalar("best_bits_per_dim").map_err(malformed)?;
-            Some((step, bits_per_dim))
-        } else {
-            None
+        let evaluation = |name: &str| {
+            let [step, bits] = [format!("{name}_step"), format!("{name}_bits_per_dim")];
+            if !file.metadata.contains_key(&step) {
+                return Ok(None);
+            }
+            Ok(Some((file.scalar(&step)?, file.scalar(&bits)?)))
         };
         Ok(TrainState {
             config,
@@ -262,7 +264,8 @@ impl TrainState {
             seed: file.scalar("seed").map_err(malformed)?,
             images_seen: file.scalar("images_seen").map_err(malformed)?,
             seconds: file.scalar("seconds").map_err(malformed)?,
-            best,
+            last_evaluation: evaluation("last_evaluation").map_err(malformed)?,
+            best: evaluation("best").map_err(malformed)?,
             parameters,
             average,
             moments,
@@ -305,9 +308,14 @@ impl TrainState {
         ]
         .map(|(key, value)| (key.into(), value))
         .into();
-        if let Some((step, bits_per_dim)) = self.best {
-            metadata.insert("best_step".into(), step.to_string());
-            metadata.insert("best_bits_per_dim".into(), format!("{bits_per_dim:?}"));
+        for (name, evaluation) in [
+            ("last_evaluation", self.last_evaluation),
+            ("best", self.best),
+        ] {
+            if let Some((step, bits_per_dim)) = evaluation {
+                metadata.insert(format!("{name}_step"), step.to_string());
+                metadata.insert(format!("{name}_bits_per_dim"), format!("{bits_per_dim:?}"));
+            }
         }
 
         let layout = Layout::new(&self.config);
@@ -790,6 +798,7 @@ mod tests {
             seed: 0x8000_0000_0000_0001,
             images_seen: 1 << 60,
             seconds: 0.1 + 0.2,
+            last_evaluation: (seed % 3 == 0).then_some((seed, f64::MIN_POSITIVE)),
             best: seed.is_multiple_of(2).then_some((seed, 3.0 - 1e-15)),
             parameters,
             average,
@@ -798,7 +807,7 @@ mod tests {
     }
 
     /// Everything of a state as integers, so that NaNs compare.
-    fn bits(state: &TrainState) -> (ModelConfig, [u64; 9], Vec<Vec<Vec<u32>>>) {
+    fn bits(state: &TrainState) -> (ModelConfig, [u64; 11], Vec<Vec<Vec<u32>>>) {
         let mut arrays = vec![&state.parameters, &state.average];
         if let Some(moments) = &state.moments {
             arrays.extend([&moments.first, &moments.second]);
@@ -807,6 +816,7 @@ mod tests {
             let tensor = |tensor: &Vec<f32>| tensor.iter().map(|x| x.to_bits()).collect();
             array.iter().map(tensor).collect()
         };
+        let (last_step, last) = state.last_evaluation.unwrap_or((u64::MAX, f64::MAX));
         let (best_step, best) = state.best.unwrap_or((u64::MAX, f64::MAX));
         let numbers = [
             state.step,
@@ -816,6 +826,8 @@ mod tests {
             state.seed,
             state.images_seen,
             state.seconds.to_bits(),
+            last_step,
+            last.to_bits(),
             best_step,
             best.to_bits(),
         ];

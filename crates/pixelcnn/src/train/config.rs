@@ -1,6 +1,6 @@
 //! What a run is: model, data and training, as `config.toml` in its folder.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use pixelcnn_core::{ConfigError, ModelConfig};
@@ -104,20 +104,75 @@ impl TrainConfig {
         let positive = |n: f64| n.is_finite() && n > 0.0;
         let count = |n: usize| (1..=65_536).contains(&n);
         let within = "must be between 1 and 65536";
-        check("batch_size", &self.batch_size, count(self.batch_size), within)?;
-        check("init_batch_size", &self.init_batch_size, count(self.init_batch_size), within)?;
-        check("learning_rate", &self.learning_rate, positive(self.learning_rate), "must be above 0")?;
+        check(
+            "batch_size",
+            &self.batch_size,
+            count(self.batch_size),
+            within,
+        )?;
+        check(
+            "init_batch_size",
+            &self.init_batch_size,
+            count(self.init_batch_size),
+            within,
+        )?;
+        check(
+            "learning_rate",
+            &self.learning_rate,
+            positive(self.learning_rate),
+            "must be above 0",
+        )?;
         let decay = self.learning_rate_decay;
-        check("learning_rate_decay", &decay, positive(decay) && decay <= 1.0, "must be above 0 and at most 1")?;
-        check("dropout", &self.dropout, (0.0..1.0).contains(&self.dropout), "must be at least 0 and below 1")?;
-        check("epochs", &self.epochs, self.epochs > 0, "must be at least 1")?;
+        check(
+            "learning_rate_decay",
+            &decay,
+            positive(decay) && decay <= 1.0,
+            "must be above 0 and at most 1",
+        )?;
+        check(
+            "dropout",
+            &self.dropout,
+            (0.0..1.0).contains(&self.dropout),
+            "must be at least 0 and below 1",
+        )?;
+        check(
+            "epochs",
+            &self.epochs,
+            self.epochs > 0,
+            "must be at least 1",
+        )?;
         let decay = self.polyak_decay;
-        check("polyak_decay", &decay, (0.0..1.0).contains(&decay), "must be at least 0 and below 1")?;
-        check("eval_interval", &self.eval_interval, self.eval_interval > 0, "must be at least 1")?;
-        check("save_interval", &self.save_interval, self.save_interval > 0, "must be at least 1")?;
+        check(
+            "polyak_decay",
+            &decay,
+            (0.0..1.0).contains(&decay),
+            "must be at least 0 and below 1",
+        )?;
+        check(
+            "eval_interval",
+            &self.eval_interval,
+            self.eval_interval > 0,
+            "must be at least 1",
+        )?;
+        check(
+            "save_interval",
+            &self.save_interval,
+            self.save_interval > 0,
+            "must be at least 1",
+        )?;
         let minutes = self.checkpoint_minutes;
-        check("checkpoint_minutes", &minutes, positive(minutes), "must be above 0")?;
-        check("samples", &self.samples, self.samples <= 10_000, "must be at most 10000")
+        check(
+            "checkpoint_minutes",
+            &minutes,
+            positive(minutes),
+            "must be above 0",
+        )?;
+        check(
+            "samples",
+            &self.samples,
+            self.samples <= 10_000,
+            "must be at most 10000",
+        )
     }
 }
 

@@ -192,7 +192,9 @@ pub fn train(
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
     let mut metrics = Metrics::open(run, start.as_ref().map(|state| state.step))?;
     let mut recent = Vec::new();
-    let resumed = start.as_ref().map(|state| (state.step, state.last_evaluation));
+    let resumed = start
+        .as_ref()
+        .map(|state| (state.step, state.last_evaluation));
     let state = match start {
         Some(state) => {
             state.expect_config(&config.model)?;
@@ -252,7 +254,10 @@ pub fn train(
         let report = trainer.step().map_err(|error| match error {
             TrainError::NotANumber { step, .. } => TrainError::NotANumber {
                 step,
-                last_good: checkpoints.list().ok().and_then(|paths| paths.into_iter().next()),
+                last_good: checkpoints
+                    .list()
+                    .ok()
+                    .and_then(|paths| paths.into_iter().next()),
             },
             error => error,
         })?;
@@ -330,7 +335,12 @@ fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
 fn fits(config: &RunConfig, data: &Dataset) -> Result<(), TrainError> {
     let model = &config.model;
     let conditional = model.nr_classes > 0;
-    let of_data = [data.width(), data.height(), data.channels(), data.nr_classes()];
+    let of_data = [
+        data.width(),
+        data.height(),
+        data.channels(),
+        data.nr_classes(),
+    ];
     let of_model = [model.width, model.height, model.channels, model.nr_classes];
     let compared = if conditional { 4 } else { 3 };
     if of_data[..compared] == of_model[..compared] {
@@ -460,7 +470,10 @@ impl Trainer<'_> {
         Ok(Event::Step {
             step: state.step,
             epoch: state.epoch,
-            bits_per_dim: self.config.model.bits_per_dim(nats / train.batch_size as f64),
+            bits_per_dim: self
+                .config
+                .model
+                .bits_per_dim(nats / train.batch_size as f64),
             learning_rate: state.learning_rate,
             seconds,
         })

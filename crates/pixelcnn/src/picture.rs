@@ -1,1 +1,0 @@
-//! Grids of images as PNG files.
