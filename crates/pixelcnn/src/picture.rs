@@ -1,0 +1,205 @@
+//! Images side by side in one picture, and pictures as PNG files.
+
+use std::io::{self, Cursor};
+use std::path::{Path, PathBuf};
+
+use image::imageops::FilterType;
+use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+
+use crate::atomic;
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    /// Not the images that the shape says.
+    #[error(
+        "{bytes} bytes are not images of shape {shape:?} (N, H, W, 1 or 3): none of it may be 0"
+    )]
+    Shape {
+        /// How many bytes there are.
+        bytes: usize,
+        /// What they should be.
+        shape: [usize; 4],
+    },
+    /// No columns, no scale, or more pixels than is reasonable.
+    #[error(
+        "a grid of {columns} columns at scale {scale} is empty or over {MAX_SIDE} pixels wide or high: \
+         choose others"
+    )]
+    Grid {
+        /// Images side by side.
+        columns: usize,
+        /// Pixels per pixel.
+        scale: usize,
+    },
+    /// The encoder fails.
+    #[error("cannot encode a picture as PNG: {0}")]
+    Encode(#[from] image::ImageError),
+    /// The file system refuses.
+    #[error("cannot write `{path}`: {source}: make room or choose another folder")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
+}
+
+/// The longest side of a grid, in pixels: some 800 MB of RGB if it is square.
+const MAX_SIDE: usize = 1 << 14;
+
+/// Lays N `images` of `shape` \[N, H, W, channels\] out row by row in a grid of `columns`, with a
+/// white `gap` of so many pixels between them; every pixel becomes a square of `scale` x `scale`.
+///
+/// # Errors
+/// [`PictureError::Shape`] and [`PictureError::Grid`].
+pub fn grid(
+    images: &[u8],
+    shape: [usize; 4],
+    columns: usize,
+    gap: usize,
+    scale: usize,
+) -> Result<DynamicImage, PictureError> {
+    let wrong = PictureError::Grid { columns, scale };
+    let [n, h, w, channels] = shape;
+    let size = shape.into_iter().try_fold(1, usize::checked_mul);
+    if size != Some(images.len()) || images.is_empty() || !matches!(channels, 1 | 3) {
+        let bytes = images.len();
+        return Err(PictureError::Shape { bytes, shape });
+    }
+    if columns == 0 || scale == 0 {
+        return Err(wrong);
+    }
+    let columns = columns.min(n);
+    let side = |count: usize, side: usize| {
+        let gaps = gap.checked_mul(count - 1)?;
+        let side = side.checked_mul(count)?.checked_add(gaps)?;
+        let scaled = side.checked_mul(scale)?;
+        (scaled <= MAX_SIDE).then_some((side, scaled as u32))
+    };
+    let sides = (side(columns, w), side(n.div_ceil(columns), h));
+    let (Some((width, scaled_width)), Some((height, scaled_height))) = sides else {
+        return Err(wrong);
+    };
+
+    let mut pixels = vec![255; height * width * channels];
+    for (i, image) in images.chunks_exact(h * w * channels).enumerate() {
+        let (top, left) = (i / columns * (h + gap), i % columns * (w + gap));
+        for (y, row) in image.chunks_exact(w * channels).enumerate() {
+            let at = ((top + y) * width + left) * channels;
+            pixels[at..at + row.len()].copy_from_slice(row);
+        }
+    }
+    let (width, height) = (width as u32, height as u32);
+    let picture = if channels == 3 {
+        RgbImage::from_raw(width, height, pixels).map(DynamicImage::from)
+    } else {
+        GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
+    };
+    let picture = picture.ok_or(wrong)?;
+    Ok(picture.resize_exact(scaled_width, scaled_height, FilterType::Nearest))
+}
+
+/// The picture as a PNG file's bytes.
+///
+/// # Errors
+/// [`PictureError::Encode`].
+pub fn encode_png(picture: &DynamicImage) -> Result<Vec<u8>, PictureError> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png)?;
+    Ok(png.into_inner())
+}
+
+/// Writes the picture to the PNG file at `path`, atomically.
+///
+/// # Errors
+/// [`PictureError::Encode`] and [`PictureError::Write`]; what was at `path` before still is.
+pub fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), PictureError> {
+    let png = encode_png(picture)?;
+    atomic::write(path, |w| w.write_all(&png)).map_err(|source| PictureError::Write {
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_pixel_is_where_it_belongs(
+            n in 1usize..8,
+            h in 1usize..5,
+            w in 1usize..5,
+            channels in prop_oneof![Just(1), Just(3)],
+            columns in 1usize..10,
+            gap in 0usize..3,
+            scale in 1usize..4,
+            seed: u8,
+        ) {
+            // Never white, so that the gap is told apart.
+            let images: Vec<u8> = (0..n * h * w * channels)
+                .map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed) % 255)
+                .collect();
+            let picture = grid(&images, [n, h, w, channels], columns, gap, scale).unwrap();
+            let decoded = image::load_from_memory(&encode_png(&picture).unwrap()).unwrap();
+            prop_assert_eq!(decoded.color().channel_count() as usize, channels);
+            let decoded = decoded.into_rgb8();
+            let columns = columns.min(n);
+            let rows = n.div_ceil(columns);
+            let (wide, high) = (columns * (w + gap) - gap, rows * (h + gap) - gap);
+            let expected = ((wide * scale) as u32, (high * scale) as u32);
+            prop_assert_eq!(decoded.dimensions(), expected);
+            for (x, y, pixel) in decoded.enumerate_pixels() {
+                let (x, y) = (x as usize / scale, y as usize / scale);
+                let (column, row) = (x / (w + gap), y / (h + gap));
+                let (x, y, i) = (x % (w + gap), y % (h + gap), row * columns + column);
+                for (c, &found) in pixel.0.iter().enumerate() {
+                    let expected = if x < w && y < h && i < n {
+                        images[((i * h + y) * w + x) * channels + c.min(channels - 1)]
+                    } else {
+                        255
+                    };
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_grids_are_refused() {
+        let images = [0; 2 * 4 * 4 * 3];
+        let shape = [2, 4, 4, 3];
+        let max = usize::MAX;
+        for (shape, columns, gap, scale) in [
+            (shape, 0, 0, 1),
+            (shape, 1, 0, 0),
+            (shape, 1, max, 1),
+            (shape, 1, 0, max),
+            (shape, 1, MAX_SIDE, 1),
+            (shape, 1, 0, MAX_SIDE),
+        ] {
+            let refused = grid(&images, shape, columns, gap, scale);
+            assert!(matches!(refused, Err(PictureError::Grid { .. })));
+        }
+        grid(&images, shape, max, MAX_SIDE - 8, 1).unwrap();
+        for shape in [[2, 4, 4, 1], [2, 4, 6, 2], [max, max, 2, 3], [0, 4, 4, 3]] {
+            let refused = grid(&images, shape, 1, 0, 1);
+            assert!(matches!(refused, Err(PictureError::Shape { .. })));
+        }
+        assert!(grid(&[], [0, 4, 4, 3], 1, 0, 1).is_err());
+    }
+
+    #[test]
+    fn pictures_are_written_as_encoded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.png");
+        let picture = grid(&[1, 2, 3, 4], [1, 2, 2, 1], 1, 0, 1).unwrap();
+        write_png(&path, &picture).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), encode_png(&picture).unwrap());
+        let missing = write_png(&folder.path().join("missing/samples.png"), &picture);
+        assert!(matches!(missing, Err(PictureError::Write { .. })));
+    }
+}
