@@ -36,8 +36,10 @@ pub enum Record {
         step: u64,
         /// Whole passes over the data done.
         epoch: u64,
-        /// Loss on the test set.
+        /// Mean over the test set.
         test_bits_per_dim: f64,
+        /// Of that mean.
+        standard_error: f64,
         /// Seconds of training since the run began.
         seconds: f64,
     },
@@ -203,6 +205,7 @@ mod tests {
             step,
             epoch: 1,
             test_bits_per_dim: 2.92,
+            standard_error: 0.01,
             seconds: 1e9,
         }
     }
