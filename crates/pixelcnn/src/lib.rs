@@ -1,1 +1,3 @@
 //! PixelCNN++.
+
+pub mod data;
