@@ -860,7 +860,11 @@ fn kinds_of_pixels() {
 fn damaged_pictures_are_named() {
     let noise = |seed: u32| {
         RgbImage::from_fn(64, 64, |x, y| {
-            Rgb([(x * 31 ^ y * 17 ^ seed) as u8, (x * y) as u8, seed as u8])
+            Rgb([
+                ((x * 31) ^ (y * 17) ^ seed) as u8,
+                (x * y) as u8,
+                seed as u8,
+            ])
         })
     };
     for (name, format) in [
