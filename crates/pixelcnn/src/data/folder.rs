@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use walkdir::WalkDir;
 
 use super::{
-    DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, picture, rows::read_at,
+    DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, one_line, picture,
+    rows::read_at,
 };
 
 /// Most headers end within this many bytes.
@@ -135,6 +136,8 @@ impl Listing {
     fn of_tar(path: &Path) -> Result<Listing, DataError> {
         let file = File::open(path).map_err(DataError::io(path))?;
         let size = file.metadata().map_err(DataError::io(path))?.len();
+        let damaged =
+            |error: io::Error| DataError::io(path)(io::Error::new(error.kind(), one_line(error)));
         let mut listing = Listing {
             path: path.to_owned(),
             tar: None,
@@ -142,9 +145,9 @@ impl Listing {
             folders: Vec::new(),
         };
         let mut archive = tar::Archive::new(&file);
-        for entry in archive.entries_with_seek().map_err(DataError::io(path))? {
-            let entry = entry.map_err(DataError::io(path))?;
-            let name = entry.path().map_err(DataError::io(path))?;
+        for entry in archive.entries_with_seek().map_err(damaged)? {
+            let entry = entry.map_err(damaged)?;
+            let name = entry.path().map_err(damaged)?;
             let Some(name) = relative_name(&name) else {
                 continue;
             };
@@ -157,7 +160,7 @@ impl Listing {
                 tar::EntryType::Regular if is_picture(&name) => {
                     if offset.checked_add(len).is_none_or(|end| end > size) {
                         return Err(DataError::Picture {
-                            name: format!("{}: {name}", path.display()),
+                            name: one_line(format!("{}: {name}", path.display())),
                             problem: "the tar is cut off in it".into(),
                         });
                     }
@@ -203,7 +206,8 @@ impl Listing {
             return Err(DataError::Classes {
                 path: self.name(part),
                 problem: format!(
-                    "class {class} is not in {}: both need the same classes",
+                    "class {} is not in {}: both need the same classes",
+                    one_line(class),
                     self.name(&train)
                 ),
             });
@@ -299,11 +303,11 @@ impl Listing {
     /// What a file or folder in it is called in messages.
     fn name(&self, inside: &str) -> String {
         let inside = inside.trim_end_matches('/');
-        match &self.tar {
+        one_line(match &self.tar {
             _ if inside.is_empty() => self.path.display().to_string(),
             None => self.path.join(inside).display().to_string(),
             Some(_) => format!("{}: {inside}", self.path.display()),
-        }
+        })
     }
 
     fn failed(&self, entry: &Entry, problem: String) -> DataError {

@@ -1,8 +1,8 @@
 //! Images in: CIFAR-10, downsampled ImageNet, folders and tars of pictures, NumPy arrays.
 //!
 //! Every source becomes a [`Dataset`]: `u8` images in NHWC order with an optional label each, read
-//! by index. What decodes to less than 2 GiB is kept in memory; larger sets are read from their
-//! files as they are needed.
+//! by index. Up to 2 GiB of decoded images are kept in memory; larger sets, and `.npy` files, are
+//! read from their files as they are needed.
 //!
 //! ```no_run
 //! use pixelcnn::data::{DataConfig, Dataset, Split};
@@ -224,6 +224,14 @@ impl DataError {
             source,
         }
     }
+}
+
+/// What comes from a file or another crate may span lines.
+fn one_line(text: impl fmt::Display) -> String {
+    text.to_string()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// One split of a data set: images of one shape, read by index.

@@ -9,6 +9,8 @@ use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
+use super::one_line;
+
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -44,7 +46,7 @@ pub(super) fn decode(
         return Err("the file is cut off".into());
     }
     let orientation = orientation(&mut decoder);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(one_line)?;
     image.apply_orientation(orientation);
     image = match channels {
         1 => image.into_luma8().into(),
@@ -78,12 +80,10 @@ fn crop_and_resize(image: &DynamicImage, size: u32) -> DynamicImage {
 fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
-        .map_err(|e| e.to_string())?;
+        .map_err(one_line)?;
     reader.limits(image::Limits::default());
     match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg) => {
-            reader.into_decoder().map_err(|e| e.to_string())
-        }
+        Some(ImageFormat::Png | ImageFormat::Jpeg) => reader.into_decoder().map_err(one_line),
         _ => Err("not a PNG or JPEG file".into()),
     }
 }

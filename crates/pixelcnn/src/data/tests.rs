@@ -1,1 +1,1182 @@
+//! Every format on small made-up files, and every way in which they go wrong.
 
+use std::fs;
+use std::io::{Cursor, Write};
+use std::ops::Range;
+
+use image::{DynamicImage, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
+use npyz::npz::NpzWriter;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::arrays::Room;
+use super::*;
+
+fn config(path: impl AsRef<Path>) -> DataConfig {
+    DataConfig {
+        data: path.as_ref().to_str().unwrap().into(),
+        ..Default::default()
+    }
+}
+
+fn sized(path: impl AsRef<Path>, size: usize) -> DataConfig {
+    DataConfig {
+        size: Some(size),
+        ..config(path)
+    }
+}
+
+fn open(config: &DataConfig, split: Split) -> Dataset {
+    Dataset::open(config, split, &()).unwrap()
+}
+
+/// The error of opening it, which is one line.
+fn failure(config: &DataConfig, split: Split) -> DataError {
+    let error = Dataset::open(config, split, &()).unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error
+}
+
+macro_rules! assert_fails {
+    ($config:expr, $split:expr, $pattern:pat, $($text:expr),+) => {{
+        let error = failure(&$config, $split);
+        assert!(matches!(error, $pattern), "{error:?}");
+        $(assert!(error.to_string().contains($text), "{error}");)+
+    }};
+}
+
+fn read(dataset: &Dataset, indices: &[usize]) -> (Vec<Vec<u8>>, Vec<u32>) {
+    let (mut images, mut labels) = (vec![1, 2, 3], vec![4]);
+    dataset.read(indices, &mut images, &mut labels).unwrap();
+    let bytes = dataset.height() * dataset.width() * dataset.channels();
+    assert_eq!(images.len(), indices.len() * bytes);
+    (images.chunks(bytes).map(<[u8]>::to_vec).collect(), labels)
+}
+
+fn read_all(dataset: &Dataset) -> (Vec<Vec<u8>>, Vec<u32>) {
+    read(dataset, &(0..dataset.len()).collect::<Vec<_>>())
+}
+
+// NumPy files.
+
+fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// `n` images 4 x 8 x `channels`, all different.
+fn pixels(n: usize, channels: usize) -> Vec<u8> {
+    (0..n * 32 * channels)
+        .map(|i| (i / (32 * channels) * 17 + i % (32 * channels)) as u8)
+        .collect()
+}
+
+fn images_npy(n: usize) -> Vec<u8> {
+    npy("|u1", &format!("({n}, 4, 8, 3)"), &pixels(n, 3))
+}
+
+fn labels_npy(labels: &[i64]) -> Vec<u8> {
+    let data: Vec<u8> = labels
+        .iter()
+        .flat_map(|label| label.to_le_bytes())
+        .collect();
+    npy("<i8", &format!("({},)", labels.len()), &data)
+}
+
+fn npz(arrays: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let mut writer = NpzWriter::new(&mut bytes);
+    for (name, array) in arrays {
+        writer
+            .zip_writer()
+            .start_file(format!("{name}.npy"), Default::default())
+            .unwrap();
+        writer.zip_writer().write_all(array).unwrap();
+    }
+    drop(writer);
+    bytes.into_inner()
+}
+
+/// A `.npz` of one array without compression, as `numpy.savez` writes it.
+fn stored_npz(name: &str, array: &[u8]) -> Vec<u8> {
+    let mut crc = flate2::Crc::new();
+    crc.update(array);
+    let name = format!("{name}.npy");
+    let mut entry = Vec::new(); // what the local and the central header have in common
+    entry.extend([20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0]);
+    for n in [
+        crc.sum(),
+        array.len() as u32,
+        array.len() as u32,
+        name.len() as u32,
+    ] {
+        entry.extend(n.to_le_bytes());
+    }
+    let mut zip = [b"PK\x03\x04", &entry[..], name.as_bytes(), array].concat();
+    let directory = [b"PK\x01\x02\x14\x00", &entry[..], &[0; 14], name.as_bytes()].concat();
+    let end = [
+        [directory.len() as u32, zip.len() as u32]
+            .map(u32::to_le_bytes)
+            .concat(),
+        vec![0, 0],
+    ]
+    .concat();
+    zip.extend(directory);
+    zip.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+    zip.extend(end);
+    zip
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// A 4 x 4 PNG of one colour.
+    fn picture(&self, name: &str, colour: [u8; 3]) -> PathBuf {
+        self.write(name, png(RgbImage::from_pixel(4, 4, Rgb(colour))))
+    }
+
+    fn config(&self) -> DataConfig {
+        config(self.0.path())
+    }
+}
+
+#[test]
+fn the_sample_of_cifar10_is_read_by_index() {
+    let config = config(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/cifar10-sample.npz"
+    ));
+    let train = open(&config, Split::Train);
+    assert!(
+        train
+            .describe()
+            .ends_with("cifar10-sample.npz train: 256 images 32x32x3, 10 classes")
+    );
+    assert_eq!(open(&config, Split::Test).len(), 64);
+    let (images, labels) = read_all(&train);
+    assert_eq!(labels[..6], [6, 9, 9, 4, 1, 1]);
+    assert_eq!(images[0][..6], [59, 62, 63, 43, 46, 45]);
+    for class in 0..10 {
+        assert!((25..=26).contains(&labels.iter().filter(|&&label| label == class).count()));
+    }
+    let (some, some_labels) = read(&train, &[200, 3, 200]);
+    assert_eq!(
+        some,
+        [&images[200], &images[3], &images[200]].map(Vec::clone)
+    );
+    assert_eq!(some_labels, [200, 3, 200].map(|i| labels[i]));
+    assert_eq!(read(&train, &[]), (vec![], vec![]));
+    let error = train
+        .read(&[0, 256], &mut Vec::new(), &mut Vec::new())
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        DataError::Index {
+            index: 256,
+            len: 256
+        }
+    ));
+}
+
+#[test]
+fn a_data_set_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Dataset>();
+}
+
+#[test]
+fn the_configuration_is_checked() {
+    assert_eq!(
+        toml::from_str::<DataConfig>("").unwrap(),
+        DataConfig::default()
+    );
+    let config = sized("photos", 32);
+    assert_eq!(
+        toml::from_str::<DataConfig>(&toml::to_string(&config).unwrap()).unwrap(),
+        config
+    );
+    toml::from_str::<DataConfig>("dta = 'cifar10'").unwrap_err();
+
+    for held_out in [-0.1, 1.0, f64::NAN] {
+        let config = DataConfig {
+            held_out,
+            ..config.clone()
+        };
+        assert_fails!(
+            config,
+            Split::Train,
+            DataError::Config(_),
+            "held-out fraction"
+        );
+    }
+    for size in [0, 30, 1 << 40] {
+        assert_fails!(
+            sized("photos", size),
+            Split::Train,
+            DataError::Config(_),
+            "multiple of 4"
+        );
+    }
+    assert_fails!(
+        super::tests::config("/nowhere/at all"),
+        Split::Train,
+        DataError::NotFound { .. },
+        "/nowhere/at all"
+    );
+    let folder = Folder::new();
+    let archive = folder.write("images.tar.gz", "");
+    assert_fails!(
+        super::tests::config(archive),
+        Split::Train,
+        DataError::Config(_),
+        "unpack"
+    );
+}
+
+#[test]
+fn held_out_splits_are_disjoint_complete_and_stable() {
+    let keys: Vec<String> = (0..1000).map(|i| format!("image {i}")).collect();
+    let test = hold_out(keys.iter(), 0.1, Split::Test);
+    let train = hold_out(keys.iter(), 0.1, Split::Train);
+    assert_eq!((train.len(), test.len()), (900, 100));
+    let mut all = [train, test.clone()].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..1000).collect::<Vec<_>>());
+    assert_eq!(test[..5], TEST_INDICES);
+
+    // Ten more images move no image into the test set, and few out of it.
+    let more = hold_out((0..1010).map(|i| format!("image {i}")), 0.1, Split::Test);
+    assert!(test.iter().filter(|i| !more.contains(i)).count() <= 10);
+
+    let count = |n: usize, fraction| hold_out(keys[..n].iter(), fraction, Split::Test).len();
+    assert_eq!(
+        [
+            count(2, 0.01),
+            count(2, 0.99),
+            count(1, 0.5),
+            count(9, 0.0),
+            count(0, 0.5)
+        ],
+        [1, 1, 0, 0, 0]
+    );
+}
+
+/// Recorded: the splits must not change from one version to the next.
+const TEST_INDICES: [usize; 5] = [25, 27, 30, 33, 37];
+
+#[test]
+fn npy_arrays_of_colour_and_grey() {
+    let folder = Folder::new();
+    for (shape, channels) in [
+        ("(20, 4, 8, 3)", 3),
+        ("(20, 4, 8, 1)", 1),
+        ("(20, 4, 8)", 1),
+    ] {
+        let path = folder.write("a.npy", npy("|u1", shape, &pixels(20, channels)));
+        let (train, test) = (
+            open(&config(&path), Split::Train),
+            open(&config(&path), Split::Test),
+        );
+        assert_eq!((train.len(), test.len(), train.nr_classes()), (18, 2, 0));
+        assert_eq!(
+            [test.height(), test.width(), test.channels()],
+            [4, 8, channels]
+        );
+        let (train_images, labels) = read_all(&train);
+        assert!(labels.is_empty());
+        let mut all = [train_images, read_all(&test).0].concat();
+        all.sort();
+        let mut expected: Vec<_> = pixels(20, channels)
+            .chunks(32 * channels)
+            .map(<[u8]>::to_vec)
+            .collect();
+        expected.sort();
+        assert_eq!(all, expected);
+    }
+    // Version 2 of the format has a longer length.
+    let mut long = images_npy(2);
+    long[6] = 2;
+    long.splice(10..10, [0, 0]);
+    assert_eq!(
+        open(&config(folder.write("b.npy", long)), Split::Train).len(),
+        1
+    );
+}
+
+#[test]
+fn npy_arrays_that_are_not_images_are_refused() {
+    let folder = Folder::new();
+    let fails = |bytes: Vec<u8>, text: &str| {
+        let path = folder.write("a.npy", bytes);
+        assert_fails!(
+            config(&path),
+            Split::Train,
+            DataError::Array { .. },
+            text,
+            "a.npy"
+        );
+    };
+    fails(images_npy(3)[..200].to_vec(), "cut off");
+    fails([images_npy(3), vec![0]].concat(), "damaged");
+    fails(
+        npy("<f4", "(1, 4, 4, 3)", &[0; 192]),
+        "holds f4 values, not 8-bit ones",
+    );
+    fails(npy("|b1", "(1, 4, 4, 3)", &[0; 48]), "astype(numpy.uint8)");
+    fails(npy("|u1", "(1, 3, 4, 4)", &[0; 48]), "[1, 3, 4, 4]");
+    fails(npy("|u1", "(48,)", &[0; 48]), "[48]");
+    fails(npy("|u1", "(1, 0, 4, 3)", &[]), "[1, 0, 4, 3]");
+    fails(npy("|u1", "(1000000000000, 4, 4, 3)", &[0; 48]), "cut off");
+    fails(
+        npy("|u1", "(9223372036854775808, 4, 4, 3)", &[0; 48]),
+        "impossible",
+    );
+    fails(
+        npy("|u1", "(99999999999999999999, 4, 4, 3)", &[0; 48]),
+        "damaged",
+    );
+    fails(npy("|u1", "(-1, 4, 4, 3)", &[0; 48]), "damaged");
+    fails(
+        npy(
+            "|u1",
+            &format!("{}1{}", "(".repeat(5000), ")".repeat(5000)),
+            &[],
+        ),
+        "damaged",
+    );
+    fails(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{".to_vec(), "4294967295");
+    fails(b"PK\x03\x04 not at all".to_vec(), "not a NumPy array");
+    fails(vec![], "not a NumPy array");
+    let fortran =
+        String::from_utf8_lossy(&npy("|u1", "(1, 4, 4, 3)", &[])[10..]).replace("False", "True ");
+    let fortran = [
+        &b"\x93NUMPY\x01\x00"[..],
+        &[fortran.len() as u8, 0],
+        fortran.as_bytes(),
+        &[0; 48],
+    ]
+    .concat();
+    fails(fortran, "ascontiguousarray");
+
+    let path = folder.write("a.npy", npy("|u1", "(3, 6, 4)", &[0; 72]));
+    assert_fails!(
+        config(&path),
+        Split::Train,
+        DataError::Sides { .. },
+        "4x6",
+        "--size"
+    );
+    let path = folder.write("a.npy", npy("|u1", "(3, 4, 4)", &[0; 48]));
+    assert_fails!(
+        sized(&path, 8),
+        Split::Train,
+        DataError::Config(_),
+        "--size 8"
+    );
+    assert_eq!(open(&sized(&path, 4), Split::Train).len(), 2);
+    let path = folder.write("a.npy", npy("|u1", "(0, 4, 4)", &[]));
+    assert_fails!(
+        config(&path),
+        Split::Train,
+        DataError::Empty { .. },
+        "no images"
+    );
+    let path = folder.write("a.npy", npy("|u1", "(1, 4, 4)", &[0; 16]));
+    assert_fails!(
+        config(&path),
+        Split::Test,
+        DataError::Empty { .. },
+        "held-out"
+    );
+}
+
+#[test]
+fn npz_arrays_with_and_without_splits_and_labels() {
+    let folder = Folder::new();
+    let y: Vec<i64> = (0..20).collect();
+    let path = folder.write(
+        "a.npz",
+        npz(&[("x", images_npy(20)), ("y", labels_npy(&y))]),
+    );
+    for split in [Split::Train, Split::Test] {
+        let dataset = open(&config(&path), split);
+        assert_eq!(dataset.nr_classes(), 20);
+        let (images, labels) = read_all(&dataset);
+        assert_eq!(labels.len(), if split == Split::Train { 18 } else { 2 });
+        for (image, label) in images.iter().zip(labels) {
+            assert_eq!(
+                image[0] as u32,
+                label * 17 % 256,
+                "the label is that of the image"
+            );
+        }
+    }
+    for [trainx, trainy, testx, testy] in [
+        ["trainx", "trainy", "testx", "testy"],
+        ["x_train", "y_train", "x_test", "y_test"],
+    ] {
+        let small = npy("|u1", "(3, 1)", &[0, 2, 1]);
+        let arrays = [
+            (trainx, images_npy(3)),
+            (trainy, small),
+            (testx, images_npy(2)),
+            (testy, labels_npy(&[6, 0])),
+        ];
+        let path = folder.write("a.npz", npz(&arrays));
+        let (train, test) = (
+            open(&config(&path), Split::Train),
+            open(&config(&path), Split::Test),
+        );
+        assert_eq!((train.nr_classes(), test.nr_classes()), (7, 7));
+        assert_eq!(read_all(&train).1, [0, 2, 1]);
+        assert_eq!(read_all(&test).1, [6, 0]);
+        assert_eq!(read_all(&train).0.concat(), pixels(3, 3));
+    }
+    let path = folder.write(
+        "a.npz",
+        npz(&[("trainx", images_npy(3)), ("testx", images_npy(2))]),
+    );
+    assert_eq!(open(&config(&path), Split::Test).nr_classes(), 0);
+    let big_endian = npy(">i2", "(3,)", &[0, 0, 1, 0, 0, 1]);
+    let path = folder.write(
+        "a.npz",
+        npz(&[
+            ("trainx", images_npy(3)),
+            ("trainy", big_endian),
+            ("testx", images_npy(1)),
+            ("testy", labels_npy(&[0])),
+        ]),
+    );
+    assert_eq!(read_all(&open(&config(&path), Split::Train)).1, [0, 256, 1]);
+}
+
+#[test]
+fn npz_arrays_that_do_not_fit_in_memory_stay_in_files() {
+    let folder = Folder::new();
+    let no_room = || Room {
+        memory: 100,
+        spill: folder.path("cache"),
+    };
+    let packed = folder.write("packed.npz", npz(&[("x", images_npy(20))]));
+    let stored = folder.write("stored.npz", stored_npz("x", &images_npy(20)));
+    for path in [&packed, &stored] {
+        let in_memory = read_all(&open(&config(path), Split::Train));
+        let in_file = super::arrays::open_npz(path, 0.1, Split::Train, no_room()).unwrap();
+        assert_eq!(read_all(&in_file), in_memory);
+    }
+    // The stored one is read where it lies, the other one from a file without a name.
+    assert_eq!(fs::read_dir(folder.path("cache")).unwrap().count(), 0);
+    let in_place = super::arrays::open_npz(&stored, 0.1, Split::Train, no_room()).unwrap();
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes.truncate(300);
+    fs::write(&stored, bytes).unwrap();
+    let error = in_place
+        .read(&[17], &mut Vec::new(), &mut Vec::new())
+        .unwrap_err();
+    assert!(
+        matches!(error, DataError::Io { ref path, .. } if *path == stored),
+        "{error}"
+    );
+
+    let mut wrong = stored_npz("x", &images_npy(20));
+    wrong[500] ^= 1;
+    let path = folder.write("wrong.npz", wrong);
+    assert_fails!(
+        config(&path),
+        Split::Train,
+        DataError::Array { .. },
+        "checksum"
+    );
+}
+
+#[test]
+fn npz_files_that_do_not_hold_images_are_refused() {
+    let folder = Folder::new();
+    let fails = |bytes: Vec<u8>, text: &str| {
+        let path = folder.write("a.npz", bytes);
+        assert_fails!(
+            config(&path),
+            Split::Test,
+            DataError::Array { .. },
+            text,
+            "a.npz"
+        );
+    };
+    let whole = npz(&[("x", images_npy(20))]);
+    fails(whole[..whole.len() / 2].to_vec(), "cut off");
+    fails(vec![], "cut off");
+    fails(
+        npz(&[("images", images_npy(2)), ("b", images_npy(2))]),
+        "b, images: name the images trainx and testx",
+    );
+    fails(npz(&[]), "no arrays");
+    fails(
+        npz(&[("x", npy("<f8", "(2, 4, 4)", &[0; 256]))]),
+        "x: holds f8 values",
+    );
+    fails(
+        npz(&[("x", npy("|u1", "(2000000, 4, 4)", &[0; 32]))]),
+        "cut off",
+    );
+    fails(
+        npz(&[("x", npy("|u1", "(1000000000000, 4, 4)", &[0; 32]))]),
+        "cut off",
+    );
+    fails(
+        stored_npz("x", &npy("|u1", "(3, 4, 4)", &[0; 32])),
+        "cut off",
+    );
+    let labelled = |y: Vec<u8>| npz(&[("x", images_npy(3)), ("y", y)]);
+    fails(
+        labelled(labels_npy(&[1, 2])),
+        "3 images in x, 2 labels in y",
+    );
+    fails(labelled(labels_npy(&[])), "0 labels in y");
+    fails(labelled(labels_npy(&[0, -1, 2])), "negative");
+    fails(labelled(npy("|i1", "(3,)", &[0, 255, 1])), "negative");
+    fails(labelled(labels_npy(&[0, 1, 65536])), "above 65535");
+    fails(
+        labelled(npy("<f4", "(3,)", &[0; 12])),
+        "labels are integers",
+    );
+    fails(labelled(npy("|u1", "(3, 10)", &[0; 30])), "labels are [N]");
+    let one_labelled = [
+        ("trainx", images_npy(3)),
+        ("trainy", labels_npy(&[1, 2, 0])),
+        ("testx", images_npy(3)),
+    ];
+    fails(npz(&one_labelled), "0 labels in testy");
+}
+
+// Pictures.
+
+fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+    encode(image, ImageFormat::Png)
+}
+
+#[test]
+fn sub_folders_are_classes() {
+    let folder = Folder::new();
+    for i in 0..20 {
+        folder.picture(&format!("dog/{i}.PNG"), [1, i, 0]);
+        folder.picture(&format!("cat/deeper/{i}.png"), [0, i, 0]);
+    }
+    folder.write("dog/notes.txt", "not a picture");
+    folder.write(".hidden/a.png", "not one either");
+    let (train, test) = (
+        open(&folder.config(), Split::Train),
+        open(&folder.config(), Split::Test),
+    );
+    assert_eq!((train.len(), test.len()), (36, 4));
+    let mut colours = Vec::new();
+    for dataset in [train, test] {
+        assert_eq!(dataset.class_names(), ["cat", "dog"]);
+        assert_eq!(
+            [
+                dataset.nr_classes(),
+                dataset.height(),
+                dataset.width(),
+                dataset.channels()
+            ],
+            [2, 4, 4, 3]
+        );
+        let (images, labels) = read_all(&dataset);
+        // A second time they come from memory.
+        assert_eq!(read_all(&dataset), (images.clone(), labels.clone()));
+        for (image, label) in images.iter().zip(labels) {
+            assert_eq!(image[0] as u32, label);
+            colours.push([image[0], image[1]]);
+        }
+    }
+    colours.sort_unstable();
+    assert_eq!(
+        colours,
+        (0..40).map(|i| [i / 20, i % 20]).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn folders_of_splits() {
+    let folder = Folder::new();
+    let colours = |split| -> Vec<u8> {
+        read_all(&open(&folder.config(), split))
+            .0
+            .iter()
+            .map(|image| image[0])
+            .collect()
+    };
+    for i in 0..10 {
+        folder.picture(&format!("train/{i}.png"), [i, 0, 0]);
+    }
+    assert_eq!(
+        (colours(Split::Train).len(), colours(Split::Test).len()),
+        (9, 1)
+    );
+    folder.picture("valid/a.png", [100, 0, 0]);
+    folder.picture("unrelated/a.png", [101, 0, 0]);
+    assert_eq!(
+        (colours(Split::Train), colours(Split::Test)),
+        ((0..10).collect(), vec![100])
+    );
+    folder.picture("test/b.png", [102, 0, 0]);
+    assert_eq!(colours(Split::Test), [102], "test goes before valid");
+
+    let folder = Folder::new();
+    for name in [
+        "train/a/1.png",
+        "train/b/1.png",
+        "train/c/1.png",
+        "test/b/1.png",
+        "test/c/1.png",
+    ] {
+        folder.picture(name, [0; 3]);
+    }
+    assert_eq!(
+        read_all(&open(&folder.config(), Split::Test)).1,
+        [1, 2],
+        "numbered as in train/"
+    );
+    folder.picture("test/d/1.png", [0; 3]);
+    assert_fails!(
+        folder.config(),
+        Split::Test,
+        DataError::Classes { .. },
+        "class d is not in",
+        "train"
+    );
+    assert_eq!(open(&folder.config(), Split::Train).nr_classes(), 3);
+}
+
+#[test]
+fn folders_in_disorder_are_refused() {
+    let folder = Folder::new();
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::Empty { .. },
+        "no PNG or JPEG files"
+    );
+    folder.picture("a/1.png", [0; 3]);
+    assert_eq!(
+        open(
+            &DataConfig {
+                held_out: 0.0,
+                ..folder.config()
+            },
+            Split::Train
+        )
+        .nr_classes(),
+        0
+    );
+    assert_fails!(
+        folder.config(),
+        Split::Test,
+        DataError::Empty { .. },
+        "held-out"
+    );
+    fs::create_dir(folder.path("b")).unwrap();
+    let b = folder.path("b");
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::EmptyClass { .. },
+        b.to_str().unwrap()
+    );
+    folder.picture("b/1.png", [0; 3]);
+    folder.picture("1.png", [0; 3]);
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::Classes { .. },
+        "beside them"
+    );
+}
+
+#[test]
+fn pictures_have_one_size_and_suit_the_model() {
+    let folder = Folder::new();
+    folder.picture("a.png", [0; 3]);
+    folder.write("b.png", png(RgbImage::new(8, 4)));
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::MixedSizes { .. },
+        "a.png is 4x4",
+        "b.png is 8x4",
+        "--size"
+    );
+    assert_eq!(open(&sized(folder.0.path(), 8), Split::Train).width(), 8);
+
+    let folder = Folder::new();
+    folder.write("a.png", png(RgbImage::new(30, 28)));
+    folder.write("b.png", png(RgbImage::new(30, 28)));
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::Sides { .. },
+        "30x28",
+        "--size"
+    );
+    assert_eq!(open(&sized(folder.0.path(), 28), Split::Train).height(), 28);
+}
+
+#[test]
+fn pictures_are_cropped_in_their_middle_and_resized() {
+    let folder = Folder::new();
+    // A white square in the middle of a wide black picture.
+    let wide = RgbImage::from_fn(32, 16, |x, _| {
+        Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3])
+    });
+    folder.write("a.png", png(wide.clone()));
+    folder.write("b.png", png(image::imageops::rotate90(&wide)));
+    // A checkerboard whose pixels average to grey when it shrinks to a quarter.
+    folder.write(
+        "c.png",
+        png(RgbImage::from_fn(32, 32, |x, y| {
+            Rgb([((x + y) % 2 * 255) as u8; 3])
+        })),
+    );
+    for size in [8, 16, 20] {
+        let config = DataConfig {
+            held_out: 0.0,
+            ..sized(folder.0.path(), size)
+        };
+        let (images, _) = read_all(&open(&config, Split::Train));
+        assert!(images[..2].iter().flatten().all(|&v| v == 255), "{size}");
+        if size == 8 {
+            assert!(
+                images[2].iter().all(|v| (118..=137).contains(v)),
+                "no aliasing: {:?}",
+                images[2]
+            );
+        }
+    }
+}
+
+#[test]
+fn kinds_of_pixels() {
+    let folder = Folder::new();
+    let all = || {
+        open(
+            &DataConfig {
+                held_out: 0.0,
+                ..folder.config()
+            },
+            Split::Train,
+        )
+    };
+    folder.write("a.png", png(image::GrayImage::from_pixel(4, 4, Luma([9]))));
+    folder.write(
+        "b.png",
+        png(image::ImageBuffer::from_pixel(4, 4, Luma([0x8080u16]))),
+    );
+    folder.write(
+        "c.png",
+        png(image::GrayAlphaImage::from_pixel(4, 4, LumaA([7, 0]))),
+    );
+    folder.write(
+        "d.jpg",
+        encode(
+            image::GrayImage::from_pixel(4, 4, Luma([200])),
+            ImageFormat::Jpeg,
+        ),
+    );
+    assert_eq!(all().channels(), 1);
+    let first = |image: &Vec<u8>| image[..all().channels()].to_vec();
+    assert_eq!(
+        read_all(&all()).0.iter().map(first).collect::<Vec<_>>(),
+        [[9], [0x80], [7], [200]]
+    );
+
+    folder.write(
+        "e.png",
+        png(image::RgbaImage::from_pixel(4, 4, Rgba([1, 2, 3, 0]))),
+    );
+    folder.write(
+        "f.png",
+        png(image::ImageBuffer::from_pixel(
+            4,
+            4,
+            Rgb([0xffffu16, 0, 0x4040]),
+        )),
+    );
+    assert_eq!(all().channels(), 3);
+    let expected = [
+        [9; 3],
+        [0x80; 3],
+        [7; 3],
+        [200; 3],
+        [1, 2, 3],
+        [255, 0, 0x40],
+    ];
+    assert_eq!(
+        read_all(&all()).0.iter().map(first).collect::<Vec<_>>(),
+        expected
+    );
+
+    // A photo that is to be turned by a quarter.
+    let folder = Folder::new();
+    let mut photo = Vec::new();
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new(&mut photo);
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    encoder.set_exif_metadata(exif.to_vec()).unwrap();
+    let left_half = RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 255 } else { 0 }; 3]));
+    encoder.encode_image(&left_half).unwrap();
+    folder.write("a.jpeg", photo);
+    let dataset = open(&folder.config(), Split::Train);
+    assert_eq!([dataset.height(), dataset.width()], [16, 8]);
+    let image = &read_all(&dataset).0[0];
+    assert!(
+        image[..8 * 8 * 3].iter().all(|&v| v > 250) && image[8 * 8 * 3..].iter().all(|&v| v < 5)
+    );
+}
+
+#[test]
+fn damaged_pictures_are_named() {
+    let noise = |seed: u32| {
+        RgbImage::from_fn(64, 64, |x, y| {
+            Rgb([
+                ((x * 31) ^ (y * 17) ^ seed) as u8,
+                (x * y) as u8,
+                seed as u8,
+            ])
+        })
+    };
+    for (name, format) in [
+        ("bad.png", ImageFormat::Png),
+        ("bad.jpg", ImageFormat::Jpeg),
+    ] {
+        let folder = Folder::new();
+        for i in 0..3 {
+            folder.write(&format!("{i}.png"), png(noise(i)));
+        }
+        let config = DataConfig {
+            held_out: 0.0,
+            ..folder.config()
+        };
+        let whole = encode(noise(9), format);
+        for header in [
+            &whole[..20],
+            b"",
+            b"GIF89a an animation",
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\0",
+        ] {
+            folder.write(name, header);
+            assert_fails!(config, Split::Train, DataError::Picture { .. }, name);
+        }
+        // The rest is looked at when it is read.
+        folder.write(name, &whole[..whole.len() * 2 / 3]);
+        let dataset = open(&config, Split::Train);
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        let error = dataset
+            .read(&[0, 1, 2, 3], &mut images, &mut labels)
+            .unwrap_err();
+        assert!(
+            matches!(&error, DataError::Picture { .. }) && error.to_string().contains(name),
+            "{error}"
+        );
+        dataset.read(&[0, 1, 2], &mut images, &mut labels).unwrap();
+        // A file that has been exchanged in the meantime.
+        folder.write(name, encode(RgbImage::new(32, 32), format));
+        let error = dataset.read(&[3], &mut images, &mut labels).unwrap_err();
+        assert!(error.to_string().contains("changed"), "{error}");
+        folder.write(name, whole);
+        dataset.read(&[3], &mut images, &mut labels).unwrap();
+    }
+    // A header that promises more than it holds takes no memory.
+    let folder = Folder::new();
+    let mut huge = png(RgbImage::new(4, 4));
+    huge[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xfc, 0x7f, 0xff, 0xff, 0xfc]);
+    let mut crc = flate2::Crc::new();
+    crc.update(&huge[12..29]);
+    huge[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    folder.write("a.png", &huge);
+    failure(&folder.config(), Split::Train);
+    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train, &())
+        .and_then(|dataset| dataset.read(&[0], &mut Vec::new(), &mut Vec::new()))
+        .unwrap_err();
+    assert!(matches!(error, DataError::Picture { .. }), "{error}");
+}
+
+fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn a_tar_is_read_like_the_folder_it_unpacks_to() {
+    let folder = Folder::new();
+    let mut files = Vec::new();
+    for i in 0..30u8 {
+        let name = format!(
+            "{}/{}{i}.png",
+            ["cat", "cat-like", "dog"][usize::from(i % 3)],
+            "long".repeat(40)
+        );
+        let path = folder.picture(&format!("unpacked/{name}"), [i, 0, 0]);
+        files.push((format!("./everything/{name}"), fs::read(path).unwrap()));
+    }
+    files.reverse();
+    let tar = folder.write("a.tar", tar_of(&files));
+    for split in [Split::Train, Split::Test] {
+        let (packed, unpacked) = (
+            open(&config(&tar), split),
+            open(&config(folder.path("unpacked")), split),
+        );
+        assert_eq!(packed.class_names(), ["cat", "cat-like", "dog"]);
+        assert_eq!(read_all(&packed), read_all(&unpacked));
+        assert_eq!(read(&packed, &[2, 0]), read(&unpacked, &[2, 0]));
+    }
+
+    let bytes = tar_of(&files);
+    let last = files.last().unwrap().1.len();
+    let end = bytes.len() - 1024 - last.next_multiple_of(512);
+    let cut = folder.write("cut.tar", &bytes[..end + last / 2]);
+    assert_fails!(
+        config(&cut),
+        Split::Train,
+        DataError::Picture { .. },
+        "cut.tar: everything/cat/",
+        "cut off"
+    );
+    let not = folder.write("not.tar", [7; 2000]);
+    assert_fails!(config(&not), Split::Train, DataError::Io { .. }, "not.tar");
+    let empty = folder.write("empty.tar", "");
+    assert_fails!(
+        config(&empty),
+        Split::Train,
+        DataError::Empty { .. },
+        "empty.tar"
+    );
+    files[3].1.truncate(45);
+    let damaged = folder.write("damaged.tar", tar_of(&files));
+    let all = DataConfig {
+        held_out: 0.0,
+        ..config(&damaged)
+    };
+    let error = Dataset::open(&all, Split::Train, &()).and_then(|d| {
+        d.read(
+            &(0..d.len()).collect::<Vec<_>>(),
+            &mut Vec::new(),
+            &mut Vec::new(),
+        )
+    });
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("damaged.tar: everything/")
+    );
+}
+
+// Downsampled ImageNet.
+
+fn imagenet(folder: &Folder) -> DataConfig {
+    DataConfig {
+        data_dir: Some(folder.0.path().to_owned()),
+        ..config("imagenet32")
+    }
+}
+
+#[test]
+fn imagenet_as_pictures() {
+    let folder = Folder::new();
+    let config = imagenet(&folder);
+    assert_fails!(
+        config,
+        Split::Test,
+        DataError::NotFound { .. },
+        "valid_32x32.tar",
+        "image-net.org",
+        "--data-dir"
+    );
+    let picture = |i: u8| png(RgbImage::from_pixel(32, 32, Rgb([i, 1, 2])));
+    let files: Vec<_> = (0..5)
+        .map(|i| (format!("train_32x32/{i}.png"), picture(i)))
+        .collect();
+    folder.write("train_32x32.tar", tar_of(&files));
+    assert_fails!(
+        config,
+        Split::Test,
+        DataError::NotFound { .. },
+        "valid_32x32.tar"
+    );
+    folder.write("valid_32x32/1.png", picture(100));
+    folder.write("valid_32x32/2.png", picture(101));
+    let (train, test) = (open(&config, Split::Train), open(&config, Split::Test));
+    assert_eq!(
+        train.describe(),
+        "ImageNet 32x32 train: 5 images 32x32x3, no labels"
+    );
+    let colours = |dataset| {
+        read_all(dataset)
+            .0
+            .iter()
+            .map(|image| image[0])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (colours(&train), colours(&test)),
+        (vec![0, 1, 2, 3, 4], vec![100, 101])
+    );
+    folder.write("valid_32x32/1.png", png(RgbImage::new(64, 64)));
+    folder.write("valid_32x32/2.png", png(RgbImage::new(64, 64)));
+    assert_fails!(
+        config,
+        Split::Test,
+        DataError::Config(_),
+        "64x64x3, not 32x32x3"
+    );
+}
+
+#[test]
+fn imagenet_as_batches() {
+    // Image `i`: red i, green 10, blue the column.
+    let batch = |images: Range<u8>, labels: &[i64]| {
+        let planes = images
+            .clone()
+            .flat_map(|i| (0..3072usize).map(move |p| [i, 10, (p % 32) as u8][p / 1024]));
+        let data = npy(
+            "|u1",
+            &format!("({}, 3072)", images.len()),
+            &planes.collect::<Vec<_>>(),
+        );
+        npz(&[
+            ("data", data),
+            ("labels", labels_npy(labels)),
+            ("mean", npy("<f4", "(1,)", &[0; 4])),
+        ])
+    };
+    let folder = Folder::new();
+    let config = imagenet(&folder);
+    for i in 1..=10u8 {
+        folder.write(
+            &format!("Imagenet32_train_npz/train_data_batch_{i}.npz"),
+            batch(2 * i..2 * i + 2, &[i64::from(i), 1000]),
+        );
+    }
+    folder.write("val_data.npz", batch(0..1, &[7]));
+    let train = open(&config, Split::Train);
+    assert_eq!(
+        train.describe(),
+        "ImageNet 32x32 train: 20 images 32x32x3, 1000 classes"
+    );
+    let (images, labels) = read(&train, &[19, 4]);
+    assert_eq!(labels, [999, 2]);
+    assert_eq!(images[0][..6], [21, 10, 0, 21, 10, 1]);
+    assert_eq!(images[1][3069..], [6, 10, 31]);
+    assert_eq!(read_all(&open(&config, Split::Test)).1, [6]);
+
+    fs::remove_file(folder.path("Imagenet32_train_npz/train_data_batch_7.npz")).unwrap();
+    assert_fails!(
+        config,
+        Split::Train,
+        DataError::NotFound { .. },
+        "train_data_batch_7.npz"
+    );
+    for labels in [&[0][..], &[1001], &[1, 2]] {
+        folder.write("val_data.npz", batch(0..1, labels));
+        assert_fails!(
+            config,
+            Split::Test,
+            DataError::Array { .. },
+            "val_data.npz",
+            "labels"
+        );
+    }
+    folder.write(
+        "val_data.npz",
+        npz(&[
+            ("data", npy("|u1", "(1, 12288)", &[0; 12288])),
+            ("labels", labels_npy(&[1])),
+        ]),
+    );
+    assert_fails!(
+        config,
+        Split::Test,
+        DataError::Array { .. },
+        "not [N, 3072]"
+    );
+    folder.write(
+        "val_data.npz",
+        npz(&[("data", npy("|u1", "(1, 3072)", &[0; 3072]))]),
+    );
+    assert_fails!(config, Split::Test, DataError::Array { .. }, "labels");
+}
+
+// Damage anywhere.
+
+/// Opens and reads it whole: an error or data.
+fn survives(path: &Path) -> Result<(), TestCaseError> {
+    for split in [Split::Train, Split::Test] {
+        let result = Dataset::open(&config(path), split, &()).and_then(|dataset| {
+            let indices: Vec<usize> = (0..dataset.len().min(64)).collect();
+            dataset.read(&indices, &mut Vec::new(), &mut Vec::new())
+        });
+        if let Err(error) = result {
+            prop_assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn damage_is_an_error_or_other_data(
+        kind in 0..5usize,
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let arrays = [("trainx", images_npy(3)), ("trainy", labels_npy(&[0, 1, 2])), ("testx", images_npy(2)), ("testy", labels_npy(&[0, 1]))];
+        let picture = png(RgbImage::from_fn(8, 8, |x, y| Rgb([x as u8, y as u8, 0])));
+        let (name, mut bytes) = match kind {
+            0 => ("a.npy", images_npy(5)),
+            1 => ("a.npz", npz(&arrays)),
+            2 => ("a.npz", stored_npz("x", &images_npy(5))),
+            3 => ("a.tar", tar_of(&[("a/1.png".into(), picture.clone()), ("b/2.png".into(), picture)])),
+            _ => ("folder/a.jpg", encode(RgbImage::new(8, 8), ImageFormat::Jpeg)),
+        };
+        for (index, byte) in flips {
+            let i = index.index(bytes.len());
+            bytes[i] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let folder = Folder::new();
+        let path = folder.write(name, bytes);
+        survives(if kind == 4 { path.parent().unwrap() } else { &path })?;
+    }
+}
