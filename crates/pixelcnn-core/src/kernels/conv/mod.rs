@@ -11,6 +11,7 @@ mod tests;
 mod tile;
 
 use std::cell::RefCell;
+use std::iter;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -158,19 +159,12 @@ impl Conv {
         let row_tiles = inputs.div_ceil(tiles.rows());
         // A task has some weights to itself and sums them over all pixels: the order of the sum
         // does not depend on how the weights are shared out.
-        let least = (4 * rayon::current_num_threads()).div_ceil(taps);
-        let panel_parts = panels.count().div_ceil(PANELS);
-        let row_parts = row_tiles
-            .div_ceil(ROW_TILES)
-            .max(row_tiles.min(least.div_ceil(panel_parts)));
+        let parts = (2 * rayon::current_num_threads())
+            .div_ceil(taps)
+            .min(row_tiles);
         let dweight = Shared(dweight.as_mut_ptr());
         let task = |task: usize| {
-            let (tap, part) = (
-                task / row_parts / panel_parts,
-                task % (row_parts * panel_parts),
-            );
-            let tile_range = share(row_tiles, part / panel_parts, row_parts);
-            let panel_range = share(panels.count(), part % panel_parts, panel_parts);
+            let (tap, part) = (task / parts, task % parts);
             let mut pairs = self.pairs([n, h, w], tap);
             let (mut xs, mut dys) = (Vec::new(), Vec::new());
             with_scratch(PIXELS * panels.width, |packed| {
@@ -185,15 +179,20 @@ impl Conv {
                     if accumulate && xs.is_empty() {
                         break;
                     }
-                    for panel in panel_range.clone() {
+                    for panel in 0..panels.count() {
                         let (columns, vectors) = panels.get(panel);
                         let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
-                        for (row, pixel) in packed_rows.zip(&dys) {
+                        for (i, (row, pixel)) in packed_rows.zip(&dys).enumerate() {
+                            if let Some(ahead) = dys.get(i + tile::AHEAD) {
+                                let ahead =
+                                    dy.as_ptr().wrapping_add(ahead * outputs + columns.start);
+                                tile::prefetch_all(ahead, columns.len());
+                            }
                             row[..columns.len()]
                                 .copy_from_slice(&dy[pixel * outputs..][columns.clone()]);
                             row[columns.len()..].fill(0.0);
                         }
-                        for tile in tile_range.clone() {
+                        for tile in share(row_tiles, part, parts) {
                             let rows = share(inputs, tile, row_tiles);
                             let first = (tap * inputs + rows.start) * outputs + columns.start;
                             // SAFETY: the machine has the level. `xs` point to `inputs` channels
@@ -216,9 +215,7 @@ impl Conv {
                 }
             });
         };
-        (0..taps * row_parts * panel_parts)
-            .into_par_iter()
-            .for_each(task);
+        (0..taps * parts).into_par_iter().for_each(task);
     }
 
     /// The pixels of `x` and of the output that a tap joins, in order.
@@ -264,14 +261,11 @@ impl Conv {
     }
 }
 
-/// Pixels that a block of the weight's gradient sums in registers. Part of the result's definition,
-/// for it fixes the order of the sum; a packed panel of them stays in the first-level cache.
-const PIXELS: usize = 256;
-/// Row tiles and column panels for which a task of the weight's gradient reads a block of pixels,
-/// so that the block stays in the second-level cache.
-const ROW_TILES: usize = 8;
-const PANELS: usize = 5;
-/// Pixel tiles that a task of a gather takes at most, for the same reason.
+/// Pixels that a block of the weight's gradient sums in registers, so that a packed panel of them
+/// stays in the first-level cache and all their channels in the second. It fixes the sum's order.
+const PIXELS: usize = 128;
+/// Pixel tiles that a task of a gather takes at most, so that what they read stays in the
+/// second-level cache beside a panel of the weight.
 const PIXEL_TILES: usize = 8;
 
 /// Pixels of a map that see the same taps: all of them, or those of one remainder by the stride.
@@ -439,9 +433,18 @@ impl Gather {
         outs: &mut Vec<*mut f32>,
     ) {
         let [h, w] = phase.size;
-        let places = pixels.map(|pixel| [pixel / w / h, pixel / w % h, pixel % w]);
+        let place = |pixel| [pixel / w / h, pixel / w % h, pixel % w];
+        // Counted on, for divisions would cost more than a tile of few channels.
+        let next = |[image, i, j]: &[usize; 3]| {
+            Some(match (i + 1 == h, j + 1 == w) {
+                (true, true) => [image + 1, 0, 0],
+                (false, true) => [*image, i + 1, 0],
+                _ => [*image, *i, j + 1],
+            })
+        };
+        let places = || iter::successors(Some(place(pixels.start)), next).take(pixels.len());
         for [up, left] in &phase.shifts {
-            rows.extend(places.clone().map(|[image, i, j]| {
+            rows.extend(places().map(|[image, i, j]| {
                 let y = (i * phase.from_stride).wrapping_add_signed(*up);
                 let x_ = (j * phase.from_stride).wrapping_add_signed(*left);
                 if y < self.from[0] && x_ < self.from[1] {
@@ -452,7 +455,11 @@ impl Gather {
                 }
             }));
         }
-        outs.extend(places.map(|[image, i, j]| {
+        // The last tap reads what no tile before has read.
+        for row in &rows[rows.len() - pixels.len().min(rows.len())..] {
+            tile::prefetch_all(*row, self.inputs);
+        }
+        outs.extend(places().map(|[image, i, j]| {
             let y = phase.first[0] + i * phase.stride;
             let x = phase.first[1] + j * phase.stride;
             out.at(((image * self.to[0] + y) * self.to[1] + x) * self.outputs)

@@ -11,6 +11,10 @@ trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Writes `LANES` values.
     unsafe fn store(self, to: *mut f32);
+    /// Reads `lanes` values, fewer than `LANES`, and sets the others to zero.
+    unsafe fn load_first(from: *const f32, lanes: usize) -> Self;
+    /// Writes the first `lanes` values, fewer than `LANES`.
+    unsafe fn store_first(self, to: *mut f32, lanes: usize);
     unsafe fn add(self, other: Self) -> Self;
     /// `self * factor + term`.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
@@ -95,10 +99,10 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
             for k in 0..inputs {
                 let w: [V; N] =
                     std::array::from_fn(|n| V::load(weights.add((k * N + n) * V::LANES)));
-                for m in 0..M {
-                    let x = V::splat(*row[m].add(k));
-                    for n in 0..N {
-                        sums[m][n] = x.mul_add(w[n], sums[m][n]);
+                for (sums, row) in sums.iter_mut().zip(row) {
+                    let x = V::splat(*row.add(k));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = x.mul_add(w, *sum);
                     }
                 }
             }
@@ -124,17 +128,46 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
         let mut sums = [[V::splat(0.0); N]; M];
         for (p, pixel) in pixels.iter().enumerate() {
             let pixel = pixel.add(first);
+            let ahead = pixels.get(p + AHEAD).unwrap_or(&pixel);
+            prefetch(ahead.wrapping_add(first));
+            prefetch(pixel.wrapping_add(M + LINE));
             let y: [V; N] = std::array::from_fn(|n| V::load(panel.add((p * N + n) * V::LANES)));
-            for m in 0..M {
+            for (m, sums) in sums.iter_mut().enumerate() {
                 let x = V::splat(*pixel.add(m));
-                for n in 0..N {
-                    sums[m][n] = x.mul_add(y[n], sums[m][n]);
+                for (sum, y) in sums.iter_mut().zip(y) {
+                    *sum = x.mul_add(y, *sum);
                 }
             }
         }
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, out.add(m * stride), columns, accumulate);
         }
+    }
+}
+
+/// Values in a cache line.
+const LINE: usize = 16;
+/// Pixels from the asking for memory to its use.
+pub(super) const AHEAD: usize = 12;
+
+/// Asks for a cache line that is needed soon, if that is memory at all.
+#[inline(always)]
+pub(super) fn prefetch(line: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is on every such machine, and a prefetch does nothing at a wrong address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Asks for `len` values.
+#[inline(always)]
+pub(super) fn prefetch_all(from: *const f32, len: usize) {
+    for line in 0..len.div_ceil(LINE) {
+        prefetch(from.wrapping_add(line * LINE));
     }
 }
 
@@ -146,12 +179,13 @@ unsafe fn write<V: Vector, const N: usize>(
     columns: usize,
     accumulate: bool,
 ) {
-    // SAFETY: the caller has the level's instructions, and `columns` values at `out`; whole
-    // vectors are written only where all their lanes are among them.
-    unsafe {
-        for (n, sum) in sums.into_iter().enumerate() {
+    for (n, sum) in sums.into_iter().enumerate() {
+        let lanes = columns.saturating_sub(n * V::LANES);
+        // SAFETY: the caller has the level's instructions, and `columns` values at `out`; the
+        // lanes written are among them.
+        unsafe {
             let out = out.add(n * V::LANES);
-            if columns >= (n + 1) * V::LANES {
+            if lanes >= V::LANES {
                 let sum = if accumulate {
                     V::load(out).add(sum)
                 } else {
@@ -159,23 +193,16 @@ unsafe fn write<V: Vector, const N: usize>(
                 };
                 sum.store(out);
             } else {
-                let mut lanes = [0.0; MOST_LANES];
-                sum.store(lanes.as_mut_ptr());
-                for (lane, sum) in lanes
-                    .iter()
-                    .enumerate()
-                    .take(columns.saturating_sub(n * V::LANES))
-                {
-                    let out = out.add(lane);
-                    *out = if accumulate { *out + sum } else { *sum };
-                }
+                let sum = if accumulate {
+                    V::load_first(out, lanes).add(sum)
+                } else {
+                    sum
+                };
+                sum.store_first(out, lanes);
             }
         }
     }
 }
-
-/// Lanes of the widest vector.
-const MOST_LANES: usize = 16;
 
 /// Compiles the tiles of `$rows` rows for a vector with its target features.
 macro_rules! tiles {
@@ -251,6 +278,16 @@ mod avx512 {
             unsafe { _mm512_storeu_ps(to, self) }
         }
         #[inline(always)]
+        unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+            // SAFETY: the caller may read `lanes` values.
+            unsafe { _mm512_maskz_loadu_ps((1 << lanes) - 1, from) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+            // SAFETY: the caller may write `lanes` values.
+            unsafe { _mm512_mask_storeu_ps(to, (1 << lanes) - 1, self) }
+        }
+        #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm512_add_ps(self, other) }
@@ -293,6 +330,16 @@ mod avx2 {
             unsafe { _mm256_storeu_ps(to, self) }
         }
         #[inline(always)]
+        unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+            // SAFETY: the caller may read `lanes` values.
+            unsafe { _mm256_maskload_ps(from, mask(lanes)) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+            // SAFETY: the caller may write `lanes` values.
+            unsafe { _mm256_maskstore_ps(to, mask(lanes), self) }
+        }
+        #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm256_add_ps(self, other) }
@@ -301,6 +348,15 @@ mod avx2 {
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm256_fmadd_ps(self, factor, term) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mask(lanes: usize) -> __m256i {
+        // SAFETY: as for `splat`.
+        unsafe {
+            let numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes as i32), numbers)
         }
     }
 
@@ -329,6 +385,20 @@ mod plain {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: the caller may write 4 values.
             unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+            // SAFETY: the caller may read `lanes` values.
+            Lanes(std::array::from_fn(|i| unsafe {
+                if i < lanes { *from.add(i) } else { 0.0 }
+            }))
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+            for (i, value) in self.0.into_iter().enumerate().take(lanes) {
+                // SAFETY: the caller may write `lanes` values.
+                unsafe { *to.add(i) = value }
+            }
         }
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
