@@ -34,9 +34,30 @@ fn train(folder: &Path, run: &str, threads: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
     command.args(["--threads", &threads.to_string(), "train", "--data"]);
     command.arg(folder.join("images.npy"));
-    command.args(["--nr-filters", "4", "--nr-resnet", "1", "--nr-logistic-mix", "2"]);
-    command.args(["--batch-size", "4", "--dropout", "0.5", "--steps", &STEPS.to_string()]);
-    command.args(["--epochs", "1000", "--eval-interval", "3", "--save-interval", "5"]);
+    command.args([
+        "--nr-filters",
+        "4",
+        "--nr-resnet",
+        "1",
+        "--nr-logistic-mix",
+        "2",
+    ]);
+    command.args([
+        "--batch-size",
+        "4",
+        "--dropout",
+        "0.5",
+        "--steps",
+        &STEPS.to_string(),
+    ]);
+    command.args([
+        "--epochs",
+        "1000",
+        "--eval-interval",
+        "3",
+        "--save-interval",
+        "5",
+    ]);
     command.args(["--samples", "1", "--checkpoint-minutes", "0.0000001"]);
     command.arg(folder.join(run));
     command
@@ -62,7 +83,9 @@ fn finish(command: &mut Command) {
 
 /// The tensors of the run's last checkpoint, by name.
 fn last_tensors(folder: &Path, run: &str) -> Vec<(String, Vec<u8>)> {
-    let path = folder.join(run).join(format!("checkpoints/step-{STEPS:08}.safetensors"));
+    let path = folder
+        .join(run)
+        .join(format!("checkpoints/step-{STEPS:08}.safetensors"));
     let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Vec<_> = tensors
@@ -77,7 +100,9 @@ fn last_tensors(folder: &Path, run: &str) -> Vec<(String, Vec<u8>)> {
 /// Lines of metrics, each of which a run must have once.
 fn evaluated_steps(folder: &Path, run: &str) -> Vec<u64> {
     let lines = fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
-    let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines
         .filter(|line| line.get("test_bits_per_dim").is_some())
         .map(|line| line["step"].as_u64().unwrap())
@@ -106,7 +131,11 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let whole = reference(folder);
-    assert!(whole.iter().any(|(_, bytes)| bytes.iter().any(|&byte| byte != 0)));
+    assert!(
+        whole
+            .iter()
+            .any(|(_, bytes)| bytes.iter().any(|&byte| byte != 0))
+    );
 
     let mut random = ChaCha8Rng::seed_from_u64(2);
     for threads in [1, 2] {
@@ -117,7 +146,11 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
         loop {
             if let Some(status) = wait(&mut child, &path, &mut random) {
                 let output = child.wait_with_output().unwrap();
-                assert!(status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                assert!(
+                    status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
                 break;
             }
             child.kill().unwrap();
@@ -126,9 +159,18 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
             assert!(kills < 1000, "the run makes no progress");
             child = quietly(&mut resume(folder, &run, threads));
         }
-        assert!(kills >= 5, "only {kills} kills at {threads} threads: the run is too short");
-        assert!(last_tensors(folder, &run) == whole, "{threads} threads, {kills} kills");
-        assert_eq!(evaluated_steps(folder, &run), evaluated_steps(folder, "whole"));
+        assert!(
+            kills >= 5,
+            "only {kills} kills at {threads} threads: the run is too short"
+        );
+        assert!(
+            last_tensors(folder, &run) == whole,
+            "{threads} threads, {kills} kills"
+        );
+        assert_eq!(
+            evaluated_steps(folder, &run),
+            evaluated_steps(folder, "whole")
+        );
         for file in ["samples.png", "samples/step-00000120.png"] {
             assert_eq!(
                 fs::read(path.join(file)).unwrap(),
@@ -144,7 +186,9 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
 fn leftovers(run: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(run.join("checkpoints")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|end| end == "partial")).collect()
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "partial"))
+        .collect()
 }
 
 #[cfg(unix)]
@@ -169,10 +213,17 @@ fn ctrl_c_saves_and_leaves_and_the_run_goes_on() {
         }
         // Very early, before the program listens, the signal itself ends it.
         let code = output.status.code();
-        assert!(code == Some(130) || code.is_none(), "{:?}: {errors}", output.status);
+        assert!(
+            code == Some(130) || code.is_none(),
+            "{:?}: {errors}",
+            output.status
+        );
         if code == Some(130) {
             stops += 1;
-            assert!(errors.contains("--resume"), "it says how to go on: {errors}");
+            assert!(
+                errors.contains("--resume"),
+                "it says how to go on: {errors}"
+            );
         }
         child = quietly(&mut resume(folder, "stopped", 2));
     }

@@ -103,7 +103,7 @@ impl ModelConfig {
     /// # Errors
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let side = |n: usize| n > 0 && n % 4 == 0 && n <= MAX_SIDE;
+        let side = |n: usize| n > 0 && n.is_multiple_of(4) && n <= MAX_SIDE;
         if !side(self.height) || !side(self.width) {
             return Err(ConfigError::Size {
                 height: self.height,

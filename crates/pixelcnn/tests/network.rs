@@ -221,7 +221,7 @@ fn the_network_is_causal_and_sees_what_it_should() {
                     let vertical = if i < 2 * up {
                         i < up
                     } else {
-                        (i - 2 * up) % 2 == 0
+                        (i - 2 * up).is_multiple_of(2)
                     };
                     for (r, c) in changed(a, &b, [side, side]) {
                         // A coarse pixel stands for the finer ones that it covers: it may know

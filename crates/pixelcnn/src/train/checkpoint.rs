@@ -798,7 +798,7 @@ mod tests {
             seed: 0x8000_0000_0000_0001,
             images_seen: 1 << 60,
             seconds: 0.1 + 0.2,
-            last_evaluation: (seed % 3 == 0).then_some((seed, f64::MIN_POSITIVE)),
+            last_evaluation: seed.is_multiple_of(3).then_some((seed, f64::MIN_POSITIVE)),
             best: seed.is_multiple_of(2).then_some((seed, 3.0 - 1e-15)),
             parameters,
             average,

@@ -497,7 +497,7 @@ impl Review<'_> {
     ) -> Result<ControlFlow<()>, TrainError> {
         let Trainer { config, device, .. } = *trainer;
         let state = &mut trainer.state;
-        let due = |interval| self.last || state.epoch % interval == 0;
+        let due = |interval| self.last || state.epoch.is_multiple_of(interval);
         let network = Network::new(&config.model, &state.average, device);
 
         let evaluated = state.last_evaluation.map(|(step, _)| step) == Some(state.step);
