@@ -58,7 +58,7 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Train(train::Train),
+    Train(Box<train::Train>),
     Eval(eval::Eval),
     Sample(sample::Sample),
     Info(info::Info),

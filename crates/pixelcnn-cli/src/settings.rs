@@ -426,9 +426,14 @@ pub fn with_presets_in_help(command: Command) -> Command {
     command.mut_subcommand("train", |train| {
         train.mut_args(|arg| {
             let of = |preset: &toml::Table| {
-                let values = preset.values().filter_map(|section| section.as_table());
-                let name = arg.get_id().as_str();
-                values.flat_map(|values| values.get(name)).next().cloned()
+                let sections = preset.values().filter_map(|section| section.as_table());
+                let mut values = sections.filter_map(|values| values.get(arg.get_id().as_str()));
+                let value = values.next()?;
+                Some(
+                    value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned),
+                )
             };
             let values: Vec<String> = presets
                 .iter()

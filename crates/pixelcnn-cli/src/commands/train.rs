@@ -1,7 +1,7 @@
 //! `pixelcnn train`.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::{CheckpointError, TrainState};
-use pixelcnn::train::config::RunConfig;
+use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::{Event, Outcome};
 
 use crate::settings::{DataFlags, Flags, Settings, preset_name};
@@ -70,7 +70,6 @@ Examples:
 impl Train {
     /// Runs the command.
     pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device_name = device;
         let device = device::parse(device)?;
         let (run, config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
@@ -78,7 +77,13 @@ impl Train {
         };
 
         let layout = Layout::new(&config.model);
-        say(format_args!("device  {device_name}"))?;
+        match device == device::parse("cpu")? {
+            true => say(format_args!(
+                "device  cpu, {} threads",
+                rayon::current_num_threads()
+            ))?,
+            false => say(format_args!("device  {device:?}"))?,
+        }
         say(format_args!("data    {}", train.describe()))?;
         say(format_args!("        {}", test.describe()))?;
         say(format_args!(
@@ -92,7 +97,7 @@ impl Train {
         say(format_args!("run     {}{from}", run.display()))?;
 
         catch_interrupts("finishing this step, then saving")?;
-        let mut display = Display::new(&config);
+        let mut display = Display::new(&config.train);
         let outcome =
             pixelcnn::train::train(&run, &config, start, &train, &test, &device, &mut |event| {
                 display.show(event);
@@ -131,9 +136,9 @@ impl Train {
         let run = match (chosen, &self.config) {
             (Some(run), _) => run.clone(),
             (None, Some(file)) => {
-                first_free(&file.file_stem().unwrap_or_default().to_string_lossy())?
+                first_free(&file.file_stem().unwrap_or_default().to_string_lossy())
             }
-            (None, None) => first_free(&self.preset)?,
+            (None, None) => first_free(&self.preset),
         };
         Ok((run, config, None, train, test))
     }
@@ -208,28 +213,16 @@ fn expect_new(run: &Path) -> Result {
     }
 }
 
-/// Makes the first folder `runs/NAME-N` that is not there yet.
-fn first_free(name: &str) -> Result<PathBuf> {
-    let failed = |path: &Path, error: io::Error| {
-        format!("cannot make the folder `{}`: {error}", path.display())
-    };
-    let runs = Path::new("runs");
-    fs::create_dir_all(runs).map_err(|error| failed(runs, error))?;
-    for n in 1.. {
-        let run = runs.join(format!("{name}-{n}"));
-        match fs::create_dir(&run) {
-            Ok(()) => return Ok(run),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed(&run, error).into()),
-        }
-    }
-    unreachable!("some number is free")
+/// The first folder `runs/NAME-N` that is not there yet.
+fn first_free(name: &str) -> PathBuf {
+    let mut runs = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
+    runs.find(|run| !run.exists()).unwrap_or_default()
 }
 
 /// What is seen of a training.
-struct Display {
+struct Display<'a> {
+    config: &'a TrainConfig,
     bar: Bar,
-    batch_size: f64,
     first_step: u64,
     step: u64,
     last_step: u64,
@@ -242,11 +235,11 @@ struct Display {
     samples: Option<PathBuf>,
 }
 
-impl Display {
-    fn new(config: &RunConfig) -> Display {
+impl Display<'_> {
+    fn new(config: &TrainConfig) -> Display<'_> {
         Display {
+            config,
             bar: Bar::new(),
-            batch_size: config.train.batch_size as f64,
             first_step: 0,
             step: 0,
             last_step: 0,
@@ -281,7 +274,7 @@ impl Display {
                         epoch + 1,
                         self.last_step,
                         self.loss.mean(),
-                        self.batch_size / self.seconds.mean(),
+                        self.config.batch_size as f64 / self.seconds.mean(),
                         duration(left.round()),
                     )
                 });
@@ -340,10 +333,13 @@ impl Display {
             lines.push(format!("samples {}", samples.display()));
         }
         lines.push(format!("run     {}", run.display()));
+        let longer = match self.config.steps == self.last_step {
+            true => format!("--steps {}", self.last_step.saturating_mul(2)),
+            false => format!("--epochs {}", self.config.epochs.saturating_mul(2)),
+        };
         lines.push(format!(
             "next:\n  pixelcnn eval {folder}\n  pixelcnn sample {folder}\n  \
-             pixelcnn train --resume {folder} --steps {}",
-            2 * self.step
+             pixelcnn train --resume {folder} {longer}"
         ));
         lines.join("\n")
     }
