@@ -1,2 +1,110 @@
-//! The program `pixelcnn`.
-fn main() {}
+//! The program `pixelcnn`: train, evaluate and sample PixelCNN++ models.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+mod commands;
+mod settings;
+mod terminal;
+mod trained;
+
+use commands::{completions, eval, info, sample, train};
+use terminal::{Result, note};
+
+/// PixelCNN++: image models with exact likelihoods.
+///
+/// Train one, measure it in bits per dimension, draw images from it. `pixelcnn COMMAND --help`
+/// explains each command with examples.
+#[derive(Debug, Parser)]
+#[command(name = "pixelcnn", version, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// CPU threads [default: one for each core]
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Where the network runs: auto, cpu, cuda[:N], rocm[:N], metal or wgpu. auto is the GPU that
+    /// the program was built for, else the CPU
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    #[arg(default_value = "auto")]
+    device: String,
+    /// Messages to show on standard error: error, warn, info, debug or trace, or of one part only,
+    /// such as pixelcnn=debug
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        help_heading = "Global options"
+    )]
+    #[arg(default_value = "warn")]
+    log: String,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pixelcnn train                        a small model of CIFAR-10 in a few minutes
+  pixelcnn train --data photos --size 32
+  pixelcnn eval runs/quick-1            its bits/dim on the test images
+  pixelcnn sample runs/quick-1          images drawn from it, in samples.png";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::Train>),
+    Eval(eval::Eval),
+    Sample(sample::Sample),
+    Info(info::Info),
+    Completions(completions::Completions),
+}
+
+/// The whole command line, for its help and for completions.
+fn command_line() -> clap::Command {
+    settings::with_presets_in_help(Cli::command())
+}
+
+fn main() -> ExitCode {
+    let matches = command_line().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    run(cli).unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
+        // Whoever read the results has read enough.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Some(error) => {
+            note(format_args!(
+                "pixelcnn: cannot write to standard output: {error}"
+            ));
+            ExitCode::FAILURE
+        }
+        None => {
+            note(format_args!("pixelcnn: {error}"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let filter = EnvFilter::builder().parse(&cli.log);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.map_err(|error| format!("--log {}: {error}", cli.log))?)
+        .with_writer(io::stderr)
+        .init();
+    if let Some(threads) = cli.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()?;
+    }
+    match cli.command {
+        Command::Train(train) => train.run(&cli.device),
+        Command::Eval(eval) => eval.run(&cli.device),
+        Command::Sample(sample) => sample.run(&cli.device),
+        Command::Info(info) => info.run(),
+        Command::Completions(completions) => completions.run(),
+    }
+}

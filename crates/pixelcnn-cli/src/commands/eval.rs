@@ -1,0 +1,181 @@
+//! `pixelcnn eval`.
+
+use std::fs;
+use std::io::{self, Cursor};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, value_parser};
+use npyz::WriterBuilder;
+use npyz::npz::NpzWriter;
+use pixelcnn::data::{Dataset, Split};
+use pixelcnn::device;
+use pixelcnn::evaluate::Evaluation;
+use pixelcnn::model::Batch;
+
+use crate::settings::DataFlags;
+use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
+use crate::trained::Trained;
+
+/// Measure a model in bits per dimension.
+///
+/// The mean over all images of a data set and its standard error; with --output, the figure of each
+/// image: how unusual the model finds it.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Eval {
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    /// Which images of the data
+    #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = split())]
+    split: Split,
+    /// Use the parameters as trained last, not their Polyak average
+    #[arg(long)]
+    raw: bool,
+    /// Images evaluated side by side; changes the time and memory taken, not the result
+    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
+    batch_size: u32,
+    /// Evaluate the first N images only [default: all]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Write index, label (-1 without) and bits/dim of each image to a .csv or .npz file [default:
+    /// none]
+    #[arg(long, value_name = "FILE", value_parser = table)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataFlags,
+}
+
+const EXAMPLES: &str = "\
+The data flags stand for the run's own data where they are left out.
+
+Examples:
+  pixelcnn eval runs/quick-1
+      bits/dim on all test images
+  pixelcnn eval runs/quick-1 --split train --limit 1000
+      on training images: much lower than on test images means overfitting
+  pixelcnn eval runs/quick-1/checkpoints/best.safetensors --output figures.csv
+      the best checkpoint, each image's figure in a table
+  pixelcnn eval runs/quick-1 --data photos --size 32
+      how unusual other pictures are under the model";
+
+fn split() -> impl TypedValueParser<Value = Split> {
+    PossibleValuesParser::new(["train", "test"]).map(|name| match name.as_str() {
+        "train" => Split::Train,
+        _ => Split::Test,
+    })
+}
+
+fn table(path: &str) -> std::result::Result<PathBuf, String> {
+    match path.ends_with(".csv") || path.ends_with(".npz") {
+        true => Ok(path.into()),
+        false => Err("give a name that ends in .csv or .npz".into()),
+    }
+}
+
+impl Eval {
+    /// Runs the command.
+    pub fn run(self, device: &str) -> Result<ExitCode> {
+        let device = device::parse(device)?;
+        let trained = Trained::open(&self.run, "eval")?;
+        let mut data = trained.data().cloned().unwrap_or_default();
+        self.data.apply(&mut data);
+        let data = Dataset::open(&data, self.split, &Opening::new())?;
+        trained.expect_images(&data)?;
+
+        catch_interrupts("leaving after this batch")?;
+        let network = trained.network(self.raw, &device);
+        let count = self
+            .limit
+            .map_or(data.len(), |limit| data.len().min(limit as usize));
+        let mut figures = Evaluation {
+            bits_per_dim: Vec::new(),
+        };
+        let mut labels = Vec::new();
+        let (mut images, mut batch_labels) = (Vec::new(), Vec::new());
+        let (mut bar, start) = (Bar::new(), Instant::now());
+        while figures.bits_per_dim.len() < count {
+            let done = figures.bits_per_dim.len();
+            let batch: Vec<usize> = (done..count.min(done + self.batch_size as usize)).collect();
+            data.read(&batch, &mut images, &mut batch_labels)?;
+            let nats = network.nats_per_image(Batch {
+                images: &images,
+                labels: &batch_labels,
+            });
+            let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
+            figures.bits_per_dim.extend(bits);
+            labels.append(&mut batch_labels);
+            if let ControlFlow::Break(()) = interrupted() {
+                drop(bar);
+                return Ok(left_off());
+            }
+            let done = figures.bits_per_dim.len();
+            bar.show(done as u64, count as u64, || {
+                let speed = done as f64 / start.elapsed().as_secs_f64();
+                format!(
+                    "{done} of {count} images  {:.4} bits/dim  {speed:.1} images/s",
+                    figures.mean()
+                )
+            });
+        }
+        drop(bar);
+
+        if let Some(path) = &self.output {
+            write_table(path, &figures.bits_per_dim, &labels)
+                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+        }
+        say(format_args!(
+            "{}: {count} images  {:.4} ± {:.4} bits/dim ({} weights, step {})",
+            self.split,
+            figures.mean(),
+            figures.standard_error(),
+            if self.raw { "raw" } else { "averaged" },
+            trained.state.step
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Writes the figures of every image as a table.
+fn write_table(path: &Path, bits_per_dim: &[f64], labels: &[u32]) -> io::Result<()> {
+    let index: Vec<u64> = (0..bits_per_dim.len() as u64).collect();
+    let label: Vec<i64> = match labels {
+        [] => vec![-1; bits_per_dim.len()],
+        labels => labels.iter().map(|&label| label.into()).collect(),
+    };
+    let file = if path.extension().is_some_and(|extension| extension == "csv") {
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record(["index", "label", "bits_per_dim"])?;
+        for ((index, label), bits) in index.iter().zip(&label).zip(bits_per_dim) {
+            table.serialize((index, label, bits))?;
+        }
+        table.into_inner().map_err(|error| error.into_error())?
+    } else {
+        let mut file = Cursor::new(Vec::new());
+        let mut npz = NpzWriter::new(&mut file);
+        add(&mut npz, "index", &index)?;
+        add(&mut npz, "label", &label)?;
+        add(&mut npz, "bits_per_dim", bits_per_dim)?;
+        drop(npz);
+        file.into_inner()
+    };
+    fs::write(path, file)
+}
+
+/// Adds a one-dimensional array to a .npz file.
+fn add<T: npyz::AutoSerialize>(
+    npz: &mut NpzWriter<&mut Cursor<Vec<u8>>>,
+    name: &str,
+    values: &[T],
+) -> io::Result<()> {
+    let array = npz.array(name, Default::default())?;
+    let shape = [values.len() as u64];
+    let mut array = array.default_dtype().shape(&shape).begin_nd()?;
+    array.extend(values)?;
+    array.finish()
+}

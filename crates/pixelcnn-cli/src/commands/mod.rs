@@ -1,0 +1,7 @@
+//! One file per command.
+
+pub mod completions;
+pub mod eval;
+pub mod info;
+pub mod sample;
+pub mod train;

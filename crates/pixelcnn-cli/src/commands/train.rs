@@ -1,0 +1,364 @@
+//! `pixelcnn train`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use pixelcnn::data::{Dataset, Split};
+use pixelcnn::device;
+use pixelcnn::network::Layout;
+use pixelcnn::train::checkpoint::{CheckpointError, TrainState};
+use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::{Event, Outcome};
+
+use crate::settings::{DataFlags, Flags, Settings, preset_name};
+use crate::terminal::{
+    Bar, INTERRUPTED, Opening, Result, catch_interrupts, duration, grouped, interrupted, quoted,
+    say,
+};
+use crate::trained::{checkpoints, offer};
+
+/// Train a model, or go on with a run that stopped.
+///
+/// A run is a folder: config.toml, checkpoints/, metrics.jsonl, TensorBoard events, samples.png. It
+/// begins with a preset or a config file; every flag below overrides one value of it. Ctrl-C saves
+/// and leaves; --resume goes on exactly where the run stopped, after a crash from its last
+/// checkpoint, and ends with the same parameters as a run that never stopped.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Train {
+    /// Folder for the new run [default: runs/PRESET-N, the first N that is free]
+    #[arg(value_name = "RUN", conflicts_with_all = ["save_dir", "resume"])]
+    run: Option<PathBuf>,
+    /// The same as RUN
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    save_dir: Option<PathBuf>,
+    /// Settings to begin with
+    #[arg(long, value_name = "NAME", value_parser = preset_name(), default_value = "quick")]
+    #[arg(conflicts_with = "resume")]
+    preset: String,
+    /// A file of settings to begin with instead of a preset, such as a run's config.toml; what it
+    /// leaves out is as in the original
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "resume"])]
+    config: Option<PathBuf>,
+    /// Go on with a run: with its own settings, of which those for learning rates, length, saving
+    /// and measuring can be overridden
+    #[arg(long, value_name = "RUN")]
+    resume: Option<PathBuf>,
+    /// The checkpoint to go on from [default: the newest of the run]
+    #[arg(long, value_name = "FILE", requires = "resume")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    data: DataFlags,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pixelcnn train
+      a small model of CIFAR-10 in a few minutes, in runs/quick-1
+  pixelcnn train --preset small --class-conditional --save-dir runs/classes
+      a larger one overnight that can be sampled by class
+  pixelcnn train --data photos --size 32 --epochs 50 --steps 0
+      on a folder of pictures, each cropped and resized to 32x32
+  pixelcnn train --resume runs/quick-1 --steps 5000
+      further than it was to go at first";
+
+impl Train {
+    /// Runs the command.
+    pub fn run(self, device: &str) -> Result<ExitCode> {
+        let device = device::parse(device)?;
+        let (run, config, start, train, test) = match &self.resume {
+            Some(run) => self.resume(run)?,
+            None => self.begin()?,
+        };
+
+        let layout = Layout::new(&config.model);
+        match device == device::parse("cpu")? {
+            true => say(format_args!(
+                "device  cpu, {} threads",
+                rayon::current_num_threads()
+            ))?,
+            false => say(format_args!("device  {device:?}"))?,
+        }
+        say(format_args!("data    {}", train.describe()))?;
+        say(format_args!("        {}", test.describe()))?;
+        say(format_args!(
+            "model   {} parameters, {} multiply-adds per image",
+            grouped(layout.size() as u64),
+            grouped(layout.multiply_adds)
+        ))?;
+        let from = start.as_ref().map_or_else(String::new, |state| {
+            format!(", on from step {}", grouped(state.step))
+        });
+        say(format_args!("run     {}{from}", run.display()))?;
+
+        catch_interrupts("finishing this step, then saving")?;
+        let mut display = Display::new(&config.train);
+        let outcome =
+            pixelcnn::train::train(&run, &config, start, &train, &test, &device, &mut |event| {
+                display.show(event);
+                interrupted()
+            })?;
+        let summary = display.summary(&run, outcome);
+        drop(display);
+        // The results are safe in the run's folder, whoever reads them here.
+        let _ = say(summary);
+        Ok(match outcome {
+            Outcome::Finished => ExitCode::SUCCESS,
+            Outcome::Stopped => ExitCode::from(INTERRUPTED),
+        })
+    }
+
+    /// A new run in a folder of its own.
+    fn begin(&self) -> Result<Start> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::read(path)?,
+            None => Settings::preset(&self.preset)?,
+        };
+        self.flags.apply(&mut settings);
+        self.data.apply(&mut settings.data);
+        // Before data are fetched for nothing.
+        settings.model([4, 4, 3, 1]).validate()?;
+        settings.train.validate()?;
+        let chosen = self.run.as_ref().or(self.save_dir.as_ref());
+        if let Some(run) = chosen {
+            expect_new(run)?;
+        }
+
+        let progress = Opening::new();
+        let train = Dataset::open(&settings.data, Split::Train, &progress)?;
+        let test = Dataset::open(&settings.data, Split::Test, &progress)?;
+        let config = settings.run(&train)?;
+        let run = match (chosen, &self.config) {
+            (Some(run), _) => run.clone(),
+            (None, Some(file)) => {
+                first_free(&file.file_stem().unwrap_or_default().to_string_lossy())
+            }
+            (None, None) => first_free(&self.preset),
+        };
+        Ok((run, config, None, train, test))
+    }
+
+    /// A run that goes on.
+    fn resume(&self, run: &Path) -> Result<Start> {
+        if !run.join("config.toml").exists() {
+            return Err(format!(
+                "{}: not the folder of a run (it has no config.toml): check --resume",
+                run.display()
+            )
+            .into());
+        }
+        let mut config = RunConfig::read(run)?;
+        self.flags.resume(&self.data, &mut config)?;
+        let start = match &self.from {
+            Some(file) => Some(TrainState::read(file)?),
+            None => match checkpoints(run).latest() {
+                Ok((state, _)) => Some(state),
+                // Stopped before anything was saved: from the beginning is where it was.
+                Err(CheckpointError::Empty { .. }) => None,
+                Err(error) => {
+                    return Err(offer(error, run, |whole| {
+                        let (run, whole) = (quoted(run), quoted(whole));
+                        format!("pixelcnn train --resume {run} --from {whole}")
+                    }));
+                }
+            },
+        };
+        let start = match start {
+            Some(state) if state.moments.is_none() => {
+                return Err(
+                    "the checkpoint has weights alone, without the optimizer's state: \
+                            it can be used but not trained on"
+                        .into(),
+                );
+            }
+            Some(mut state) => {
+                state.expect_config(&config.model)?;
+                if let Some(rate) = self.flags.learning_rate() {
+                    state.learning_rate = rate;
+                }
+                Some(state)
+            }
+            None => None,
+        };
+        let progress = Opening::new();
+        let train = Dataset::open(&config.data, Split::Train, &progress)?;
+        let test = Dataset::open(&config.data, Split::Test, &progress)?;
+        Ok((run.to_owned(), config, start, train, test))
+    }
+}
+
+/// Run folder, configuration, state to start from, training and test images.
+type Start = (PathBuf, RunConfig, Option<TrainState>, Dataset, Dataset);
+
+/// Checks that a folder is not there yet, or empty.
+fn expect_new(run: &Path) -> Result {
+    let empty = match fs::read_dir(run) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    match empty {
+        true => Ok(()),
+        false => Err(format!(
+            "{}: already there and not an empty folder: choose another, \
+             or go on with its run: pixelcnn train --resume {}",
+            run.display(),
+            quoted(run)
+        )
+        .into()),
+    }
+}
+
+/// The first folder `runs/NAME-N` that is not there yet.
+fn first_free(name: &str) -> PathBuf {
+    let mut runs = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
+    runs.find(|run| !run.exists()).unwrap_or_default()
+}
+
+/// What is seen of a training.
+struct Display<'a> {
+    config: &'a TrainConfig,
+    bar: Bar,
+    first_step: u64,
+    step: u64,
+    last_step: u64,
+    /// Of the training batches, in bits/dim.
+    loss: Smoothed,
+    /// Of a step.
+    seconds: Smoothed,
+    /// Mean and standard error of the last evaluation.
+    test: Option<(f64, f64)>,
+    samples: Option<PathBuf>,
+}
+
+impl Display<'_> {
+    fn new(config: &TrainConfig) -> Display<'_> {
+        Display {
+            config,
+            bar: Bar::new(),
+            first_step: 0,
+            step: 0,
+            last_step: 0,
+            loss: Smoothed::default(),
+            seconds: Smoothed::default(),
+            test: None,
+            samples: None,
+        }
+    }
+
+    fn show(&mut self, event: Event) {
+        match event {
+            Event::Started {
+                step, last_step, ..
+            } => {
+                (self.first_step, self.step, self.last_step) = (step, step, last_step);
+            }
+            Event::Step {
+                step,
+                epoch,
+                bits_per_dim,
+                seconds,
+                ..
+            } => {
+                self.step = step;
+                self.loss.add(bits_per_dim);
+                self.seconds.add(seconds);
+                let left = self.last_step.saturating_sub(step) as f64 * self.seconds.mean();
+                self.bar.show(step, self.last_step, || {
+                    format!(
+                        "epoch {}  step {step}/{}  {:.3} bits/dim  {:.1} images/s  {} left",
+                        epoch + 1,
+                        self.last_step,
+                        self.loss.mean(),
+                        self.config.batch_size as f64 / self.seconds.mean(),
+                        duration(left.round()),
+                    )
+                });
+            }
+            Event::Evaluating { done, total } => {
+                self.bar.show(self.step, self.last_step, || {
+                    format!("evaluating: {done} of {total} test images")
+                });
+            }
+            Event::Evaluated {
+                step,
+                epoch,
+                bits_per_dim,
+                standard_error,
+                best,
+            } => {
+                self.test = Some((bits_per_dim, standard_error));
+                let best = if best { "  (best)" } else { "" };
+                self.bar.say(format_args!(
+                    "epoch {epoch}  step {step}  \
+                     test {bits_per_dim:.4} ± {standard_error:.4} bits/dim{best}"
+                ));
+            }
+            Event::Sampling { done, total } => {
+                self.bar.show(self.step, self.last_step, || {
+                    format!("sampling: {done} of {total} pixels")
+                });
+            }
+            Event::Sampled { path } => self.samples = Some(path),
+            Event::Saved { .. } => {}
+        }
+    }
+
+    /// How it ended, and what can be done next.
+    fn summary(&self, run: &Path, outcome: Outcome) -> String {
+        let folder = quoted(run);
+        if outcome == Outcome::Stopped {
+            return format!(
+                "stopped after step {} and saved; to go on:\n  pixelcnn train --resume {folder}",
+                self.step
+            );
+        }
+        let mut lines = Vec::new();
+        if self.step == self.first_step {
+            lines.push(format!(
+                "complete at step {}: nothing was left to do",
+                self.step
+            ));
+        }
+        if let Some((bits_per_dim, standard_error)) = self.test {
+            lines.push(format!(
+                "test    {bits_per_dim:.4} ± {standard_error:.4} bits/dim (averaged weights)"
+            ));
+        }
+        if let Some(samples) = &self.samples {
+            lines.push(format!("samples {}", samples.display()));
+        }
+        lines.push(format!("run     {}", run.display()));
+        let longer = match self.config.steps == self.last_step {
+            true => format!("--steps {}", self.last_step.saturating_mul(2)),
+            false => format!("--epochs {}", self.config.epochs.saturating_mul(2)),
+        };
+        lines.push(format!(
+            "next:\n  pixelcnn eval {folder}\n  pixelcnn sample {folder}\n  \
+             pixelcnn train --resume {folder} {longer}"
+        ));
+        lines.join("\n")
+    }
+}
+
+/// An exponential average over some 20 values, fair from the first one on.
+#[derive(Default)]
+struct Smoothed {
+    sum: f64,
+    weight: f64,
+}
+
+impl Smoothed {
+    fn add(&mut self, value: f64) {
+        self.sum = 0.95 * self.sum + value;
+        self.weight = 0.95 * self.weight + 1.0;
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.weight
+    }
+}

@@ -1,0 +1,498 @@
+//! What a new run is made of: a preset or a config file, which flags override.
+
+use std::path::{self, Path, PathBuf};
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Command};
+use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::{ModelConfig, Nonlinearity};
+use serde::Deserialize;
+
+use crate::terminal::Result;
+
+/// Name and text of every preset; each gives all values.
+pub const PRESETS: [(&str, &str); 3] = [
+    ("quick", include_str!("../presets/quick.toml")),
+    ("small", include_str!("../presets/small.toml")),
+    ("cifar10", include_str!("../presets/cifar10.toml")),
+];
+
+/// The name of a preset; a preset's first line says what it is for.
+pub fn preset_name() -> PossibleValuesParser {
+    let about = |text: &'static str| text.lines().next().unwrap_or_default();
+    PossibleValuesParser::new(
+        PRESETS.map(|(name, text)| {
+            PossibleValue::new(name).help(about(text).trim_start_matches("# "))
+        }),
+    )
+}
+
+/// A preset or a config file. What it leaves out has the original's value.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The network.
+    pub model: ModelSettings,
+    /// The images.
+    pub data: DataConfig,
+    /// The training.
+    pub train: TrainConfig,
+}
+
+/// A model for whatever images the data have.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    nr_resnet: usize,
+    nr_filters: usize,
+    nr_logistic_mix: usize,
+    nonlinearity: Nonlinearity,
+    class_conditional: bool,
+    // The `config.toml` of a run can be given too. It has these, and the data must have the same.
+    height: Option<usize>,
+    width: Option<usize>,
+    channels: Option<usize>,
+    nr_classes: Option<usize>,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        let original = ModelConfig::default();
+        ModelSettings {
+            nr_resnet: original.nr_resnet,
+            nr_filters: original.nr_filters,
+            nr_logistic_mix: original.nr_logistic_mix,
+            nonlinearity: original.nonlinearity,
+            class_conditional: false,
+            height: None,
+            width: None,
+            channels: None,
+            nr_classes: None,
+        }
+    }
+}
+
+impl Settings {
+    /// The preset of a name.
+    pub fn preset(name: &str) -> Result<Settings> {
+        let preset = PRESETS.iter().find(|(preset, _)| *preset == name);
+        let (_, text) = preset.ok_or_else(|| format!("no preset {name}"))?;
+        Settings::parse(name, text)
+    }
+
+    /// A config file.
+    pub fn read(path: &Path) -> Result<Settings> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
+        Settings::parse(&path.display().to_string(), &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Settings> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
+            let message = error.message().replace('\n', " ");
+            format!("`{name}`, line {line}: {message}: correct or remove it").into()
+        })
+    }
+
+    /// The model for images of height, width, channels and number of classes.
+    pub fn model(&self, images: [usize; 4]) -> ModelConfig {
+        let [height, width, channels, nr_classes] = images;
+        let model = &self.model;
+        ModelConfig {
+            height,
+            width,
+            channels,
+            nr_resnet: model.nr_resnet,
+            nr_filters: model.nr_filters,
+            nr_logistic_mix: model.nr_logistic_mix,
+            nonlinearity: model.nonlinearity,
+            nr_classes: if model.conditional() { nr_classes } else { 0 },
+        }
+    }
+
+    /// The run on the data that it is to learn.
+    pub fn run(self, data: &Dataset) -> Result<RunConfig> {
+        let images = [
+            data.height(),
+            data.width(),
+            data.channels(),
+            data.nr_classes(),
+        ];
+        let model = self.model(images);
+        let describe = data.describe();
+        if self.model.conditional() && data.nr_classes() == 0 {
+            return Err(format!(
+                "{describe}: a class-conditional model needs labels: \
+                 leave --class-conditional out, or sort the images into a folder per class"
+            )
+            .into());
+        }
+        for (name, asked, found) in [
+            ("height", self.model.height, model.height),
+            ("width", self.model.width, model.width),
+            ("channels", self.model.channels, model.channels),
+            ("nr_classes", self.model.nr_classes, model.nr_classes),
+        ] {
+            if asked.is_some_and(|asked| asked != found) {
+                return Err(format!(
+                    "{describe}: the config file asks for another {name}: remove it there, \
+                     or give the data that it is for with --data"
+                )
+                .into());
+            }
+        }
+        let config = RunConfig {
+            model,
+            data: self.data,
+            train: self.train,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+impl ModelSettings {
+    fn conditional(&self) -> bool {
+        self.class_conditional || self.nr_classes.is_some_and(|n| n > 0)
+    }
+}
+
+/// Which images.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataFlags {
+    /// The images: cifar10, imagenet32, imagenet64, or the path of a folder or .tar of PNG and JPEG
+    /// files (sub-folders are classes), or of a .npy or .npz file
+    #[arg(long, value_name = "NAME|PATH")]
+    data: Option<String>,
+    /// Folder in which cifar10, imagenet32 or imagenet64 lies [default: the user's cache, into
+    /// which cifar10 is fetched]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Cut the largest centred square out of each picture and resize it to this side, a multiple of
+    /// 4 [default: pictures as they are, all of one size]
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Fraction of the images kept for testing where the data come without a test split [default:
+    /// 0.1]
+    #[arg(long, value_name = "FRACTION")]
+    held_out: Option<f64>,
+}
+
+impl DataFlags {
+    /// Overrides a configuration. Paths become absolute: the run can be resumed from anywhere.
+    pub fn apply(&self, data: &mut DataConfig) {
+        set(&mut data.data, &self.data);
+        if self.data_dir.is_some() {
+            data.data_dir.clone_from(&self.data_dir);
+        }
+        if self.size.is_some() {
+            data.size = self.size;
+        }
+        set(&mut data.held_out, &self.held_out);
+        let built_in = ["cifar10", "imagenet32", "imagenet64"].contains(&data.data.as_str());
+        if let (false, Ok(path)) = (built_in, path::absolute(&data.data))
+            && let Some(path) = path.to_str()
+        {
+            data.data = path.to_owned();
+        }
+        if let Some(Ok(path)) = data.data_dir.as_ref().map(path::absolute) {
+            data.data_dir = Some(path);
+        }
+    }
+
+    /// Checks that a run which goes on keeps its data; they may have moved within `--data-dir`.
+    fn keep(&self, data: &DataConfig) -> Result {
+        let mut asked = data.clone();
+        self.apply(&mut asked);
+        kept("--data", Some(asked.data), &data.data)?;
+        kept("--size", self.size.map(Some), &data.size)?;
+        kept("--held-out", self.held_out, &data.held_out)
+    }
+}
+
+/// Every setting of a run but its data, as a flag.
+#[derive(Debug, Args)]
+pub struct Flags {
+    /// Gated resnet blocks in each stack at each of the three resolutions
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_resnet: Option<usize>,
+    /// Channels of every feature map; time and parameters grow with its square
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_filters: Option<usize>,
+    /// Components of the mixture of logistics that each pixel is drawn from
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_logistic_mix: Option<usize>,
+    /// Nonlinearity of the gated resnet blocks
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Model",
+        alias = "resnet-nonlinearity"
+    )]
+    #[arg(value_parser = nonlinearity())]
+    nonlinearity: Option<Nonlinearity>,
+    /// Tell the model each image's class, so that it can be sampled by class
+    #[arg(long, value_name = "BOOL", help_heading = "Model")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    class_conditional: Option<bool>,
+
+    /// Images in a step
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    batch_size: Option<usize>,
+    /// Images from which the scale of every layer is initialised
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    init_batch_size: Option<usize>,
+    /// Learning rate of the first step; with --resume, of the next one
+    #[arg(
+        long,
+        value_name = "RATE",
+        help_heading = "Training",
+        allow_negative_numbers = true
+    )]
+    learning_rate: Option<f64>,
+    /// Factor on the learning rate at every step
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        help_heading = "Training",
+        alias = "lr-decay"
+    )]
+    #[arg(allow_negative_numbers = true)]
+    learning_rate_decay: Option<f64>,
+    /// Share of the features that dropout drops, from 0 up to 1
+    #[arg(
+        long,
+        value_name = "SHARE",
+        help_heading = "Training",
+        allow_negative_numbers = true
+    )]
+    dropout: Option<f32>,
+    /// Passes over the training images after which to stop
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Training",
+        alias = "max-epochs"
+    )]
+    epochs: Option<u64>,
+    /// Steps after which to stop even within an epoch; 0 for no such limit
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    steps: Option<u64>,
+    /// Decay of the Polyak average of the parameters, which evaluation and sampling use
+    #[arg(
+        long,
+        value_name = "DECAY",
+        help_heading = "Training",
+        allow_negative_numbers = true
+    )]
+    polyak_decay: Option<f64>,
+    /// Where that average starts: from the parameters after data-dependent initialisation, or as
+    /// the original does, from the drawn ones before it
+    #[arg(long, value_name = "WHERE", help_heading = "Training", value_parser = polyak_start())]
+    polyak_start: Option<PolyakStart>,
+    /// Seed of all random numbers: the same seed gives the same run
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    seed: Option<u64>,
+
+    /// Epochs between two evaluations on the test set
+    #[arg(long, value_name = "EPOCHS", help_heading = "Saving and measuring")]
+    eval_interval: Option<u64>,
+    /// Epochs between two grids of samples
+    #[arg(long, value_name = "EPOCHS", help_heading = "Saving and measuring")]
+    save_interval: Option<u64>,
+    /// Minutes between two checkpoints within an epoch; every epoch ends with one
+    #[arg(long, value_name = "MINUTES", help_heading = "Saving and measuring")]
+    #[arg(allow_negative_numbers = true)]
+    checkpoint_minutes: Option<f64>,
+    /// Images in a grid of samples; 0 for none
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Saving and measuring",
+        alias = "num-samples"
+    )]
+    samples: Option<usize>,
+}
+
+fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
+    PossibleValuesParser::new(["concat_elu", "elu", "relu"]).map(|name| match name.as_str() {
+        "elu" => Nonlinearity::Elu,
+        "relu" => Nonlinearity::Relu,
+        _ => Nonlinearity::ConcatElu,
+    })
+}
+
+fn polyak_start() -> impl TypedValueParser<Value = PolyakStart> {
+    PossibleValuesParser::new(["initialised", "drawn"]).map(|name| match name.as_str() {
+        "drawn" => PolyakStart::Drawn,
+        _ => PolyakStart::Initialised,
+    })
+}
+
+impl Flags {
+    /// Overrides the settings of a new run.
+    pub fn apply(&self, settings: &mut Settings) {
+        let model = &mut settings.model;
+        set(&mut model.nr_resnet, &self.nr_resnet);
+        set(&mut model.nr_filters, &self.nr_filters);
+        set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
+        set(&mut model.nonlinearity, &self.nonlinearity);
+        if let Some(conditional) = self.class_conditional {
+            model.class_conditional = conditional;
+            model.nr_classes = None;
+        }
+        self.apply_training(&mut settings.train);
+    }
+
+    fn apply_training(&self, train: &mut TrainConfig) {
+        set(&mut train.batch_size, &self.batch_size);
+        set(&mut train.init_batch_size, &self.init_batch_size);
+        set(&mut train.learning_rate, &self.learning_rate);
+        set(&mut train.learning_rate_decay, &self.learning_rate_decay);
+        set(&mut train.dropout, &self.dropout);
+        set(&mut train.epochs, &self.epochs);
+        set(&mut train.steps, &self.steps);
+        set(&mut train.polyak_decay, &self.polyak_decay);
+        set(&mut train.polyak_start, &self.polyak_start);
+        set(&mut train.seed, &self.seed);
+        set(&mut train.eval_interval, &self.eval_interval);
+        set(&mut train.save_interval, &self.save_interval);
+        set(&mut train.checkpoint_minutes, &self.checkpoint_minutes);
+        set(&mut train.samples, &self.samples);
+    }
+
+    /// The learning rate that a run is to go on with.
+    pub fn learning_rate(&self) -> Option<f64> {
+        self.learning_rate
+    }
+
+    /// Overrides the configuration of a run that goes on, but nothing that its state depends on.
+    pub fn resume(&self, data: &DataFlags, config: &mut RunConfig) -> Result {
+        let RunConfig { model, train, .. } = &*config;
+        kept("--nr-resnet", self.nr_resnet, &model.nr_resnet)?;
+        kept("--nr-filters", self.nr_filters, &model.nr_filters)?;
+        kept(
+            "--nr-logistic-mix",
+            self.nr_logistic_mix,
+            &model.nr_logistic_mix,
+        )?;
+        kept("--nonlinearity", self.nonlinearity, &model.nonlinearity)?;
+        kept(
+            "--class-conditional",
+            self.class_conditional,
+            &(model.nr_classes > 0),
+        )?;
+        kept("--batch-size", self.batch_size, &train.batch_size)?;
+        kept(
+            "--init-batch-size",
+            self.init_batch_size,
+            &train.init_batch_size,
+        )?;
+        kept("--dropout", self.dropout, &train.dropout)?;
+        kept("--polyak-decay", self.polyak_decay, &train.polyak_decay)?;
+        kept("--polyak-start", self.polyak_start, &train.polyak_start)?;
+        kept("--seed", self.seed, &train.seed)?;
+        data.keep(&config.data)?;
+        self.apply_training(&mut config.train);
+        data.apply(&mut config.data);
+        Ok(config.validate()?)
+    }
+}
+
+fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
+    if let Some(flag) = flag {
+        value.clone_from(flag);
+    }
+}
+
+fn kept<T: PartialEq + std::fmt::Debug>(flag: &str, asked: Option<T>, value: &T) -> Result {
+    match asked {
+        Some(asked) if asked != *value => Err(format!(
+            "{flag}: the run was begun with {value:?}, which --resume cannot change: \
+             leave {flag} out or begin a new run"
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Adds to the help of every setting what it is in each preset.
+pub fn with_presets_in_help(command: Command) -> Command {
+    let presets = PRESETS.map(|(name, text)| (name, text.parse().unwrap_or_default()));
+    command.mut_subcommand("train", |train| {
+        train.mut_args(|arg| {
+            let of = |preset: &toml::Table| {
+                let sections = preset.values().filter_map(|section| section.as_table());
+                let mut values = sections.filter_map(|values| values.get(arg.get_id().as_str()));
+                let value = values.next()?;
+                Some(
+                    value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned),
+                )
+            };
+            let values: Vec<String> = presets
+                .iter()
+                .filter_map(|(name, preset)| Some(format!("{name} {}", of(preset)?)))
+                .collect();
+            match arg.get_help() {
+                Some(help) if !values.is_empty() => {
+                    let help = format!("{help} [{}]", values.join(", "));
+                    arg.help(help)
+                }
+                _ => arg,
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_give_every_value() {
+        for (name, text) in PRESETS {
+            Settings::preset(name).unwrap();
+            let preset: toml::Table = text.parse().unwrap();
+            let keys = |section: &toml::Value| -> Vec<String> {
+                section.as_table().unwrap().keys().cloned().collect()
+            };
+            let every = toml::Value::try_from(TrainConfig::default()).unwrap();
+            assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
+            assert_eq!(preset["model"].as_table().unwrap().len(), 5, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_original_preset_is_the_original() {
+        let settings = Settings::preset("cifar10").unwrap();
+        assert_eq!(settings.model([32, 32, 3, 10]), ModelConfig::default());
+        let train = settings.train;
+        assert_eq!((train.batch_size, train.init_batch_size), (128, 16));
+        assert_eq!(
+            (train.learning_rate, train.learning_rate_decay),
+            (1e-3, 0.999_995)
+        );
+        assert_eq!((train.dropout, train.polyak_decay), (0.5, 0.9995));
+        assert_eq!(
+            (train.epochs, train.steps, train.save_interval),
+            (5000, 0, 20)
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_their_line() {
+        let error = Settings::parse("my.toml", "[train]\nseed = 1\nspeed = 2\n").unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with("`my.toml`, line 3: unknown field `speed`"),
+            "{error}"
+        );
+        assert!(!error.contains('\n'));
+    }
+}

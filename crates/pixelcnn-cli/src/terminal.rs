@@ -1,0 +1,183 @@
+//! What the commands share in talking to the terminal: results go to standard output, progress to
+//! standard error.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
+use pixelcnn::data;
+
+/// The error is one line: what went wrong: what to do.
+pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+/// Prints a line of results. A bare [`io::Error`] is an error of standard output, and of nothing
+/// else in this program.
+pub fn say(line: impl Display) -> Result {
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+/// Tells the user something that is not a result.
+pub fn note(line: impl Display) {
+    // Where standard error is gone, there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// How often progress is told where there is no terminal.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Progress of something long: a bar on a terminal, a plain line now and then elsewhere.
+pub struct Bar {
+    bar: ProgressBar,
+    spoke: Instant,
+}
+
+impl Bar {
+    /// A bar that appears with the first progress.
+    pub fn new() -> Bar {
+        let style = ProgressStyle::with_template("{bar:24} {percent:>3}%  {msg}");
+        Bar {
+            bar: ProgressBar::new(0).with_style(style.expect("the template is one")),
+            spoke: Instant::now(),
+        }
+    }
+
+    /// Shows that `done` of `total` is done, in the words of `text`.
+    pub fn show(&mut self, done: u64, total: u64, text: impl FnOnce() -> String) {
+        if !self.bar.is_hidden() {
+            self.bar.set_length(total);
+            self.bar.set_position(done);
+            self.bar.set_message(text());
+        } else if self.spoke.elapsed() >= INTERVAL {
+            self.spoke = Instant::now();
+            note(text());
+        }
+    }
+
+    /// Prints a line of results above the bar.
+    pub fn say(&self, line: impl Display) {
+        // Long work goes on where nobody reads its results any more.
+        let _ = self.bar.suspend(|| say(line));
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Progress of opening data: of a download.
+pub struct Opening(std::cell::RefCell<Bar>);
+
+impl Opening {
+    /// Nothing is shown until something takes time.
+    pub fn new() -> Opening {
+        Opening(Bar::new().into())
+    }
+}
+
+impl data::Progress for Opening {
+    fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
+        let mut bar = self.0.borrow_mut();
+        bar.show(done, total.unwrap_or(0), || match total {
+            Some(total) => format!("{what}: {} of {}", HumanBytes(done), HumanBytes(total)),
+            None => format!("{what}: {}", HumanBytes(done)),
+        });
+    }
+
+    fn note(&self, text: &str) {
+        self.0.borrow().bar.suspend(|| note(text));
+    }
+}
+
+/// Exit status of a program that Ctrl-C ended.
+pub const INTERRUPTED: u8 = 130;
+
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// From now on the first Ctrl-C (or termination) says `what_follows` and makes [`interrupted`]
+/// break; the second one leaves at once.
+pub fn catch_interrupts(what_follows: &'static str) -> Result {
+    ctrlc::set_handler(move || {
+        if INTERRUPT.swap(true, Ordering::Relaxed) {
+            process::exit(INTERRUPTED.into());
+        }
+        note(format_args!(
+            "\n{what_follows}; Ctrl-C again leaves at once"
+        ));
+    })
+    .map_err(|error| format!("cannot watch for Ctrl-C: {error}").into())
+}
+
+/// Breaks once Ctrl-C was pressed.
+pub fn interrupted() -> ControlFlow<()> {
+    match INTERRUPT.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// What an interrupted command without a state to save ends with.
+pub fn left_off() -> ExitCode {
+    note("pixelcnn: interrupted: nothing was written");
+    ExitCode::from(INTERRUPTED)
+}
+
+/// A number with separators: `53,659,080`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Hours, minutes and seconds.
+pub fn duration(seconds: f64) -> impl Display {
+    FormattedDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// A path as one word of a command that can be pasted into a shell.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (974_856, "974,856"),
+            (53_659_080, "53,659,080"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn paths_stay_one_word() {
+        assert_eq!(quoted(Path::new("runs/quick-1")), "runs/quick-1");
+        assert_eq!(quoted(Path::new("my run's")), r"'my run'\''s'");
+    }
+}

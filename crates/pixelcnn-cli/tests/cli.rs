@@ -1,0 +1,399 @@
+//! The program, run as a program.
+
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use assert_cmd::cargo::cargo_bin;
+use npyz::WriterBuilder;
+use tempfile::TempDir;
+
+/// Runs `pixelcnn ARGUMENTS` in `folder`.
+fn pixelcnn(folder: &Path, arguments: &str) -> Output {
+    std::process::Command::new(cargo_bin!("pixelcnn"))
+        .args(arguments.split_whitespace())
+        .args(["--threads", "2"])
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a run that succeeds.
+fn succeeds(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {errors}");
+    text(&output.stdout)
+}
+
+/// The one line on standard error of a run that fails with status 1.
+fn fails(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{arguments}: {errors}");
+    assert!(errors.starts_with("pixelcnn: "), "{arguments}: {errors}");
+    errors
+}
+
+/// Standard error of a run that is refused as wrong usage.
+fn misused(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments}: {errors}");
+    errors
+}
+
+#[track_caller]
+fn contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in {text:?}");
+}
+
+/// A folder with `tiny.npy`: 40 images of 8x8x3, no two alike.
+fn tiny() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = 1u32;
+    let values = (0..40 * 8 * 8 * 3).map(|_| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 24) as u8
+    });
+    let mut file = Cursor::new(Vec::new());
+    let mut array = npyz::WriteOptions::new()
+        .default_dtype()
+        .shape(&[40, 8, 8, 3])
+        .writer(&mut file)
+        .begin_nd()
+        .unwrap();
+    array.extend(values).unwrap();
+    array.finish().unwrap();
+    fs::write(folder.path().join("tiny.npy"), file.into_inner()).unwrap();
+    folder
+}
+
+/// Trains on `tiny.npy` for six steps; `run` is the run folder.
+const TRAIN: &str = "train run --data tiny.npy --nr-filters 2 --nr-logistic-mix 2 \
+    --batch-size 8 --init-batch-size 8 --steps 6 --samples 4";
+
+#[test]
+fn help_teaches() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["", "train ", "eval ", "sample ", "info ", "completions "] {
+        let help = succeeds(folder.path(), &format!("{command}--help"));
+        contains(&help, "Examples:\n  ");
+        assert!(help.matches("pixelcnn ").count() >= 3, "{help}");
+    }
+    let help = succeeds(folder.path(), "train --help");
+    for flag in "data-dir data save-dir save-interval nr-resnet nr-filters nr-logistic-mix \
+        nonlinearity class-conditional learning-rate learning-rate-decay batch-size \
+        init-batch-size dropout epochs steps polyak-decay polyak-start samples seed size held-out \
+        eval-interval checkpoint-minutes preset config resume from threads device log"
+        .split_whitespace()
+    {
+        contains(&help, &format!("--{flag}"));
+    }
+    // What a setting is in each preset is taken from the presets.
+    contains(&help, "cifar10 0.999995]");
+}
+
+#[test]
+fn the_original_costs_what_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let info = succeeds(folder.path(), "info --preset cifar10");
+    contains(&info, "53,659,080");
+    contains(&info, "24,370,216,960");
+    contains(&succeeds(folder.path(), "info --preset small"), "974,856");
+}
+
+#[test]
+fn shells_get_completions() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = succeeds(folder.path(), "completions bash");
+    contains(&script, "_pixelcnn()");
+    contains(&script, "--class-conditional");
+    misused(folder.path(), "completions tcsh");
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let misused = |arguments: &str| misused(folder.path(), arguments);
+    contains(
+        &misused("train --preset huge"),
+        "[possible values: quick, small, cifar10]",
+    );
+    contains(
+        &misused("train --nonlinearity tanh"),
+        "[possible values: concat_elu, elu, relu]",
+    );
+    contains(
+        &misused("train --resume run --preset small"),
+        "cannot be used with",
+    );
+    contains(&misused("train run --resume run"), "cannot be used with");
+    contains(&misused("train --from file"), "--resume");
+    for temperature in ["0", "-1", "nan", "inf", "warm"] {
+        let error = misused(&format!("sample run --temperature {temperature}"));
+        contains(&error, "must be a number above 0");
+    }
+    contains(&misused("sample run --output picture.gif"), ".png");
+    contains(&misused("eval run --output figures.txt"), ".csv or .npz");
+    misused("eval run --batch-size 0");
+    misused("eval run --limit 0");
+    misused("sample run --num 0");
+    misused("info");
+    misused("info run --threads 0");
+}
+
+#[test]
+fn settings_out_of_range_are_one_line() {
+    let folder = tiny();
+    for (flags, part) in [
+        ("--batch-size 0", "batch_size = 0: must be"),
+        ("--dropout 1", "dropout = 1: must be"),
+        ("--learning-rate -1", "learning_rate = -1: must be"),
+        ("--learning-rate nan", "learning_rate = NaN: must be"),
+        ("--nr-filters 0", "nr_filters = 0: must be"),
+        ("--epochs 0", "epochs = 0: must be"),
+        ("--size 30", "size 30: must be a multiple of 4"),
+        ("--held-out 1.5", "held-out fraction 1.5"),
+        ("--data nowhere", "nowhere not found"),
+        ("--class-conditional", "needs labels"),
+        (
+            "--batch-size 64",
+            "36 training images do not fill a batch of 64",
+        ),
+        ("--device abacus", "device abacus"),
+        ("--device cuda", "--features cuda"),
+        ("--log pixelcnn=loud", "--log pixelcnn=loud"),
+    ] {
+        let data = if flags.starts_with("--data") {
+            ""
+        } else {
+            "--data tiny.npy"
+        };
+        contains(
+            &fails(folder.path(), &format!("train run {data} {flags}")),
+            part,
+        );
+        assert!(!folder.path().join("run").exists(), "{flags}");
+    }
+}
+
+#[test]
+fn config_files_are_checked() {
+    let folder = tiny();
+    let config = |text: &str| {
+        fs::write(folder.path().join("my.toml"), text).unwrap();
+        fails(folder.path(), "train run --data tiny.npy --config my.toml")
+    };
+    let error = config("[model]\nnr_filters = 8\nnr_filter = 9\n");
+    contains(&error, "`my.toml`, line 3: unknown field `nr_filter`");
+    contains(
+        &config("[train]\n\nseed = \"one\"\n"),
+        "`my.toml`, line 3: invalid type",
+    );
+    contains(&config("[train\n"), "`my.toml`, line 1: ");
+    contains(&config("[train]\nbatch_size = 0\n"), "batch_size = 0");
+    contains(&config("[model]\nheight = 32\n"), "another height");
+    contains(
+        &fails(folder.path(), "train run --config none.toml"),
+        "none.toml",
+    );
+}
+
+#[test]
+fn what_is_not_a_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["eval", "sample", "info"] {
+        contains(
+            &fails(folder.path(), &format!("{command} nowhere")),
+            "no such run folder",
+        );
+    }
+    contains(
+        &fails(folder.path(), "train --resume nowhere"),
+        "not the folder of a run",
+    );
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    contains(&fails(folder.path(), "info empty"), "no checkpoint in");
+    fs::write(folder.path().join("file"), "not a checkpoint").unwrap();
+    fails(folder.path(), "eval file");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = std::process::Command::new(cargo_bin!("pixelcnn"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut errors = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(errors, "");
+}
+
+#[test]
+fn a_model_is_trained_measured_sampled_and_explained() {
+    let folder = tiny();
+    let folder = folder.path();
+    let output = succeeds(folder, TRAIN);
+    contains(&output, "tiny.npy train: 36 images 8x8x3, no labels");
+    contains(&output, "epoch 1  step 4  test ");
+    contains(&output, "bits/dim  (best)");
+    contains(&output, "samples run/samples.png");
+    contains(&output, "pixelcnn train --resume run --steps 12");
+    for file in [
+        "config.toml",
+        "metrics.jsonl",
+        "samples.png",
+        "checkpoints/best.safetensors",
+    ] {
+        assert!(folder.join("run").join(file).exists(), "{file}");
+    }
+    let printed = output
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("test    "))
+        .unwrap();
+    let printed = printed
+        .trim_start_matches("test    ")
+        .split(" (")
+        .next()
+        .unwrap();
+
+    // The figure is the same from the checkpoint, and the mean of the images' figures.
+    let output = succeeds(folder, "eval run --batch-size 3 --output figures.csv");
+    assert_eq!(
+        output,
+        format!("test: 4 images  {printed} (averaged weights, step 6)\n")
+    );
+    let table = fs::read_to_string(folder.join("figures.csv")).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some("index,label,bits_per_dim"));
+    let bits: Vec<f64> = lines
+        .enumerate()
+        .map(|(index, line)| {
+            let figure = line.strip_prefix(&format!("{index},-1,")).unwrap();
+            figure.parse().unwrap()
+        })
+        .collect();
+    let mean = bits.iter().sum::<f64>() / 4.0;
+    assert_eq!(bits.len(), 4);
+    assert!(
+        printed.starts_with(&format!("{mean:.4}")),
+        "{mean} {printed}"
+    );
+
+    let output = succeeds(
+        folder,
+        "eval run --split train --limit 5 --raw --output figures.npz",
+    );
+    contains(&output, "train: 5 images");
+    contains(&output, "raw weights");
+    let mut npz = npyz::npz::NpzArchive::open(folder.join("figures.npz")).unwrap();
+    let labels = npz.by_name("label").unwrap().unwrap();
+    assert_eq!(labels.into_vec::<i64>().unwrap(), [-1; 5]);
+    let bits = npz.by_name("bits_per_dim").unwrap().unwrap();
+    assert_eq!(bits.into_vec::<f64>().unwrap().len(), 5);
+
+    let output = succeeds(
+        folder,
+        "sample run/checkpoints/best.safetensors --num 3 --scale 2 --output out/a.png --singles out",
+    );
+    contains(&output, "3 images in out/a.png");
+    let grid = image::open(folder.join("out/a.png")).unwrap();
+    assert_eq!((grid.width(), grid.height()), (2 * 17, 2 * 17));
+    let singles: Vec<_> = ["0000", "0001", "0002"]
+        .map(|name| image::open(folder.join(format!("out/{name}.png"))).unwrap())
+        .into();
+    assert!(
+        singles
+            .iter()
+            .all(|single| (single.width(), single.height()) == (16, 16))
+    );
+    assert_ne!(singles[0], singles[1]);
+    assert_eq!(grid.crop_imm(0, 0, 16, 16).to_rgb8(), singles[0].to_rgb8());
+    contains(
+        &fails(folder, "sample run --class 0"),
+        "not class-conditional",
+    );
+
+    let output = succeeds(folder, "info run");
+    contains(&output, "  nr_filters               2\n");
+    contains(&output, "  step                     6\n");
+    contains(&output, "best.safetensors");
+}
+
+#[test]
+fn a_run_goes_on_only_as_it_began() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    contains(&fails(folder, TRAIN), "pixelcnn train --resume run");
+    let config = fs::read(folder.join("run/config.toml")).unwrap();
+    for flags in [
+        "--nr-filters 4",
+        "--nonlinearity elu",
+        "--class-conditional",
+        "--batch-size 4",
+        "--seed 2",
+        "--dropout 0.5",
+        "--data cifar10",
+        "--size 8",
+    ] {
+        let error = fails(folder, &format!("train --resume run {flags}"));
+        let flag = flags.split(' ').next().unwrap();
+        contains(&error, &format!("{flag}: the run was begun with"));
+    }
+    assert_eq!(fs::read(folder.join("run/config.toml")).unwrap(), config);
+    // What is as it was may be repeated.
+    let output = succeeds(
+        folder,
+        "train --resume run --nr-filters 2 --data tiny.npy --steps 9",
+    );
+    contains(&output, "on from step 6");
+    contains(
+        &succeeds(folder, "info run"),
+        "  step                     9\n",
+    );
+}
+
+#[test]
+fn after_damage_a_whole_checkpoint_is_offered() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    let newest = folder.join("run/checkpoints/step-00000006.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let offered = "run/checkpoints/step-00000004.safetensors";
+    contains(
+        &fails(folder, "eval run"),
+        &format!("pixelcnn eval {offered}"),
+    );
+    let command = format!("train --resume run --from {offered}");
+    contains(
+        &fails(folder, "train --resume run"),
+        &format!("pixelcnn {command}"),
+    );
+    contains(&succeeds(folder, &command), "on from step 4");
+    contains(
+        &succeeds(folder, "info run"),
+        "  step                     6\n",
+    );
+}
