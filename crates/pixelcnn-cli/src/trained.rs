@@ -7,7 +7,6 @@ use std::path::{self, Path, PathBuf};
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::model::Network;
-use pixelcnn::train::TrainError;
 use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
 use pixelcnn::train::config::RunConfig;
 
@@ -71,27 +70,6 @@ impl Trained {
     /// The data that the run was trained on.
     pub fn data(&self) -> Option<&DataConfig> {
         self.config.as_ref().map(|config| &config.data)
-    }
-
-    /// Checks that the images are what the model takes.
-    pub fn expect_images(&self, data: &Dataset) -> Result {
-        let model = &self.state.config;
-        let images = [
-            data.width(),
-            data.height(),
-            data.channels(),
-            data.nr_classes(),
-        ];
-        let taken = [model.width, model.height, model.channels, model.nr_classes];
-        let compared = if model.nr_classes > 0 { 4 } else { 3 };
-        if images[..compared] == taken[..compared] {
-            return Ok(());
-        }
-        Err(Box::new(TrainError::Shape {
-            what: data.describe(),
-            images,
-            model: taken,
-        }))
     }
 
     /// A class given by its number or by its name in the run's data.

@@ -11,7 +11,6 @@ const PARTIAL: &str = ".partial";
 
 /// Writes the file at `path` with `contents`: under a temporary name in the same folder, synced to
 /// the disk, then renamed, so that whoever opens `path` finds the old file or the whole new one.
-/// Creates the folder if need be.
 ///
 /// # Errors
 /// Whatever `contents` or the file system reports (a full disk, say). The temporary file is then
@@ -26,7 +25,6 @@ pub(crate) fn write(
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    fs::create_dir_all(folder)?;
     let temporary = create(folder, &format!(".{}.", name.to_string_lossy()))?;
     let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file());
     contents(&mut buffered)?;

@@ -2,14 +2,52 @@
 
 use std::ops::ControlFlow;
 
+use pixelcnn_core::ModelConfig;
+
 use crate::data::{DataError, Dataset};
 use crate::model::{Batch, Network};
 
+/// Images that are not what a model takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{data}: the model takes {model}: choose other --data, or --size, or train a model on these"
+)]
+pub struct WrongImages {
+    /// What the images are.
+    pub data: String,
+    /// What they should be.
+    pub model: String,
+}
+
+/// Checks that a data set has the size, channels and, for a class-conditional model, the classes
+/// that a model takes.
+///
+/// # Errors
+/// [`WrongImages`] where it has not.
+pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongImages> {
+    let images = [data.height(), data.width(), data.channels()];
+    let classes = model.nr_classes;
+    let fits = images == [model.height, model.width, model.channels];
+    if fits && (classes == 0 || classes == data.nr_classes()) {
+        return Ok(());
+    }
+    let mut takes = format!("{}x{}x{}", model.width, model.height, model.channels);
+    if classes > 0 {
+        takes += &format!(" in {classes} classes");
+    }
+    Err(WrongImages {
+        data: data.describe(),
+        model: takes,
+    })
+}
+
 /// The likelihood of a set of images under a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
     /// Bits per dimension of every image, in the data's order.
     pub bits_per_dim: Vec<f64>,
+    /// Class of every image; empty where the data have none.
+    pub labels: Vec<u32>,
 }
 
 impl Evaluation {
@@ -27,33 +65,36 @@ impl Evaluation {
     }
 }
 
-/// Evaluates every image of a data set, `batch_size` at a time, the last batch smaller where the
-/// number does not divide. `progress` is told the number of images done after every batch and can
-/// stop the evaluation, which then gives `None`.
+/// Evaluates the first `images` images of a data set (at most all of them), `batch_size` at a time,
+/// the last batch smaller where the number does not divide. `progress` sees what is evaluated so
+/// far after every batch and can stop, which gives `None`.
 ///
 /// # Errors
 /// Where images can't be read.
 pub fn evaluate(
     network: &Network,
     data: &Dataset,
+    images: usize,
     batch_size: usize,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
 ) -> Result<Option<Evaluation>, DataError> {
-    let config = network.config();
-    let mut bits_per_dim = Vec::with_capacity(data.len());
+    let count = images.min(data.len());
+    let mut evaluation = Evaluation::default();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
-    while bits_per_dim.len() < data.len() {
-        let start = bits_per_dim.len();
-        let indices: Vec<usize> = (start..data.len().min(start + batch_size)).collect();
+    while evaluation.bits_per_dim.len() < count {
+        let start = evaluation.bits_per_dim.len();
+        let indices: Vec<usize> = (start..count.min(start + batch_size)).collect();
         data.read(&indices, &mut images, &mut labels)?;
         let nats = network.nats_per_image(Batch {
             images: &images,
             labels: &labels,
         });
-        bits_per_dim.extend(nats.iter().map(|&nats| config.bits_per_dim(nats)));
-        if progress(bits_per_dim.len()).is_break() {
+        let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
+        evaluation.bits_per_dim.extend(bits);
+        evaluation.labels.append(&mut labels);
+        if progress(&evaluation).is_break() {
             return Ok(None);
         }
     }
-    Ok(Some(Evaluation { bits_per_dim }))
+    Ok(Some(evaluation))
 }

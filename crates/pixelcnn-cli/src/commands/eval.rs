@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Cursor};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,8 +12,7 @@ use npyz::WriterBuilder;
 use npyz::npz::NpzWriter;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
-use pixelcnn::evaluate::Evaluation;
-use pixelcnn::model::Batch;
+use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
 
 use crate::settings::DataFlags;
 use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
@@ -37,7 +35,7 @@ pub struct Eval {
     #[arg(long)]
     raw: bool,
     /// Images evaluated side by side; changes the time and memory taken, not the result
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", default_value = "16")]
     #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
     batch_size: u32,
     /// Evaluate the first N images only [default: all]
@@ -86,47 +84,32 @@ impl Eval {
         let mut data = trained.data().cloned().unwrap_or_default();
         self.data.apply(&mut data);
         let data = Dataset::open(&data, self.split, &Opening::new())?;
-        trained.expect_images(&data)?;
+        expect_images(&trained.state.config, &data)?;
 
         catch_interrupts("leaving after this batch")?;
         let network = trained.network(self.raw, &device);
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
-        let mut figures = Evaluation {
-            bits_per_dim: Vec::new(),
-        };
-        let mut labels = Vec::new();
-        let (mut images, mut batch_labels) = (Vec::new(), Vec::new());
         let (mut bar, start) = (Bar::new(), Instant::now());
-        while figures.bits_per_dim.len() < count {
-            let done = figures.bits_per_dim.len();
-            let batch: Vec<usize> = (done..count.min(done + self.batch_size as usize)).collect();
-            data.read(&batch, &mut images, &mut batch_labels)?;
-            let nats = network.nats_per_image(Batch {
-                images: &images,
-                labels: &batch_labels,
-            });
-            let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
-            figures.bits_per_dim.extend(bits);
-            labels.append(&mut batch_labels);
-            if let ControlFlow::Break(()) = interrupted() {
-                drop(bar);
-                return Ok(left_off());
-            }
-            let done = figures.bits_per_dim.len();
+        let mut progress = |so_far: &Evaluation| {
+            let done = so_far.bits_per_dim.len();
             bar.show(done as u64, count as u64, || {
                 let speed = done as f64 / start.elapsed().as_secs_f64();
-                format!(
-                    "{done} of {count} images  {:.4} bits/dim  {speed:.1} images/s",
-                    figures.mean()
-                )
+                let mean = so_far.mean();
+                format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
             });
-        }
+            interrupted()
+        };
+        let batch_size = self.batch_size as usize;
+        let evaluation = evaluate(&network, &data, count, batch_size, &mut progress)?;
         drop(bar);
+        let Some(figures) = evaluation else {
+            return Ok(left_off());
+        };
 
         if let Some(path) = &self.output {
-            write_table(path, &figures.bits_per_dim, &labels)
+            write_table(path, &figures.bits_per_dim, &figures.labels)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
         say(format_args!(

@@ -291,7 +291,9 @@ impl Dataset {
             "imagenet64" => imagenet::open(64, data_dir, cache_dir(), split)?,
             path => Self::open_path(Path::new(path), config, split)?,
         };
-        dataset.checked(config)
+        let dataset = dataset.checked(config)?;
+        tracing::info!(%split, "{}", dataset.describe());
+        Ok(dataset)
     }
 
     fn open_path(path: &Path, config: &DataConfig, split: Split) -> Result<Self, DataError> {

@@ -272,6 +272,12 @@ impl TrainState {
         })
     }
 
+    /// Whether this very state has been evaluated.
+    pub fn is_evaluated(&self) -> bool {
+        self.last_evaluation
+            .is_some_and(|(step, _)| step == self.step)
+    }
+
     /// Checks that this is a state of the model `wanted`.
     ///
     /// # Errors

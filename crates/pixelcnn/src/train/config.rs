@@ -20,7 +20,7 @@ pub enum PolyakStart {
     Drawn,
 }
 
-/// How a model is trained. The defaults are the original's.
+/// How a model is trained. The defaults are the original's, but for `polyak_start`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -58,7 +58,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
             batch_size: 128,
-            init_batch_size: 128,
+            init_batch_size: 16,
             learning_rate: 1e-3,
             learning_rate_decay: 0.999_995,
             dropout: 0.5,
@@ -69,7 +69,7 @@ impl Default for TrainConfig {
             eval_interval: 1,
             save_interval: 20,
             checkpoint_minutes: 10.0,
-            samples: 16,
+            samples: 100,
             seed: 1,
         }
     }

@@ -68,24 +68,33 @@ pub struct Metrics {
     events: EventFile,
 }
 
+/// Where a run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumeAt {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Whether the evaluation after that step, if one is due, is done.
+    pub evaluated: bool,
+}
+
 impl Metrics {
-    /// Begins the metrics of a run that starts anew (none), or goes on after step `resume_at`: then
-    /// what was recorded up to that step stays, and the rest, which the run is about to record
-    /// again, is dropped. A last line that was cut off is dropped too.
+    /// Begins the metrics of a run that starts anew (none) or goes on: then what was recorded up to
+    /// there stays, and the rest, which the run is about to record again, is dropped. A last line
+    /// that was cut off is dropped too.
     ///
     /// # Errors
     /// [`MetricsError::Write`], after which the earlier lines are still there.
-    pub fn open(run_folder: &Path, resume_at: Option<u64>) -> Result<Metrics, MetricsError> {
+    pub fn open(run_folder: &Path, resume_at: Option<ResumeAt>) -> Result<Metrics, MetricsError> {
         let path = run_folder.join("metrics.jsonl");
         fs::create_dir_all(run_folder).map_err(writing(run_folder))?;
         atomic::remove_leftovers(run_folder).map_err(writing(run_folder))?;
         atomic::write(&path, |w| match resume_at {
-            Some(step) => copy_until(step, &path, w),
+            Some(resume_at) => copy_until(resume_at, &path, w),
             None => Ok(()),
         })
         .map_err(writing(&path))?;
         let lines = File::options().append(true).open(&path);
-        let first_step = resume_at.map_or(0, |step| step.saturating_add(1));
+        let first_step = resume_at.map_or(0, |at| at.step.saturating_add(1));
         Ok(Metrics {
             lines: lines.map_err(writing(&path))?,
             path,
@@ -153,13 +162,18 @@ impl Metrics {
     }
 }
 
-/// Copies the lines at `path` that are of `last_step` or earlier.
-fn copy_until(last_step: u64, path: &Path, w: &mut dyn Write) -> io::Result<()> {
+/// Copies the lines at `path` that are not about to be recorded again.
+fn copy_until(resume_at: ResumeAt, path: &Path, w: &mut dyn Write) -> io::Result<()> {
     /// What every line has.
     #[derive(Deserialize)]
     struct Line {
         step: u64,
+        test_bits_per_dim: Option<serde::de::IgnoredAny>,
     }
+    let stays = |line: Line| {
+        let again = line.test_bits_per_dim.is_some() && !resume_at.evaluated;
+        line.step < resume_at.step || line.step == resume_at.step && !again
+    };
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
@@ -167,7 +181,7 @@ fn copy_until(last_step: u64, path: &Path, w: &mut dyn Write) -> io::Result<()> 
     for line in BufReader::new(file).split(b'\n') {
         let line = line?;
         let parsed = serde_json::from_slice(&line);
-        if parsed.is_ok_and(|Line { step }| step <= last_step) {
+        if parsed.is_ok_and(stays) {
             w.write_all(&line)?;
             w.write_all(b"\n")?;
         }
@@ -188,6 +202,10 @@ mod tests {
     use super::super::tensorboard::tests::events;
     use super::super::tensorboard::{SessionLog, What};
     use super::*;
+
+    fn at(step: u64, evaluated: bool) -> Option<ResumeAt> {
+        Some(ResumeAt { step, evaluated })
+    }
 
     fn train(step: u64) -> Record {
         Record::Train {
@@ -239,8 +257,14 @@ mod tests {
         metrics.lines.write_all(br#"{"step":1,"epo"#).unwrap();
         drop(metrics);
 
-        let mut metrics = Metrics::open(&run, Some(2)).unwrap();
+        // Killed between the evaluation's record and the checkpoint that knows of it.
+        drop(Metrics::open(&run, at(3, false)).unwrap());
+        assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
+        drop(Metrics::open(&run, at(2, true)).unwrap());
         assert_eq!(records(&run), [train(1), train(2), test(2)]);
+        let mut metrics = Metrics::open(&run, at(2, false)).unwrap();
+        assert_eq!(records(&run), [train(1), train(2)]);
+        metrics.record(&test(2)).unwrap();
         metrics.record(&train(3)).unwrap();
         assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
         drop(metrics);
@@ -251,7 +275,7 @@ mod tests {
         text.pop();
         text.splice(0..0, *b"\xff\n\n");
         fs::write(&path, text).unwrap();
-        let metrics = Metrics::open(&run, Some(u64::MAX)).unwrap();
+        let metrics = Metrics::open(&run, at(u64::MAX, true)).unwrap();
         assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
         drop(metrics);
 
@@ -261,13 +285,13 @@ mod tests {
             .iter()
             .map(|path| events(&fs::read(path).unwrap()).swap_remove(1).step)
             .collect();
-        assert_eq!(starts, [0, 3, i64::MAX, 0]);
+        assert_eq!(starts, [0, 4, 3, 3, i64::MAX, 0]);
     }
 
     #[test]
     fn events_say_what_was_recorded() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Some(6)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), at(6, true)).unwrap();
         let pixels: Vec<u8> = (0..48).collect();
         let picture = picture::grid(&pixels, [2, 4, 2, 3], 2, 1, 1).unwrap();
         metrics.record(&train(7)).unwrap();

@@ -16,19 +16,19 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 
 use crate::data::{DataError, Dataset};
-use crate::evaluate::evaluate;
+use crate::evaluate::{Evaluation, WrongImages, evaluate, expect_images};
 use crate::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use crate::picture::{self, PictureError};
 use crate::random::{Purpose, generator};
 use crate::sample::{Sampling, sample};
 use checkpoint::{CheckpointError, Checkpoints, Moments, TrainState};
 use config::{PolyakStart, RunConfig, RunConfigError, TrainConfig};
-use metrics::{Metrics, MetricsError, Record};
+use metrics::{Metrics, MetricsError, Record, ResumeAt};
 
 /// Training steps that make one line of metrics.
 const STEPS_PER_RECORD: usize = 20;
-/// Images evaluated side by side, at least.
-const EVALUATION_BATCH: usize = 64;
+/// Images evaluated side by side.
+const EVALUATION_BATCH: usize = 16;
 
 /// Why training stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -68,18 +68,11 @@ pub enum TrainError {
         batch_size: usize,
     },
     /// The images are not what the model takes.
-    #[error(
-        "{what}: the images are {}x{}x{} with {} classes, the model takes {}x{}x{} with {}",
-        images[0], images[1], images[2], images[3], model[0], model[1], model[2], model[3]
-    )]
-    Shape {
-        /// Which data.
-        what: String,
-        /// Width, height, channels, classes.
-        images: [usize; 4],
-        /// The same.
-        model: [usize; 4],
-    },
+    #[error(transparent)]
+    Images(#[from] WrongImages),
+    /// The state to go on from does not belong to this run.
+    #[error("the checkpoint {0}: it can't be trained on here")]
+    Start(&'static str),
 }
 
 /// What is going on, told as it happens.
@@ -178,8 +171,8 @@ pub fn train(
     device: &Device,
     observer: &mut Observer,
 ) -> Result<Outcome, TrainError> {
-    fits(config, data)?;
-    fits(config, test)?;
+    expect_images(&config.model, data)?;
+    expect_images(&config.model, test)?;
     let steps_per_epoch = (data.len() / config.train.batch_size) as u64;
     if steps_per_epoch == 0 {
         return Err(TrainError::TooFewImages {
@@ -187,19 +180,36 @@ pub fn train(
             batch_size: config.train.batch_size,
         });
     }
+    if let Some(state) = &start {
+        state.expect_config(&config.model)?;
+        if state.moments.is_none() {
+            return Err(TrainError::Start(
+                "has weights alone, without the optimizer's state",
+            ));
+        }
+        if state.position as usize + config.train.batch_size > data.len() {
+            return Err(TrainError::Start(
+                "is further into the training images than there are",
+            ));
+        }
+    }
     let _lock = checkpoint::lock(run)?;
     config.write(run)?;
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
-    let mut metrics = Metrics::open(run, start.as_ref().map(|state| state.step))?;
+    let resume_at = start.as_ref().map(|state| ResumeAt {
+        step: state.step,
+        evaluated: state.is_evaluated(),
+    });
+    let mut metrics = Metrics::open(run, resume_at)?;
+    if let Some(ResumeAt { step, .. }) = resume_at {
+        remove_samples_after(step, run)?;
+    }
     let mut recent = Vec::new();
-    let resumed = start
+    let mut saved = start
         .as_ref()
         .map(|state| (state.step, state.last_evaluation));
     let state = match start {
-        Some(state) => {
-            state.expect_config(&config.model)?;
-            state
-        }
+        Some(state) => state,
         None => new_state(config, data, device)?,
     };
     let mut trainer = Trainer {
@@ -212,18 +222,38 @@ pub fn train(
         state,
     };
     let last_step = last_step(&config.train, steps_per_epoch);
+    tracing::info!(
+        step = trainer.state.step,
+        last_step,
+        steps_per_epoch,
+        "training"
+    );
     let started = Event::Started {
         step: trainer.state.step,
         last_step,
         steps_per_epoch,
     };
     let mut stop = observer(started).is_break();
-    let mut saved = resumed;
     let mut saved_at = Instant::now();
     loop {
-        let boundary = trainer.state.position == 0 || trainer.state.step >= last_step;
-        if !stop && boundary && trainer.state.step > 0 {
-            let last = trainer.state.step >= last_step;
+        let state = &trainer.state;
+        let last = state.step >= last_step;
+        let boundary = state.position == 0 || last;
+        let minutes = saved_at.elapsed().as_secs_f64() / 60.0;
+        let mut save = |state: &TrainState, observer: &mut Observer| {
+            let now = (state.step, state.last_evaluation);
+            if saved.replace(now) == Some(now) {
+                return Ok(false);
+            }
+            let (path, step) = (checkpoints.save(state)?, state.step);
+            tracing::info!(step, path = %path.display(), "saved a checkpoint");
+            saved_at = Instant::now();
+            Ok::<_, TrainError>(observer(Event::Saved { step, path }).is_break())
+        };
+        if stop || boundary || minutes >= config.train.checkpoint_minutes {
+            stop |= save(state, observer)?;
+        }
+        if !stop && boundary && state.step > 0 {
             let mut review = Review {
                 run,
                 test,
@@ -232,22 +262,13 @@ pub fn train(
                 metrics: &mut metrics,
             };
             stop = review.of(&mut trainer, observer)?.is_break();
-        }
-
-        let state = &trainer.state;
-        let minutes = saved_at.elapsed().as_secs_f64() / 60.0;
-        let due = stop || boundary || minutes >= config.train.checkpoint_minutes;
-        if due && saved != Some((state.step, state.last_evaluation)) {
-            let path = checkpoints.save(state)?;
-            saved = Some((state.step, state.last_evaluation));
-            saved_at = Instant::now();
-            let step = state.step;
-            stop |= observer(Event::Saved { step, path }).is_break();
+            // The evaluation is part of the state.
+            stop |= save(&trainer.state, observer)?;
         }
         if stop {
             return Ok(Outcome::Stopped);
         }
-        if state.step >= last_step {
+        if last {
             return Ok(Outcome::Finished);
         }
 
@@ -268,6 +289,32 @@ pub fn train(
         }
         stop = observer(report).is_break();
     }
+}
+
+/// The grid of samples drawn after a step.
+fn samples_of(step: u64, run: &Path) -> PathBuf {
+    run.join(format!("samples/step-{step:08}.png"))
+}
+
+/// Removes the grids of steps that are taken again.
+fn remove_samples_after(last: u64, run: &Path) -> Result<(), PictureError> {
+    let Ok(entries) = std::fs::read_dir(run.join("samples")) else {
+        return Ok(());
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let step = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok());
+        if step.is_some_and(|step: u64| step > last) {
+            let failed = |source| PictureError::Write {
+                path: path.clone(),
+                source,
+            };
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn last_step(config: &TrainConfig, steps_per_epoch: u64) -> u64 {
@@ -328,28 +375,6 @@ fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
     (config.dropout > 0.0).then(|| Dropout {
         rate: config.dropout,
         seed: random.random(),
-    })
-}
-
-/// Checks that images are what the model takes.
-fn fits(config: &RunConfig, data: &Dataset) -> Result<(), TrainError> {
-    let model = &config.model;
-    let conditional = model.nr_classes > 0;
-    let of_data = [
-        data.width(),
-        data.height(),
-        data.channels(),
-        data.nr_classes(),
-    ];
-    let of_model = [model.width, model.height, model.channels, model.nr_classes];
-    let compared = if conditional { 4 } else { 3 };
-    if of_data[..compared] == of_model[..compared] {
-        return Ok(());
-    }
-    Err(TrainError::Shape {
-        what: data.describe(),
-        images: of_data,
-        model: of_model,
     })
 }
 
@@ -500,12 +525,14 @@ impl Review<'_> {
         let due = |interval| self.last || state.epoch.is_multiple_of(interval);
         let network = Network::new(&config.model, &state.average, device);
 
-        let evaluated = state.last_evaluation.map(|(step, _)| step) == Some(state.step);
-        if due(config.train.eval_interval) && !evaluated {
+        if due(config.train.eval_interval) && !state.is_evaluated() {
             let total = self.test.len();
-            let batch_size = config.train.batch_size.max(EVALUATION_BATCH);
-            let mut progress = |done| observer(Event::Evaluating { done, total });
-            let Some(evaluation) = evaluate(&network, self.test, batch_size, &mut progress)? else {
+            let mut progress = |so_far: &Evaluation| {
+                let done = so_far.bits_per_dim.len();
+                observer(Event::Evaluating { done, total })
+            };
+            let evaluation = evaluate(&network, self.test, total, EVALUATION_BATCH, &mut progress)?;
+            let Some(evaluation) = evaluation else {
                 return Ok(ControlFlow::Break(()));
             };
             let bits_per_dim = evaluation.mean();
@@ -534,7 +561,7 @@ impl Review<'_> {
             }
         }
 
-        let path = self.run.join(format!("samples/step-{:08}.png", state.step));
+        let path = samples_of(state.step, self.run);
         if due(config.train.save_interval) && config.train.samples > 0 && !path.exists() {
             let images = config.train.samples;
             let model = &config.model;
@@ -552,6 +579,11 @@ impl Review<'_> {
                 return Ok(ControlFlow::Break(()));
             };
             let picture = picture::grid(&images, shape, columns, 1, 1)?;
+            let folder = self.run.join("samples");
+            std::fs::create_dir_all(&folder).map_err(|source| PictureError::Write {
+                path: folder,
+                source,
+            })?;
             picture::write_png(&path, &picture)?;
             let newest = self.run.join("samples.png");
             picture::write_png(&newest, &picture)?;
