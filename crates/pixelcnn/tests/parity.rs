@@ -274,11 +274,13 @@ fn three_steps_and_their_averages() {
                 .filter(|(a, b)| (f64::from(**a) - **b).abs() > 2e-5)
                 .count();
             elements += theirs.len();
+            // The original's average reads a parameter before or after the step, whichever its
+            // graph runs first: 5e-4 of a step's difference each time, 1e-6 is allowed for it.
             let averages = if k == 1 { &f32s } else { &golden };
             let theirs = averages.values(&format!("step{k}_ema/{}", parameter.name));
             let difference = worst(&state.average[i], &theirs);
             assert!(
-                difference < 1.5e-6,
+                difference < 1.5e-6 + 1e-6,
                 "average, step {k}, {}: {difference}",
                 parameter.name
             );

@@ -1,0 +1,37 @@
+//! The examples do what they say.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// An example's program: built beside the tests.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let target: PathBuf = test.ancestors().nth(2).unwrap().into();
+    Command::new(target.join("examples").join(name))
+}
+
+#[test]
+fn the_example_trains_measures_and_samples() {
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz");
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let output = example("train").arg(images).arg(&run).output();
+    let output = output.expect("`cargo test` builds the examples; `--test` alone does not");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(told.contains("step 32:"), "{told}");
+    let test = told
+        .lines()
+        .find_map(|line| line.strip_prefix("test: "))
+        .unwrap();
+    let bits: f64 = test.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        (1.0..8.0).contains(&bits),
+        "it learns something: {bits} bits/dim"
+    );
+    assert!(run.join("samples.png").exists());
+}
