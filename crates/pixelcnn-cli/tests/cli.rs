@@ -397,3 +397,98 @@ fn after_damage_a_whole_checkpoint_is_offered() {
         "  step                     6\n",
     );
 }
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_with_the_step_and_the_last_checkpoint() {
+    let folder = tiny();
+    let folder = folder.path();
+    let error = fails(folder, &format!("{TRAIN} --learning-rate 1e12"));
+    contains(&error, "not a number at step 2");
+    contains(&error, "run/checkpoints/step-00000000.safetensors");
+    contains(&error, "--learning-rate");
+    // That advice can be taken.
+    succeeds(folder, "train --resume run --learning-rate 1e-3");
+}
+
+#[test]
+fn a_config_that_does_not_fit_the_checkpoint_is_named() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    let path = folder.join("run/config.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("nr_filters = 2", "nr_filters = 3")).unwrap();
+    let error = fails(folder, "train --resume run --steps 9");
+    contains(&error, "nr_filters is 3, in the checkpoint 2");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_loses_nothing() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    let checkpoint = "run/checkpoints/step-00000006.safetensors";
+    let saved = fs::read(folder.join(checkpoint)).unwrap();
+    // The shell lets no file grow beyond 4 blocks: writes fail as on a full disk.
+    let program = cargo_bin!("pixelcnn").display();
+    let script = format!("trap '' XFSZ; ulimit -f 4; {program} train --resume run --steps 9");
+    let mut shell = std::process::Command::new("sh");
+    let output = shell
+        .args(["-c", &script])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    contains(&errors, "cannot write `run/checkpoints/step-0000000");
+    contains(&errors, "make room");
+    assert_eq!(fs::read(folder.join(checkpoint)).unwrap(), saved);
+    succeeds(folder, "train --resume run --steps 9");
+    contains(
+        &succeeds(folder, "info run"),
+        "  step                     9\n",
+    );
+}
+
+/// A picture of one colour.
+fn picture(path: &Path, side: u32, level: u8) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let picture = image::RgbImage::from_pixel(side, side, image::Rgb([level; 3]));
+    picture.save(path).unwrap();
+}
+
+#[test]
+fn a_folder_of_pictures_makes_a_class_conditional_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for i in 0..12 {
+        picture(&folder.join(format!("photos/dark/{i}.png")), 8, 3 * i);
+        picture(
+            &folder.join(format!("photos/light/{i}.png")),
+            8,
+            255 - 3 * i,
+        );
+    }
+    let train = TRAIN.replace("tiny.npy", "photos --class-conditional --held-out 0.2");
+    contains(&succeeds(folder, &train), "2 classes");
+    succeeds(
+        folder,
+        "sample run --class light --num 2 --output light.png",
+    );
+    contains(&fails(folder, "sample run --class green"), "dark, light");
+    contains(&fails(folder, "sample run --class 2"), "choose 0 to 1");
+
+    // Broken in the ways that folders break.
+    let error = |train: &str| fails(folder, &train.replace("train run", "train other"));
+    picture(&folder.join("photos/dark/odd.png"), 12, 0);
+    contains(&error(&train), "--size");
+    fs::remove_file(folder.join("photos/dark/odd.png")).unwrap();
+    fs::create_dir(folder.join("photos/empty")).unwrap();
+    contains(&error(&train), "empty");
+    fs::remove_dir(folder.join("photos/empty")).unwrap();
+    let whole = fs::read(folder.join("photos/dark/3.png")).unwrap();
+    fs::write(folder.join("photos/dark/3.png"), &whole[..whole.len() / 2]).unwrap();
+    contains(&error(&train), "3.png");
+}
