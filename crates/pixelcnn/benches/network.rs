@@ -1,65 +1,315 @@
-//! Images per second of training (forward, backward) and evaluation, on this machine's CPU:
-//! `cargo bench -p pixelcnn --bench network [-- nr_filters nr_resnet batch]`.
+//! How fast the whole network trains and evaluates on this machine's CPU, on as many threads as
+//! `RAYON_NUM_THREADS` says:
+//!
+//! - `cargo bench -p pixelcnn --bench network [-- FILTERS RESNET MIXTURES BATCH]` prints a table;
+//! - `… -- --exchange FILE FILTERS RESNET MIXTURES BATCH` writes a model, a batch and what comes
+//!   out of them for another implementation to be checked against;
+//! - `… -- --time training|evaluation FILE RUNS` times the model of such a file and prints one line
+//!   of JSON: the seconds of every run, and the peak memory in bytes (on Linux).
+//!
+//! `benches/peers` compares with PyTorch through the last two.
 
+use std::collections::HashMap;
+use std::error::Error;
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use pixelcnn::ModelConfig;
+use pixelcnn::device::Device;
 use pixelcnn::kernels::pointwise::Dropout;
-use pixelcnn::model::{Batch, Network, draw_parameters};
+use pixelcnn::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
+use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::update;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-/// Median seconds of several calls, after one that warms up.
-fn median(runs: usize, mut f: impl FnMut()) -> f64 {
-    f();
-    let mut seconds: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
+const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
+    --exchange FILE FILTERS RESNET MIXTURES BATCH | --time training|evaluation FILE RUNS";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // Cargo adds `--bench`.
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
         .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[runs / 2]
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => table(&[[24, 1, 5, 16], [32, 2, 10, 16], [160, 5, 10, 8]]),
+        ["--exchange", file, ref size @ ..] => exchange(Path::new(file), numbers(size)?)?,
+        ["--time", what, file, runs] => time(what, Path::new(file), runs.parse()?)?,
+        ref size => table(&[numbers(size)?]),
+    }
+    Ok(())
 }
 
-fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
-    let sizes = match numbers[..] {
-        [filters, resnet, batch] => vec![(filters, resnet, batch)],
-        _ => vec![(32, 1, 16), (32, 2, 16), (160, 5, 8)],
+/// \[filters, resnet, mixtures, batch\].
+type Size = [usize; 4];
+
+fn numbers(size: &[&str]) -> Result<Size, Box<dyn Error>> {
+    let numbers: Result<Vec<usize>, _> = size.iter().map(|number| number.parse()).collect();
+    let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| USAGE.into())
+}
+
+/// A model of some size, the images of a batch, and parameters initialised by it.
+fn start([nr_filters, nr_resnet, nr_logistic_mix, batch]: Size) -> State {
+    let config = ModelConfig {
+        nr_filters,
+        nr_resnet,
+        nr_logistic_mix,
+        ..ModelConfig::default()
     };
-    println!("filters resnet batch   training images/s  GFLOP/s   evaluation images/s  GFLOP/s");
-    for (nr_filters, nr_resnet, batch) in sizes {
-        let config = ModelConfig {
-            nr_filters,
-            nr_resnet,
-            ..ModelConfig::default()
-        };
-        let device = burn::tensor::Device::flex();
-        let network = Network::new(&config, &draw_parameters(&config, 1), &device);
-        let images: Vec<u8> = (0..batch * config.dims())
-            .map(|i| (i * 7919 % 251) as u8)
-            .collect();
-        let images = Batch {
-            images: &images,
-            labels: &[],
-        };
-        let dropout = Some(Dropout { rate: 0.5, seed: 1 });
+    // Coloured waves: neighbours alike as in pictures, and every level occurs.
+    let image = |i: usize| {
+        let (channel, x, y, n) = (i % 3, i / 3 % 32, i / 96 % 32, i / 3072);
+        let wave = (x * (1 + channel + n) + 2 * y * (n % 3)) as f32 / 9.0;
+        (127.5 + 140.0 * (wave + channel as f32).sin()).clamp(0.0, 255.0) as u8
+    };
+    let images: Vec<u8> = (0..batch * config.dims()).map(image).collect();
+    let mut parameters = draw_parameters(&config, 1);
+    initialise(
+        &config,
+        &mut parameters,
+        of_images(&images),
+        None,
+        &Device::flex(),
+    );
+    State {
+        config,
+        images,
+        parameters,
+    }
+}
+
+/// What is timed.
+struct State {
+    config: ModelConfig,
+    images: Vec<u8>,
+    parameters: Vec<Vec<f32>>,
+}
+
+fn of_images(images: &[u8]) -> Batch<'_> {
+    Batch {
+        images,
+        labels: &[],
+    }
+}
+
+/// A training run before its first step.
+fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
+    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
+    TrainState {
+        config: config.clone(),
+        step: 0,
+        epoch: 0,
+        position: 0,
+        learning_rate: TrainConfig::default().learning_rate,
+        seed: 1,
+        images_seen: 0,
+        seconds: 0.0,
+        last_evaluation: None,
+        best: None,
+        average: parameters.clone(),
+        parameters,
+        moments: Some(Moments {
+            first: zeros.clone(),
+            second: zeros,
+        }),
+    }
+}
+
+/// A whole training step: forward, backward, update.
+fn step(state: &mut TrainState, images: &[u8], dropout: Option<Dropout>) -> Gradients {
+    let network = Network::new(&state.config, &state.parameters, &Device::flex());
+    let found = network.gradients(of_images(images), dropout);
+    drop(network);
+    update(state, &TrainConfig::default(), &found.gradients);
+    found
+}
+
+/// Seconds of every one of `runs` training steps, after one that warms up; and the peak memory.
+fn time_training(start: State, runs: usize) -> Timing {
+    let mut state = train_state(&start.config, start.parameters);
+    timing(runs, |run| {
+        let seed = run as u64;
+        black_box(step(
+            &mut state,
+            &start.images,
+            Some(Dropout { rate: 0.5, seed }),
+        ));
+    })
+}
+
+/// The same of evaluating the batch.
+fn time_evaluation(start: State, runs: usize) -> Timing {
+    let network = Network::new(&start.config, &start.parameters, &Device::flex());
+    drop(start.parameters);
+    timing(runs, |_| {
+        black_box(network.nats_per_image(of_images(&start.images)));
+    })
+}
+
+struct Timing {
+    seconds: Vec<f64>,
+    peak_bytes: Option<u64>,
+}
+
+impl Timing {
+    fn median(&self) -> f64 {
+        let mut seconds = self.seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    }
+}
+
+fn timing(runs: usize, mut f: impl FnMut(usize)) -> Timing {
+    f(0);
+    reset_peak();
+    let seconds = (1..=runs).map(|run| {
+        let start = Instant::now();
+        f(run);
+        start.elapsed().as_secs_f64()
+    });
+    Timing {
+        seconds: seconds.collect(),
+        peak_bytes: peak_bytes(),
+    }
+}
+
+/// Forgets how much memory setting up took.
+fn reset_peak() {
+    // Where it cannot be reset, the peak of the whole process is what there is.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory that was resident at a time, on Linux.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn table(sizes: &[Size]) {
+    println!("{} threads", rayon::current_num_threads());
+    println!(
+        "filters resnet mixtures batch   training images/s  GFLOP/s     MB   \
+         evaluation images/s  GFLOP/s     MB"
+    );
+    for &size in sizes {
+        let [nr_filters, nr_resnet, nr_logistic_mix, batch] = size;
+        let layout = Layout::new(&start(size).config);
+        let gflop = 2e-9 * layout.multiply_adds as f64 * batch as f64;
         let runs = if nr_filters > 100 { 3 } else { 15 };
-        let training = median(runs, || {
-            black_box(network.gradients(images, dropout));
-        });
-        let evaluation = median(runs, || {
-            black_box(network.nats_per_image(images));
-        });
-        let flops = 2e-9 * Layout::new(&config).multiply_adds as f64 * batch as f64;
+        let column = |timing: Timing, gflop: f64| {
+            let seconds = timing.median();
+            let megabytes = timing
+                .peak_bytes
+                .map_or(f64::NAN, |bytes| bytes as f64 / 1e6);
+            let images = batch as f64 / seconds;
+            format!("{images:19.1} {:8.1} {megabytes:6.0}", gflop / seconds)
+        };
         println!(
-            "{nr_filters:7} {nr_resnet:6} {batch:5} {:19.1} {:8.1} {:21.1} {:8.1}",
-            batch as f64 / training,
-            3.0 * flops / training,
-            batch as f64 / evaluation,
-            flops / evaluation,
+            "{nr_filters:7} {nr_resnet:6} {nr_logistic_mix:8} {batch:5} {} {:>2}{}",
+            column(time_training(start(size), runs), 3.0 * gflop),
+            "",
+            column(time_evaluation(start(size), runs), gflop),
         );
     }
+}
+
+fn time(what: &str, file: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
+    let start = read(file)?;
+    let timing = match what {
+        "training" => time_training(start, runs),
+        "evaluation" => time_evaluation(start, runs),
+        _ => return Err(USAGE.into()),
+    };
+    let Timing {
+        seconds,
+        peak_bytes,
+    } = timing;
+    let line = serde_json::json!({ "seconds": seconds, "peak_bytes": peak_bytes });
+    println!("{line}");
+    Ok(())
+}
+
+/// Little-endian values.
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+/// Writes `images` (u8 NHWC), the parameters under the original's names, `nats` (of the batch,
+/// f64), and by the same names behind `gradient/`, `stepped/` and `average/` the gradients of the
+/// nats and the parameters and averages after one step, all without dropout. The model's shape is
+/// in the metadata under `config`.
+fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
+    let State {
+        config,
+        images,
+        parameters,
+    } = start(size);
+    let mut state = train_state(&config, parameters.clone());
+    let Gradients { nats, gradients } = step(&mut state, &images, None);
+
+    let image_shape = vec![size[3], config.height, config.width, config.channels];
+    let mut tensors = vec![
+        ("images".to_owned(), Dtype::U8, image_shape, images),
+        (
+            "nats".to_owned(),
+            Dtype::F64,
+            vec![],
+            nats.to_le_bytes().to_vec(),
+        ),
+    ];
+    for (prefix, values) in [
+        ("", &parameters),
+        ("gradient/", &gradients),
+        ("stepped/", &state.parameters),
+        ("average/", &state.average),
+    ] {
+        for (parameter, values) in Layout::new(&config).parameters.into_iter().zip(values) {
+            let name = format!("{prefix}{}", parameter.name);
+            tensors.push((name, Dtype::F32, parameter.shape, bytes(values)));
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    let metadata = HashMap::from([("config".to_owned(), serde_json::to_string(&config)?)]);
+    safetensors::serialize_to_file(views, Some(metadata), file)?;
+    Ok(())
+}
+
+/// Reads the model, images and parameters of a file that [`exchange`] wrote.
+fn read(file: &Path) -> Result<State, Box<dyn Error>> {
+    let file = std::fs::read(file)?;
+    let (_, header) = SafeTensors::read_metadata(&file)?;
+    let metadata = header.metadata().as_ref();
+    let config = metadata.and_then(|m| m.get("config")).ok_or("no config")?;
+    let config: ModelConfig = serde_json::from_str(config)?;
+    let tensors = SafeTensors::deserialize(&file)?;
+    let parameters = Layout::new(&config)
+        .parameters
+        .into_iter()
+        .map(|parameter| {
+            let tensor = tensors.tensor(&parameter.name)?;
+            let values = tensor.data().chunks_exact(4);
+            Ok(values
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect())
+        });
+    Ok(State {
+        images: tensors.tensor("images")?.data().to_vec(),
+        parameters: parameters.collect::<Result<_, Box<dyn Error>>>()?,
+        config,
+    })
 }
