@@ -45,7 +45,7 @@ pub enum TrainError {
     /// A grid of samples could not be written.
     #[error(transparent)]
     Picture(#[from] PictureError),
-    /// The run's configuration could not be written.
+    /// The run's configuration is out of range or could not be written.
     #[error(transparent)]
     Config(#[from] RunConfigError),
     /// The loss or its gradient is not a number.
@@ -171,6 +171,7 @@ pub fn train(
     device: &Device,
     observer: &mut Observer,
 ) -> Result<Outcome, TrainError> {
+    config.validate()?;
     expect_images(&config.model, data)?;
     expect_images(&config.model, test)?;
     let steps_per_epoch = (data.len() / config.train.batch_size) as u64;
