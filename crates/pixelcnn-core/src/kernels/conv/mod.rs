@@ -9,6 +9,7 @@
 #[cfg(test)]
 mod tests;
 mod tile;
+mod winograd;
 
 use std::cell::RefCell;
 use std::iter;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 use super::simd::{self, Level};
 use crate::network::Window;
 use tile::Tiles;
+use winograd::Winograd;
 
 /// A convolution, or a transposed one, over a window.
 ///
@@ -98,6 +100,10 @@ impl Conv {
         out: &mut [f32],
     ) {
         assert_eq!(bias.len(), self.outputs, "length of bias");
+        if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
+            winograd.run(Tiles::of(level), x, weight, bias, accumulate, out);
+            return;
+        }
         let to = self.output_size([h, w]);
         let gather = Gather {
             phases: phases(&self.window, self.transposed, to),
@@ -121,6 +127,10 @@ impl Conv {
         accumulate: bool,
         dx: &mut [f32],
     ) {
+        if let Some(winograd) = Winograd::backward_input(self, [n, h, w]) {
+            winograd.run(Tiles::of(level), dy, weight, &[], accumulate, dx);
+            return;
+        }
         let gather = Gather {
             phases: phases(&self.window, !self.transposed, [h, w]),
             images: n,
@@ -153,6 +163,10 @@ impl Conv {
             return;
         }
         sum_pixels(dy, dbias);
+        if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
+            winograd.backward_weight(Tiles::of(level), x, dy, dweight);
+            return;
+        }
 
         let tiles = Tiles::of(level);
         let panels = Panels::new(tiles, outputs);
@@ -571,17 +585,18 @@ impl Shared {
 /// Lends `f` memory of `len` values, whatever they are, that the thread keeps for the next time.
 fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        // More than one, for `f` may borrow again, or wait for other threads and meanwhile be
+        // given another task of ours.
+        static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
     // From the start of a cache line, which vectors should not straddle.
     const LINE: usize = 64 / size_of::<f32>();
-    // Taken out, for `f` may wait for other threads and meanwhile be given another task of ours.
-    let mut memory = SCRATCH.take();
+    let mut memory = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if memory.len() < len + LINE {
-        memory.resize(len + LINE, 0.0);
+        memory = vec![0.0; len + LINE];
     }
     let first = memory.as_ptr().align_offset(64).min(LINE);
     let result = f(&mut memory[first..first + len]);
-    SCRATCH.set(memory);
+    SCRATCH.with_borrow_mut(|kept| kept.push(memory));
     result
 }

@@ -54,10 +54,15 @@ impl Sums {
 
     fn check(&self, what: &str, values: &[f32]) {
         assert_eq!(self.0.len(), values.len());
+        // Winograd's transforms mix a sum with its neighbours' terms, which then cancel.
+        let largest = self
+            .0
+            .iter()
+            .fold(0.0, |most: f64, (_, size)| most.max(*size));
         for (i, ((sum, size), value)) in self.0.iter().zip(values).enumerate() {
             let error = (sum - f64::from(*value)).abs();
             assert!(
-                error <= 1e-6 * size + 1e-30,
+                error <= 1e-6 * size + 1e-6 * largest,
                 "{what}[{i}]: {value} is not {sum}"
             );
         }

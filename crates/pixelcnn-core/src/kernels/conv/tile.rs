@@ -1,10 +1,11 @@
 //! The register tiles that all the arithmetic of a convolution goes through, once for every vector
 //! level: a few rows times one or two vectors of columns, kept in registers while they sum.
 
+use super::winograd::{self, Transforms};
 use crate::kernels::simd::Level;
 
 /// A vector register of f32 lanes. All its functions need the instructions of its level.
-trait Vector: Copy {
+pub(super) trait Vector: Copy {
     const LANES: usize;
     unsafe fn splat(value: f32) -> Self;
     /// Reads `LANES` values.
@@ -16,6 +17,7 @@ trait Vector: Copy {
     /// Writes the first `lanes` values, fewer than `LANES`.
     unsafe fn store_first(self, to: *mut f32, lanes: usize);
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
     /// `self * factor + term`.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
 }
@@ -57,6 +59,8 @@ pub(super) struct Tiles {
     pub gather: [&'static [GatherTile]; 2],
     /// Tiles by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterTile]; 2],
+    /// Transforms by columns of the kernel - 2.
+    pub winograd: [Transforms; 2],
 }
 
 impl Tiles {
@@ -173,7 +177,7 @@ pub(super) fn prefetch_all(from: *const f32, len: usize) {
 
 /// Writes or adds the first `columns` of a tile's row.
 #[inline(always)]
-unsafe fn write<V: Vector, const N: usize>(
+pub(super) unsafe fn write<V: Vector, const N: usize>(
     sums: [V; N],
     out: *mut f32,
     columns: usize,
@@ -246,10 +250,56 @@ macro_rules! tiles {
             }
         }
 
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn input<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { winograd::spread_input::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn weight<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { winograd::spread_weight::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn output_gradient<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { winograd::spread_output_gradient::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn output<const K: usize>(products: *const f32, stride: usize, bias: *const f32, outs: &[*mut f32; 4], first: usize, columns: usize, accumulate: bool) {
+            // SAFETY: the same as the caller's.
+            unsafe { winograd::collect_output::<$vector, K>(products, stride, bias, outs, first, columns, accumulate) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn weight_gradient<const K: usize>(points: *const f32, stride: usize, len: usize, taps: *mut f32) {
+            // SAFETY: the same as the caller's.
+            unsafe { winograd::collect_weight_gradient::<$vector, K>(points, stride, len, taps) }
+        }
+
+        const fn transforms<const K: usize>() -> Transforms {
+            Transforms {
+                input: input::<K>,
+                weight: weight::<K>,
+                output_gradient: output_gradient::<K>,
+                output: output::<K>,
+                weight_gradient: weight_gradient::<K>,
+            }
+        }
+
         pub(super) static TILES: Tiles = Tiles {
             lanes: <$vector>::LANES,
             gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
             outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
+            winograd: [transforms::<2>(), transforms::<3>()],
         };
     };
 }
@@ -257,7 +307,7 @@ macro_rules! tiles {
 /// 14 x 2 of the 32 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Tiles, Vector};
+    use super::{Tiles, Transforms, Vector, winograd};
     use std::arch::x86_64::*;
 
     impl Vector for __m512 {
@@ -293,6 +343,11 @@ mod avx512 {
             unsafe { _mm512_add_ps(self, other) }
         }
         #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm512_fmadd_ps(self, factor, term) }
@@ -309,7 +364,7 @@ mod avx512 {
 /// 6 x 2 of the 16 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Tiles, Vector};
+    use super::{Tiles, Transforms, Vector, winograd};
     use std::arch::x86_64::*;
 
     impl Vector for __m256 {
@@ -345,6 +400,11 @@ mod avx2 {
             unsafe { _mm256_add_ps(self, other) }
         }
         #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm256_fmadd_ps(self, factor, term) }
@@ -365,7 +425,7 @@ mod avx2 {
 
 /// Four lanes: a register of SSE2 or NEON, where the compiler finds them.
 mod plain {
-    use super::{Tiles, Vector};
+    use super::{Tiles, Transforms, Vector, winograd};
 
     #[derive(Clone, Copy)]
     pub(super) struct Lanes([f32; 4]);
@@ -403,6 +463,10 @@ mod plain {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            Lanes(std::array::from_fn(|i| self.0[i] - other.0[i]))
         }
         #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {

@@ -1,0 +1,715 @@
+//! The stride-1 convolution by a 2x2 or 2x3 kernel with 9 or 12 multiplications for every 2x2
+//! outputs instead of 16 or 24 (Winograd, 1980; Lavin & Gray, 2016, section 4).
+//!
+//! In each direction, two outputs of a kernel with `K` taps come from `K + 1` products:
+//! `y = A^T ((G g) * (B^T d))` for inputs `d` and taps `g`, nested for two directions. Every point
+//! of a tile is then a matrix product over the channels, which the register tiles of the direct
+//! convolution compute. The gradient of the weights is the adjoint,
+//! `dg = G^T ((B^T d) * (A dy))`.
+//!
+//! | K | `B^T d` | `G g` | `A^T m` |
+//! |---|---|---|---|
+//! | 2 | d0-d1, d1, d2-d1 | g0, g0+g1, g1 | m0+m1, m1+m2 |
+//! | 3 | d0-d2, d1+d2, d2-d1, d1-d3 | g0, (g0+g1+g2)/2, (g0-g1+g2)/2, g2 | m0+m1+m2, m1-m2-m3 |
+//!
+//! The factors are so small that rounding stays that of the direct convolution.
+
+use rayon::prelude::*;
+
+use super::tile::{Tiles, Vector};
+use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
+
+/// Rows of the kernels: the shift is down, by one.
+const ROWS: usize = 2;
+/// Points of a tile for the most taps.
+const MOST: usize = 12;
+/// A panel of zeros: the bias comes after the products are transformed.
+const NO_BIAS: [f32; 32] = [0.0; 32];
+/// Values that a task's transformed pixels may take, so that they stay in the second-level cache.
+const SPREAD: usize = 1 << 17;
+/// Values that the transformed pixels of both maps may take when the weights' gradient is summed,
+/// so that they stay in the last-level cache.
+const CHUNK: usize = 1 << 20;
+
+/// The transforms of one vector level and kernel width.
+pub(super) struct Transforms {
+    /// `B^T d B` of the pixels that a tile reads.
+    pub input: Spread,
+    /// `G g G^T` of the taps.
+    pub weight: Spread,
+    /// `A dy A^T` of the pixels that a tile writes.
+    pub output_gradient: Spread,
+    /// `A^T m A`.
+    pub output: Collect,
+    /// `G^T du G`.
+    pub weight_gradient: WeightGradient,
+}
+
+/// Transforms every channel of a tile's pixels or taps, row after row, to as many values as the
+/// tile has points, `stride` apart at `out`: vectors of them, zeros beyond `channels`.
+pub(super) type Spread =
+    unsafe fn(pixels: *const *const f32, channels: usize, out: *mut f32, stride: usize);
+
+/// Transforms `columns` products for each point, `stride` apart, to the tile's 2x2 outputs; adds
+/// `bias` and writes at `first` after each of `outs`, where that is not null, or adds to what is
+/// there. Products and bias are whole vectors.
+pub(super) type Collect = unsafe fn(
+    products: *const f32,
+    stride: usize,
+    bias: *const f32,
+    outs: &[*mut f32; 4],
+    first: usize,
+    columns: usize,
+    accumulate: bool,
+);
+
+/// Transforms `len` gradients for each point to those for each tap, `stride` apart both.
+pub(super) type WeightGradient =
+    unsafe fn(points: *const f32, stride: usize, len: usize, taps: *mut f32);
+
+/// `B^T d` for `K` taps; the fourth value is not used for two.
+#[inline(always)]
+unsafe fn input<V: Vector, const K: usize>(d: [V; 4]) -> [V; 4] {
+    // SAFETY: the caller has the level's instructions, as for all below.
+    unsafe {
+        if K == 2 {
+            [d[0].sub(d[1]), d[1], d[2].sub(d[1]), d[3]]
+        } else {
+            [
+                d[0].sub(d[2]),
+                d[1].add(d[2]),
+                d[2].sub(d[1]),
+                d[1].sub(d[3]),
+            ]
+        }
+    }
+}
+
+/// `A^T m`.
+#[inline(always)]
+unsafe fn output<V: Vector, const K: usize>(m: [V; 4]) -> [V; 2] {
+    // SAFETY: as for `input`.
+    unsafe {
+        let [a, b, c, d] = m;
+        if K == 2 {
+            [a.add(b), b.add(c)]
+        } else {
+            [a.add(b).add(c), b.sub(c).sub(d)]
+        }
+    }
+}
+
+/// `A dy`.
+#[inline(always)]
+unsafe fn output_gradient<V: Vector, const K: usize>([a, b]: [V; 2]) -> [V; 4] {
+    // SAFETY: as for `input`.
+    unsafe {
+        let zero = V::splat(0.0);
+        if K == 2 {
+            [a, a.add(b), b, zero]
+        } else {
+            [a, a.add(b), a.sub(b), zero.sub(b)]
+        }
+    }
+}
+
+/// `G g`; the third value is not used for two taps.
+#[inline(always)]
+unsafe fn weight<V: Vector, const K: usize>([a, b, c]: [V; 3]) -> [V; 4] {
+    // SAFETY: as for `input`.
+    unsafe {
+        let (zero, half) = (V::splat(0.0), V::splat(0.5));
+        if K == 2 {
+            [a, a.add(b), b, zero]
+        } else {
+            let outer = a.add(c);
+            let even = outer.add(b).mul_add(half, zero);
+            let odd = outer.sub(b).mul_add(half, zero);
+            [a, even, odd, c]
+        }
+    }
+}
+
+/// `G^T u`.
+#[inline(always)]
+unsafe fn weight_gradient<V: Vector, const K: usize>([a, b, c, d]: [V; 4]) -> [V; 3] {
+    // SAFETY: as for `input`.
+    unsafe {
+        if K == 2 {
+            [a.add(b), b.add(c), d]
+        } else {
+            let half = V::splat(0.5);
+            let sum = b.add(c);
+            let middle = b.sub(c).mul_add(half, V::splat(0.0));
+            [sum.mul_add(half, a), middle, sum.mul_add(half, d)]
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn spread_input<V: Vector, const K: usize>(
+    pixels: *const *const f32,
+    channels: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller has the level's instructions and memory as `Spread` says.
+    unsafe {
+        let read = |i: usize, j: usize, c| load(*pixels.add(i * (K + 1) + j), c, channels);
+        for c in (0..channels).step_by(V::LANES) {
+            let mut points = [[V::splat(0.0); 4]; ROWS + 2];
+            for j in 0..=K {
+                let column = std::array::from_fn(|i| {
+                    if i <= ROWS {
+                        read(i, j, c)
+                    } else {
+                        V::splat(0.0)
+                    }
+                });
+                for (point, value) in points.iter_mut().zip(input::<V, ROWS>(column)) {
+                    point[j] = value;
+                }
+            }
+            for (i, point) in points.into_iter().take(ROWS + 1).enumerate() {
+                for (j, value) in input::<V, K>(point).into_iter().take(K + 1).enumerate() {
+                    value.store(out.add((i * (K + 1) + j) * stride + c));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn spread_output_gradient<V: Vector, const K: usize>(
+    pixels: *const *const f32,
+    channels: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller has the level's instructions and memory as `Spread` says.
+    unsafe {
+        for c in (0..channels).step_by(V::LANES) {
+            let y: [V; 4] = std::array::from_fn(|i| load(*pixels.add(i), c, channels));
+            let left = output_gradient::<V, ROWS>([y[0], y[2]]);
+            let right = output_gradient::<V, ROWS>([y[1], y[3]]);
+            for (i, (left, right)) in left.into_iter().zip(right).take(ROWS + 1).enumerate() {
+                let row = output_gradient::<V, K>([left, right]);
+                for (j, value) in row.into_iter().take(K + 1).enumerate() {
+                    value.store(out.add((i * (K + 1) + j) * stride + c));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
+    products: *const f32,
+    stride: usize,
+    bias: *const f32,
+    outs: &[*mut f32; 4],
+    first: usize,
+    columns: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller has the level's instructions and memory as `Collect` says.
+    unsafe {
+        for c in (0..columns).step_by(V::LANES) {
+            let mut rows = [[V::splat(0.0); 4]; 2];
+            for j in 0..=K {
+                let column = std::array::from_fn(|i| {
+                    if i <= ROWS {
+                        V::load(products.add((i * (K + 1) + j) * stride + c))
+                    } else {
+                        V::splat(0.0)
+                    }
+                });
+                let [upper, lower] = output::<V, ROWS>(column);
+                (rows[0][j], rows[1][j]) = (upper, lower);
+            }
+            let bias = V::load(bias.add(c));
+            for (row, outs) in rows.into_iter().zip(outs.chunks_exact(2)) {
+                for (value, out) in output::<V, K>(row).into_iter().zip(outs) {
+                    if !out.is_null() {
+                        let value = [value.add(bias)];
+                        super::tile::write(value, out.add(first + c), columns - c, accumulate);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
+    taps: *const *const f32,
+    columns: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller has the level's instructions and memory as `Spread` says.
+    unsafe {
+        let zero = V::splat(0.0);
+        for c in (0..columns).step_by(V::LANES) {
+            let rows: [[V; 4]; ROWS] = std::array::from_fn(|i| {
+                weight::<V, K>(std::array::from_fn(|j| {
+                    if j < K {
+                        load(*taps.add(i * K + j), c, columns)
+                    } else {
+                        zero
+                    }
+                }))
+            });
+            for j in 0..=K {
+                let column = weight::<V, ROWS>([rows[0][j], rows[1][j], zero]);
+                for (i, value) in column.into_iter().take(ROWS + 1).enumerate() {
+                    value.store(out.add((i * (K + 1) + j) * stride + c));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
+    points: *const f32,
+    stride: usize,
+    len: usize,
+    taps: *mut f32,
+) {
+    // SAFETY: the caller has the level's instructions and memory as `WeightGradient` says.
+    unsafe {
+        let zero = V::splat(0.0);
+        for c in (0..len).step_by(V::LANES) {
+            let mut rows = [[zero; 4]; ROWS];
+            for j in 0..=K {
+                let column = std::array::from_fn(|i| {
+                    if i <= ROWS {
+                        load(points.add((i * (K + 1) + j) * stride), c, len)
+                    } else {
+                        zero
+                    }
+                });
+                let [upper, lower, _] = weight_gradient::<V, ROWS>(column);
+                (rows[0][j], rows[1][j]) = (upper, lower);
+            }
+            for (i, row) in rows.into_iter().enumerate() {
+                for (j, value) in weight_gradient::<V, K>(row).into_iter().take(K).enumerate() {
+                    let out = taps.add((i * K + j) * stride + c);
+                    super::tile::write([value], out, len - c, false);
+                }
+            }
+        }
+    }
+}
+
+/// The vector at `from + c`, zeros beyond `channels`.
+#[inline(always)]
+unsafe fn load<V: Vector>(from: *const f32, c: usize, channels: usize) -> V {
+    // SAFETY: the caller has the level's instructions and `channels` values at `from`.
+    unsafe {
+        if c + V::LANES <= channels {
+            V::load(from.add(c))
+        } else {
+            V::load_first(from.add(c), channels - c)
+        }
+    }
+}
+
+/// A convolution that this method has transforms for, forward or, with the taps and channels the
+/// other way round, for the input's gradient.
+pub(super) struct Winograd {
+    /// Images, rows and columns of both maps.
+    size: [usize; 3],
+    /// Columns of the kernel: 2 or 3.
+    taps: usize,
+    /// Rows and columns by which the kernel reaches up and left.
+    offset: [usize; 2],
+    inputs: usize,
+    outputs: usize,
+    /// The weight is that of the forward pass: \[taps, outputs, inputs\], taps in reverse.
+    flipped: bool,
+}
+
+impl Winograd {
+    /// The method for a convolution, where it has transforms for it and the channels are so many
+    /// that they cost little.
+    pub(super) fn forward(conv: &Conv, size: [usize; 3]) -> Option<Winograd> {
+        let [rows, taps] = conv.window.kernel;
+        let suits = rows == ROWS
+            && (taps == 2 || taps == 3)
+            && conv.window.stride == 1
+            && !conv.transposed
+            && conv.inputs >= 16
+            && conv.outputs >= 8;
+        suits.then_some(Winograd {
+            size,
+            taps,
+            offset: conv.window.offset,
+            inputs: conv.inputs,
+            outputs: conv.outputs,
+            flipped: false,
+        })
+    }
+
+    /// The method for the gradient of a convolution's input.
+    pub(super) fn backward_input(conv: &Conv, size: [usize; 3]) -> Option<Winograd> {
+        let forward = Winograd::forward(conv, size)?;
+        let [up, left] = forward.offset;
+        Some(Winograd {
+            offset: [ROWS - 1 - up, forward.taps - 1 - left],
+            inputs: forward.outputs,
+            outputs: forward.inputs,
+            flipped: true,
+            ..forward
+        })
+    }
+
+    /// Points of a tile.
+    fn points(&self) -> usize {
+        (ROWS + 1) * (self.taps + 1)
+    }
+
+    /// Rows and columns of tiles in an image.
+    fn grid(&self) -> [usize; 2] {
+        [self.size[1].div_ceil(2), self.size[2].div_ceil(2)]
+    }
+
+    fn tiles(&self) -> usize {
+        let [rows, columns] = self.grid();
+        self.size[0] * rows * columns
+    }
+
+    fn transforms(&self, tiles: &'static Tiles) -> &'static Transforms {
+        &tiles.winograd[self.taps - 2]
+    }
+
+    /// Image, top row and left column of a tile's outputs.
+    fn place(&self, tile: usize) -> [usize; 3] {
+        let [rows, columns] = self.grid();
+        [
+            tile / columns / rows,
+            tile / columns % rows * 2,
+            tile % columns * 2,
+        ]
+    }
+
+    /// The pixel of an image, `None` outside.
+    fn pixel(&self, image: usize, y: usize, x: usize) -> Option<usize> {
+        let [_, h, w] = self.size;
+        (y < h && x < w).then(|| (image * h + y) * w + x)
+    }
+
+    /// The pixels that a tile reads, row after row.
+    fn read(&self, tile: usize) -> impl Iterator<Item = Option<usize>> {
+        let [image, top, left] = self.place(tile);
+        (0..=ROWS).flat_map(move |i| {
+            (0..=self.taps).map(move |j| {
+                // What lies above or to the left wraps round to outside.
+                let y = (top + i).wrapping_sub(self.offset[0]);
+                let x = (left + j).wrapping_sub(self.offset[1]);
+                self.pixel(image, y, x)
+            })
+        })
+    }
+
+    /// The pixels that a tile writes, row after row.
+    fn written(&self, tile: usize) -> [Option<usize>; 4] {
+        let [image, top, left] = self.place(tile);
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| self.pixel(image, top + i, left + j))
+    }
+
+    /// `out` = the convolution of `x`, or `out` += it. The bias is padded to whole panels.
+    pub(super) fn run(
+        &self,
+        tiles: &'static Tiles,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
+        let pixels: usize = self.size.iter().product();
+        let taps = ROWS * self.taps;
+        assert_eq!(weight.len(), taps * inputs * outputs, "length of weight");
+        assert_eq!(x.len(), pixels * inputs, "length of what is read");
+        assert_eq!(out.len(), pixels * outputs, "length of what is written");
+        let panels = Panels::new(tiles, outputs);
+        let mut padded_bias = vec![0.0; panels.count() * panels.width];
+        padded_bias[..bias.len()].copy_from_slice(bias);
+        let zeros = vec![0.0; inputs];
+        let transforms = self.transforms(tiles);
+
+        // A task has whole register tiles, as many as leave every thread a few tasks.
+        let lanes = inputs.next_multiple_of(tiles.lanes);
+        let most = (SPREAD / (points * lanes) / tiles.rows()).max(1);
+        let fair = self.tiles() / (4 * rayon::current_num_threads() * tiles.rows());
+        let parts = self.tiles().div_ceil(tiles.rows() * fair.clamp(1, most));
+        let out = Shared(out.as_mut_ptr());
+        let task = |packed: &[f32], part: usize| {
+            let range = share(self.tiles(), part, parts);
+            let (first, count) = (range.start, range.len());
+            let spread = points * count * lanes;
+            with_scratch(spread + points * count * panels.width, |scratch| {
+                let (spread, products) = scratch.split_at_mut(spread);
+                for tile in range.clone() {
+                    let mut pixels = [zeros.as_ptr(); MOST];
+                    for (at, pixel) in pixels.iter_mut().zip(self.read(tile)) {
+                        if let Some(pixel) = pixel {
+                            *at = x[pixel * inputs..][..inputs].as_ptr();
+                        }
+                    }
+                    let to = &mut spread[(tile - first) * lanes..];
+                    // SAFETY: the machine has the level. Each pointer is to `inputs` values, and
+                    // the last point's vectors end with the `count` tiles of `lanes` values.
+                    unsafe {
+                        (transforms.input)(pixels.as_ptr(), inputs, to.as_mut_ptr(), count * lanes)
+                    };
+                }
+                let rows: Vec<*const f32> = spread.chunks_exact(lanes).map(<[_]>::as_ptr).collect();
+                let written: Vec<[*mut f32; 4]> = range
+                    .map(|tile| {
+                        self.written(tile).map(|pixel| {
+                            pixel.map_or(std::ptr::null_mut(), |pixel| out.at(pixel * outputs))
+                        })
+                    })
+                    .collect();
+                let row_tiles = count.div_ceil(tiles.rows());
+                for panel in 0..panels.count() {
+                    let (columns, vectors) = panels.get(panel);
+                    let width = vectors * tiles.lanes;
+                    let products = &mut products[..points * count * width];
+                    let outs: Vec<*mut f32> = products
+                        .chunks_exact_mut(width)
+                        .map(<[_]>::as_mut_ptr)
+                        .collect();
+                    let weights = &packed[panel * panels.width * points * inputs..];
+                    for point in 0..points {
+                        for tile in 0..row_tiles {
+                            let tile = share(count, tile, row_tiles);
+                            let row = point * count + tile.start;
+                            // SAFETY: the machine has the level. `rows` and `outs` have the rows
+                            // of this point; the panel has `points` rows of `vectors` vectors
+                            // for every input; `NO_BIAS` is a whole panel.
+                            unsafe {
+                                tiles.gather[vectors - 1][tile.len() - 1](
+                                    &[point],
+                                    rows[row..].as_ptr(),
+                                    inputs,
+                                    weights.as_ptr(),
+                                    NO_BIAS.as_ptr(),
+                                    outs[row..].as_ptr(),
+                                    0,
+                                    width,
+                                    false,
+                                );
+                            }
+                        }
+                    }
+                    for (tile, outs) in written.iter().enumerate() {
+                        // SAFETY: the machine has the level. Each point has the `width` products
+                        // of `count` tiles; `columns` lie inside a pixel, which no other task
+                        // writes.
+                        unsafe {
+                            (transforms.output)(
+                                products[tile * width..].as_ptr(),
+                                count * width,
+                                padded_bias[panel * panels.width..].as_ptr(),
+                                outs,
+                                columns.start,
+                                columns.len(),
+                                accumulate,
+                            );
+                        }
+                    }
+                }
+            });
+        };
+        with_scratch(points * inputs * panels.lanes(), |packed| {
+            self.pack(tiles, &panels, weight, packed);
+            let packed = &*packed;
+            (0..parts)
+                .into_par_iter()
+                .for_each(|part| task(packed, part));
+        });
+    }
+
+    /// Packs the transformed weight by panels: \[panel, point, input, column\], zeros beyond the
+    /// last column.
+    fn pack(&self, tiles: &'static Tiles, panels: &Panels, weight: &[f32], packed: &mut [f32]) {
+        /// Inputs that are transposed together.
+        const INPUTS: usize = 16;
+        let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
+        let taps = ROWS * self.taps;
+        let transform = self.transforms(tiles).weight;
+        let pack = |(panel, packed): (usize, &mut [f32])| {
+            let (columns, vectors) = panels.get(panel);
+            let width = vectors * tiles.lanes;
+            // In the forward pass's order: [tap, input, column].
+            let mut turned = vec![
+                0.0;
+                if self.flipped {
+                    taps * INPUTS * width
+                } else {
+                    0
+                }
+            ];
+            for first in (0..inputs).step_by(INPUTS) {
+                let block = first..inputs.min(first + INPUTS);
+                if self.flipped {
+                    for (tap, turned) in turned.chunks_exact_mut(INPUTS * width).enumerate() {
+                        let weight = &weight[(taps - 1 - tap) * inputs * outputs..];
+                        for (lane, column) in columns.clone().enumerate() {
+                            let row = &weight[column * inputs..][block.clone()];
+                            for (to, from) in turned[lane..].iter_mut().step_by(width).zip(row) {
+                                *to = *from;
+                            }
+                        }
+                    }
+                }
+                for input in block {
+                    let mut at = [std::ptr::null(); ROWS * 3];
+                    for (tap, at) in at.iter_mut().take(taps).enumerate() {
+                        *at = if self.flipped {
+                            turned[(tap * INPUTS + input - first) * width..].as_ptr()
+                        } else {
+                            weight[(tap * inputs + input) * outputs + columns.start..].as_ptr()
+                        };
+                    }
+                    let to = packed[input * width..].as_mut_ptr();
+                    // SAFETY: the machine has the level. Every tap has `columns` values, and the
+                    // panel `vectors` vectors for every point and input.
+                    unsafe { transform(at.as_ptr(), columns.len(), to, inputs * width) };
+                }
+            }
+        };
+        packed
+            .par_chunks_mut(panels.width * points * inputs)
+            .enumerate()
+            .for_each(pack);
+    }
+
+    /// `dweight` = the gradient for the weight of a forward pass.
+    pub(super) fn backward_weight(
+        &self,
+        tiles: &'static Tiles,
+        x: &[f32],
+        dy: &[f32],
+        dweight: &mut [f32],
+    ) {
+        let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
+        let pixels: usize = self.size.iter().product();
+        assert_eq!(x.len(), pixels * inputs, "length of x");
+        assert_eq!(dy.len(), pixels * outputs, "length of dy");
+        let panels = Panels::new(tiles, outputs);
+        let transforms = self.transforms(tiles);
+        let zeros = vec![0.0; inputs.max(outputs)];
+
+        // Tiles are taken in chunks: all their pixels are transformed, then summed up to the
+        // gradient for the points. The chunks, and so the order of the sum, depend on the shapes
+        // alone.
+        let lanes = inputs.next_multiple_of(tiles.lanes);
+        let chunk = CHUNK / (points * (lanes + panels.lanes()));
+        let chunk = (chunk / PIXELS).max(1) * PIXELS;
+        let chunk = chunk.min(self.tiles());
+        let row_tiles = inputs.div_ceil(tiles.rows());
+        let threads = rayon::current_num_threads();
+        let parts = (4 * threads).div_ceil(points).min(row_tiles);
+        let sizes = [inputs * outputs, chunk * lanes, chunk * panels.lanes()].map(|n| n * points);
+        with_scratch(sizes.iter().sum(), |scratch| {
+            let (d_points, scratch) = scratch.split_at_mut(sizes[0]);
+            let (spread_x, spread_dy) = scratch.split_at_mut(sizes[1]);
+            for start in (0..self.tiles()).step_by(chunk) {
+                let count = chunk.min(self.tiles() - start);
+                let (to_x, to_dy) = (
+                    Shared(spread_x.as_mut_ptr()),
+                    Shared(spread_dy.as_mut_ptr()),
+                );
+                let groups = count.div_ceil(PIXELS / 8);
+                (0..groups).into_par_iter().for_each(|group| {
+                    for i in share(count, group, groups) {
+                        let tile = start + i;
+                        let at = |map: &[f32], channels, pixel: Option<usize>| match pixel {
+                            Some(pixel) => map[pixel * channels..][..channels].as_ptr(),
+                            None => zeros.as_ptr(),
+                        };
+                        let mut read = [zeros.as_ptr(); MOST];
+                        for (to, pixel) in read.iter_mut().zip(self.read(tile)) {
+                            *to = at(x, inputs, pixel);
+                        }
+                        let written = self.written(tile).map(|pixel| at(dy, outputs, pixel));
+                        // SAFETY: the machine has the level. Each pointer is to all channels of
+                        // a pixel. Vectors of this tile alone are written: \[point, tile\] of
+                        // `lanes` values, and \[point, panel, tile\] of the panel's vectors.
+                        unsafe {
+                            let to = to_x.at(i * lanes);
+                            (transforms.input)(read.as_ptr(), inputs, to, count * lanes);
+                            for panel in 0..panels.count() {
+                                let (columns, vectors) = panels.get(panel);
+                                let from = written.map(|pixel| pixel.wrapping_add(columns.start));
+                                let first = count * panel * panels.width;
+                                let to = to_dy.at(first + i * vectors * tiles.lanes);
+                                let stride = count * panels.lanes();
+                                let transform = transforms.output_gradient;
+                                transform(from.as_ptr(), columns.len(), to, stride);
+                            }
+                        }
+                    }
+                });
+
+                let (spread_x, spread_dy) = (&*spread_x, &*spread_dy);
+                let d_points = Shared(d_points.as_mut_ptr());
+                (0..points * parts).into_par_iter().for_each(|task| {
+                    let (point, part) = (task / parts, task % parts);
+                    let rows = spread_x[point * count * lanes..].chunks_exact(lanes);
+                    let rows: Vec<*const f32> = rows.take(count).map(<[_]>::as_ptr).collect();
+                    let dy = &spread_dy[point * count * panels.lanes()..];
+                    for (block, xs) in rows.chunks(PIXELS).enumerate() {
+                        for panel in 0..panels.count() {
+                            let (columns, vectors) = panels.get(panel);
+                            let dy = &dy[count * panel * panels.width..];
+                            let dy = &dy[block * PIXELS * vectors * tiles.lanes..];
+                            for tile in share(row_tiles, part, parts) {
+                                let rows = share(inputs, tile, row_tiles);
+                                let first = (point * inputs + rows.start) * outputs;
+                                // SAFETY: the machine has the level. `xs` point to `inputs`
+                                // channels each, `dy` has a row for each of them. The tile's rows
+                                // and columns are of this task alone.
+                                unsafe {
+                                    tiles.outer[vectors - 1][rows.len() - 1](
+                                        xs,
+                                        rows.start,
+                                        dy.as_ptr(),
+                                        d_points.at(first + columns.start),
+                                        outputs,
+                                        columns.len(),
+                                        start > 0 || block > 0,
+                                    );
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+
+            let size = inputs * outputs;
+            assert_eq!(dweight.len(), ROWS * self.taps * size, "length of dweight");
+            let dweight = Shared(dweight.as_mut_ptr());
+            let parts = size.div_ceil(1 << 12);
+            (0..parts).into_par_iter().for_each(|part| {
+                let range = share(size, part, parts);
+                // SAFETY: the machine has the level. The range lies inside the gradient for each
+                // point and each tap, and is of this task alone.
+                unsafe {
+                    (transforms.weight_gradient)(
+                        d_points[range.start..].as_ptr(),
+                        size,
+                        range.len(),
+                        dweight.at(range.start),
+                    );
+                }
+            });
+        });
+    }
+}
