@@ -1,7 +1,7 @@
 //! GFLOP/s of the convolutions beside the peak of this machine and a matrix product of the same
 //! size by the `gemm` crate, which reads its operands ready made.
 //!
-//! Every figure is the best of several runs, the others being disturbed by whatever else runs.
+//! Arguments choose the lines that contain one of them. Every figure is the best of several runs, the others being disturbed by whatever else runs.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -112,6 +112,10 @@ fn product([m, n, k]: [usize; 3], left: bool, right: bool) -> f64 {
 }
 
 fn main() {
+    let chosen: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
     let peak = peak();
     match peak {
         Some(peak) => println!(
@@ -145,6 +149,11 @@ fn main() {
             inputs,
             outputs,
         };
+        let [kh, kw] = window.kernel;
+        let name = format!("{size:?} {inputs}->{outputs} {kh}x{kw}/{}", window.stride);
+        if !chosen.is_empty() && !chosen.iter().any(|part| name.contains(part)) {
+            continue;
+        }
         let [n, h, w] = size;
         let [oh, ow] = conv.output_size([h, w]);
         let (pixels, taps) = (n * oh * ow, window.taps());
@@ -169,11 +178,7 @@ fn main() {
             product([pixels, taps * inputs, outputs], false, true),
             product([taps * inputs, outputs, pixels], true, false),
         ];
-        let [kh, kw] = window.kernel;
-        print!(
-            "{:34}",
-            format!("{size:?} {inputs}->{outputs} {kh}x{kw}/{}", window.stride)
-        );
+        print!("{name:34}");
         for (ours, gemm) in ours.into_iter().zip(gemm) {
             let share = peak.map_or(String::new(), |peak| {
                 format!(" ({:.0} %)", 100.0 * ours / peak)

@@ -16,7 +16,7 @@
 
 use rayon::prelude::*;
 
-use super::tile::{Tiles, Vector};
+use super::tile::{self, Tiles, Vector};
 use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
 
 /// Rows of the kernels: the shift is down, by one.
@@ -26,7 +26,7 @@ const MOST: usize = 12;
 /// A panel of zeros: the bias comes after the products are transformed.
 const NO_BIAS: [f32; 32] = [0.0; 32];
 /// Values that a task's transformed pixels may take, so that they stay in the second-level cache.
-const SPREAD: usize = 1 << 17;
+const SPREAD: usize = 1 << 15;
 /// Values that the transformed pixels of both maps may take when the weights' gradient is summed,
 /// so that they stay in the last-level cache.
 const CHUNK: usize = 1 << 20;
@@ -232,7 +232,7 @@ pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
                 for (value, out) in output::<V, K>(row).into_iter().zip(outs) {
                     if !out.is_null() {
                         let value = [value.add(bias)];
-                        super::tile::write(value, out.add(first + c), columns - c, accumulate);
+                        tile::write(value, out.add(first + c), columns - c, accumulate);
                     }
                 }
             }
@@ -296,7 +296,7 @@ pub(super) unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
             for (i, row) in rows.into_iter().enumerate() {
                 for (j, value) in weight_gradient::<V, K>(row).into_iter().take(K).enumerate() {
                     let out = taps.add((i * K + j) * stride + c);
-                    super::tile::write([value], out, len - c, false);
+                    tile::write([value], out, len - c, false);
                 }
             }
         }
@@ -394,10 +394,10 @@ impl Winograd {
         ]
     }
 
-    /// The pixel of an image, `None` outside.
+    /// The pixel of an image, `None` outside of it or beyond the last image.
     fn pixel(&self, image: usize, y: usize, x: usize) -> Option<usize> {
         let [_, h, w] = self.size;
-        (y < h && x < w).then(|| (image * h + y) * w + x)
+        (image < self.size[0] && y < h && x < w).then(|| (image * h + y) * w + x)
     }
 
     /// The pixels that a tile reads, row after row.
@@ -453,11 +453,22 @@ impl Winograd {
             let spread = points * count * lanes;
             with_scratch(spread + points * count * panels.width, |scratch| {
                 let (spread, products) = scratch.split_at_mut(spread);
-                for tile in range.clone() {
+                let pixels = |tile| {
                     let mut pixels = [zeros.as_ptr(); MOST];
                     for (at, pixel) in pixels.iter_mut().zip(self.read(tile)) {
                         if let Some(pixel) = pixel {
                             *at = x[pixel * inputs..][..inputs].as_ptr();
+                        }
+                    }
+                    pixels
+                };
+                let mut ahead = pixels(first);
+                for tile in range.clone() {
+                    let pixels = std::mem::replace(&mut ahead, pixels(tile + 1));
+                    // What no tile before has read.
+                    for row in ahead[..points].chunks_exact(self.taps + 1).skip(1) {
+                        for pixel in &row[self.taps - 1..] {
+                            tile::prefetch_all(*pixel, inputs);
                         }
                     }
                     let to = &mut spread[(tile - first) * lanes..];
