@@ -38,6 +38,11 @@ pub(super) type GatherTile = unsafe fn(
     accumulate: bool,
 );
 
+/// The product of `M` rows of `inputs` values at `x`, `stride` apart, with a panel of `inputs` rows
+/// of the tile's `width` values. Writes `M` rows of `width` values at `out`.
+pub(super) type ProductTile =
+    unsafe fn(x: *const f32, stride: usize, inputs: usize, panel: *const f32, out: *mut f32);
+
 /// Sums over pixels `p` the outer products of `M` channels at `pixels[p] + first` with the
 /// `width` values at `panel + p * width`. Writes `columns` values to each of the `M` rows
 /// at `out`, `stride` apart, or adds them to what is there.
@@ -57,6 +62,8 @@ pub(super) struct Tiles {
     pub lanes: usize,
     /// Tiles by vectors - 1 and rows - 1.
     pub gather: [&'static [GatherTile]; 2],
+    /// Tiles by vectors - 1 and rows - 1.
+    pub product: [&'static [ProductTile]; 2],
     /// Tiles by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterTile]; 2],
     /// Transforms by columns of the kernel - 2.
@@ -113,6 +120,35 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
         }
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, (*outs.add(m)).add(first), columns, accumulate);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn product<V: Vector, const M: usize, const N: usize>(
+    x: *const f32,
+    stride: usize,
+    inputs: usize,
+    panel: *const f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller has the level's instructions, and memory as `ProductTile` says.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        let row: [*const f32; M] = std::array::from_fn(|m| x.add(m * stride));
+        for k in 0..inputs {
+            let w: [V; N] = std::array::from_fn(|n| V::load(panel.add((k * N + n) * V::LANES)));
+            for (sums, row) in sums.iter_mut().zip(row) {
+                let x = V::splat(*row.add(k));
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum = x.mul_add(w, *sum);
+                }
+            }
+        }
+        for (m, sums) in sums.into_iter().enumerate() {
+            for (n, sum) in sums.into_iter().enumerate() {
+                sum.store(out.add((m * N + n) * V::LANES));
+            }
         }
     }
 }
@@ -233,6 +269,18 @@ macro_rules! tiles {
         }
 
         $(#[$features])?
+        unsafe fn product<const M: usize, const N: usize>(
+            x: *const f32,
+            stride: usize,
+            inputs: usize,
+            panel: *const f32,
+            out: *mut f32,
+        ) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::product::<$vector, M, N>(x, stride, inputs, panel, out) }
+        }
+
+        $(#[$features])?
         unsafe fn outer<const M: usize, const N: usize>(
             pixels: &[*const f32],
             first: usize,
@@ -298,6 +346,7 @@ macro_rules! tiles {
         pub(super) static TILES: Tiles = Tiles {
             lanes: <$vector>::LANES,
             gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
+            product: [&[$(product::<$rows, 1>),*], &[$(product::<$rows, 2>),*]],
             outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
             winograd: [transforms::<2>(), transforms::<3>()],
         };

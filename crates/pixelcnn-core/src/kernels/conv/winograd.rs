@@ -23,8 +23,6 @@ use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
 const ROWS: usize = 2;
 /// Points of a tile for the most taps.
 const MOST: usize = 12;
-/// A panel of zeros: the bias comes after the products are transformed.
-const NO_BIAS: [f32; 32] = [0.0; 32];
 /// Values that a task's transformed pixels may take, so that they stay in the second-level cache.
 const SPREAD: usize = 1 << 15;
 /// Values that the transformed pixels of both maps may take when the weights' gradient is summed,
@@ -155,17 +153,13 @@ pub(super) unsafe fn spread_input<V: Vector, const K: usize>(
 ) {
     // SAFETY: the caller has the level's instructions and memory as `Spread` says.
     unsafe {
-        let read = |i: usize, j: usize, c| load(*pixels.add(i * (K + 1) + j), c, channels);
         for c in (0..channels).step_by(V::LANES) {
             let mut points = [[V::splat(0.0); 4]; ROWS + 2];
             for j in 0..=K {
-                let column = std::array::from_fn(|i| {
-                    if i <= ROWS {
-                        read(i, j, c)
-                    } else {
-                        V::splat(0.0)
-                    }
-                });
+                let mut column = [V::splat(0.0); 4];
+                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
+                    *value = load(*pixels.add(i * (K + 1) + j), c, channels);
+                }
                 for (point, value) in points.iter_mut().zip(input::<V, ROWS>(column)) {
                     point[j] = value;
                 }
@@ -189,7 +183,10 @@ pub(super) unsafe fn spread_output_gradient<V: Vector, const K: usize>(
     // SAFETY: the caller has the level's instructions and memory as `Spread` says.
     unsafe {
         for c in (0..channels).step_by(V::LANES) {
-            let y: [V; 4] = std::array::from_fn(|i| load(*pixels.add(i), c, channels));
+            let mut y = [V::splat(0.0); 4];
+            for (i, value) in y.iter_mut().enumerate() {
+                *value = load(*pixels.add(i), c, channels);
+            }
             let left = output_gradient::<V, ROWS>([y[0], y[2]]);
             let right = output_gradient::<V, ROWS>([y[1], y[3]]);
             for (i, (left, right)) in left.into_iter().zip(right).take(ROWS + 1).enumerate() {
@@ -217,13 +214,10 @@ pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
         for c in (0..columns).step_by(V::LANES) {
             let mut rows = [[V::splat(0.0); 4]; 2];
             for j in 0..=K {
-                let column = std::array::from_fn(|i| {
-                    if i <= ROWS {
-                        V::load(products.add((i * (K + 1) + j) * stride + c))
-                    } else {
-                        V::splat(0.0)
-                    }
-                });
+                let mut column = [V::splat(0.0); 4];
+                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
+                    *value = V::load(products.add((i * (K + 1) + j) * stride + c));
+                }
                 let [upper, lower] = output::<V, ROWS>(column);
                 (rows[0][j], rows[1][j]) = (upper, lower);
             }
@@ -251,15 +245,14 @@ pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
     unsafe {
         let zero = V::splat(0.0);
         for c in (0..columns).step_by(V::LANES) {
-            let rows: [[V; 4]; ROWS] = std::array::from_fn(|i| {
-                weight::<V, K>(std::array::from_fn(|j| {
-                    if j < K {
-                        load(*taps.add(i * K + j), c, columns)
-                    } else {
-                        zero
-                    }
-                }))
-            });
+            let mut rows = [[zero; 4]; ROWS];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let mut g = [zero; 3];
+                for (j, value) in g.iter_mut().take(K).enumerate() {
+                    *value = load(*taps.add(i * K + j), c, columns);
+                }
+                *row = weight::<V, K>(g);
+            }
             for j in 0..=K {
                 let column = weight::<V, ROWS>([rows[0][j], rows[1][j], zero]);
                 for (i, value) in column.into_iter().take(ROWS + 1).enumerate() {
@@ -283,13 +276,10 @@ pub(super) unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
         for c in (0..len).step_by(V::LANES) {
             let mut rows = [[zero; 4]; ROWS];
             for j in 0..=K {
-                let column = std::array::from_fn(|i| {
-                    if i <= ROWS {
-                        load(points.add((i * (K + 1) + j) * stride), c, len)
-                    } else {
-                        zero
-                    }
-                });
+                let mut column = [zero; 4];
+                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
+                    *value = load(points.add((i * (K + 1) + j) * stride), c, len);
+                }
                 let [upper, lower, _] = weight_gradient::<V, ROWS>(column);
                 (rows[0][j], rows[1][j]) = (upper, lower);
             }
@@ -400,17 +390,35 @@ impl Winograd {
         (image < self.size[0] && y < h && x < w).then(|| (image * h + y) * w + x)
     }
 
-    /// The pixels that a tile reads, row after row.
-    fn read(&self, tile: usize) -> impl Iterator<Item = Option<usize>> {
+    /// Where the pixels that a tile reads are in `x`, row after row; `zeros` for those outside.
+    fn read(&self, tile: usize, x: &[f32], zeros: &[f32]) -> [*const f32; MOST] {
+        let [_, h, w] = self.size;
         let [image, top, left] = self.place(tile);
-        (0..=ROWS).flat_map(move |i| {
-            (0..=self.taps).map(move |j| {
-                // What lies above or to the left wraps round to outside.
-                let y = (top + i).wrapping_sub(self.offset[0]);
-                let x = (left + j).wrapping_sub(self.offset[1]);
-                self.pixel(image, y, x)
-            })
-        })
+        let [up, to_left] = self.offset;
+        // What lies above or to the left wraps round to outside.
+        let (top, left) = (top.wrapping_sub(up), left.wrapping_sub(to_left));
+        let mut pixels = [zeros.as_ptr(); MOST];
+        let mut rows = pixels.chunks_exact_mut(self.taps + 1);
+        if top < h - ROWS.min(h) && left < w - self.taps.min(w) && image < self.size[0] {
+            let tile = &x[((image * h + top) * w + left) * self.inputs..];
+            let last = (ROWS * w + self.taps) * self.inputs;
+            assert!(tile.len() >= last + self.inputs, "a tile inside the map");
+            for (i, row) in rows.by_ref().take(ROWS + 1).enumerate() {
+                for (j, pixel) in row.iter_mut().enumerate() {
+                    *pixel = tile.as_ptr().wrapping_add((i * w + j) * self.inputs);
+                }
+            }
+            return pixels;
+        }
+        for (i, row) in rows.take(ROWS + 1).enumerate() {
+            for (j, to) in row.iter_mut().enumerate() {
+                let pixel = self.pixel(image, top.wrapping_add(i), left.wrapping_add(j));
+                if let Some(pixel) = pixel {
+                    *to = x[pixel * self.inputs..][..self.inputs].as_ptr();
+                }
+            }
+        }
+        pixels
     }
 
     /// The pixels that a tile writes, row after row.
@@ -453,18 +461,9 @@ impl Winograd {
             let spread = points * count * lanes;
             with_scratch(spread + points * count * panels.width, |scratch| {
                 let (spread, products) = scratch.split_at_mut(spread);
-                let pixels = |tile| {
-                    let mut pixels = [zeros.as_ptr(); MOST];
-                    for (at, pixel) in pixels.iter_mut().zip(self.read(tile)) {
-                        if let Some(pixel) = pixel {
-                            *at = x[pixel * inputs..][..inputs].as_ptr();
-                        }
-                    }
-                    pixels
-                };
-                let mut ahead = pixels(first);
+                let mut ahead = self.read(first, x, &zeros);
                 for tile in range.clone() {
-                    let pixels = std::mem::replace(&mut ahead, pixels(tile + 1));
+                    let pixels = std::mem::replace(&mut ahead, self.read(tile + 1, x, &zeros));
                     // What no tile before has read.
                     for row in ahead[..points].chunks_exact(self.taps + 1).skip(1) {
                         for pixel in &row[self.taps - 1..] {
@@ -478,7 +477,6 @@ impl Winograd {
                         (transforms.input)(pixels.as_ptr(), inputs, to.as_mut_ptr(), count * lanes)
                     };
                 }
-                let rows: Vec<*const f32> = spread.chunks_exact(lanes).map(<[_]>::as_ptr).collect();
                 let written: Vec<[*mut f32; 4]> = range
                     .map(|tile| {
                         self.written(tile).map(|pixel| {
@@ -491,29 +489,22 @@ impl Winograd {
                     let (columns, vectors) = panels.get(panel);
                     let width = vectors * tiles.lanes;
                     let products = &mut products[..points * count * width];
-                    let outs: Vec<*mut f32> = products
-                        .chunks_exact_mut(width)
-                        .map(<[_]>::as_mut_ptr)
-                        .collect();
                     let weights = &packed[panel * panels.width * points * inputs..];
                     for point in 0..points {
+                        let weights = &weights[point * inputs * width..][..inputs * width];
                         for tile in 0..row_tiles {
                             let tile = share(count, tile, row_tiles);
                             let row = point * count + tile.start;
-                            // SAFETY: the machine has the level. `rows` and `outs` have the rows
-                            // of this point; the panel has `points` rows of `vectors` vectors
-                            // for every input; `NO_BIAS` is a whole panel.
+                            // SAFETY: the machine has the level. From `row` on there are as many
+                            // rows as the tile has, of `lanes` values each and of `width`
+                            // products; `weights` has `width` values for every input.
                             unsafe {
-                                tiles.gather[vectors - 1][tile.len() - 1](
-                                    &[point],
-                                    rows[row..].as_ptr(),
+                                tiles.product[vectors - 1][tile.len() - 1](
+                                    spread[row * lanes..].as_ptr(),
+                                    lanes,
                                     inputs,
                                     weights.as_ptr(),
-                                    NO_BIAS.as_ptr(),
-                                    outs[row..].as_ptr(),
-                                    0,
-                                    width,
-                                    false,
+                                    products[row * width..].as_mut_ptr(),
                                 );
                             }
                         }
@@ -641,15 +632,11 @@ impl Winograd {
                 (0..groups).into_par_iter().for_each(|group| {
                     for i in share(count, group, groups) {
                         let tile = start + i;
-                        let at = |map: &[f32], channels, pixel: Option<usize>| match pixel {
-                            Some(pixel) => map[pixel * channels..][..channels].as_ptr(),
+                        let read = self.read(tile, x, &zeros);
+                        let written = self.written(tile).map(|pixel| match pixel {
+                            Some(pixel) => dy[pixel * outputs..][..outputs].as_ptr(),
                             None => zeros.as_ptr(),
-                        };
-                        let mut read = [zeros.as_ptr(); MOST];
-                        for (to, pixel) in read.iter_mut().zip(self.read(tile)) {
-                            *to = at(x, inputs, pixel);
-                        }
-                        let written = self.written(tile).map(|pixel| at(dy, outputs, pixel));
+                        });
                         // SAFETY: the machine has the level. Each pointer is to all channels of
                         // a pixel. Vectors of this tile alone are written: \[point, tile\] of
                         // `lanes` values, and \[point, panel, tile\] of the panel's vectors.
