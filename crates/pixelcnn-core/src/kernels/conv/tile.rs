@@ -145,8 +145,8 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
                 }
             }
         }
-        for (m, sums) in sums.into_iter().enumerate() {
-            for (n, sum) in sums.into_iter().enumerate() {
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
                 sum.store(out.add((m * N + n) * V::LANES));
             }
         }
