@@ -118,6 +118,15 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
                 }
             }
         }
+        if columns == N * V::LANES && !accumulate {
+            for (m, sums) in sums.iter().enumerate() {
+                let out = (*outs.add(m)).add(first);
+                for (n, sum) in sums.iter().enumerate() {
+                    sum.store(out.add(n * V::LANES));
+                }
+            }
+            return;
+        }
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, (*outs.add(m)).add(first), columns, accumulate);
         }
