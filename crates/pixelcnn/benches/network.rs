@@ -13,10 +13,11 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use pixelcnn::ModelConfig;
-use pixelcnn::device::Device;
+use pixelcnn::device::{Device, on_threads};
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
@@ -28,7 +29,20 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
     --exchange FILE FILTERS RESNET MIXTURES BATCH | --time training|evaluation FILE RUNS";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    // As the program runs.
+    let done = on_threads(0, || {
+        let done = run();
+        done.inspect_err(|error| eprintln!("network: {error}"))
+            .is_ok()
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     // Cargo adds `--bench`.
     let arguments: Vec<String> = std::env::args()
         .skip(1)
