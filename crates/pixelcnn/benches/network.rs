@@ -113,7 +113,6 @@ fn of_images(images: &[u8]) -> Batch<'_> {
 
 /// A training run before its first step.
 fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
-    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
     TrainState {
         config: config.clone(),
         step: 0,
@@ -127,10 +126,7 @@ fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
         best: None,
         average: parameters.clone(),
         parameters,
-        moments: Some(Moments {
-            first: zeros.clone(),
-            second: zeros,
-        }),
+        moments: Some(Moments::zeros(&Layout::new(config))),
     }
 }
 
@@ -151,7 +147,11 @@ fn time_training(start: State, runs: usize) -> Timing {
         black_box(step(
             &mut state,
             &start.images,
-            Some(Dropout { rate: 0.5, seed }),
+            Some(Dropout {
+                rate: 0.5,
+                seed,
+                first: 0,
+            }),
         ));
     })
 }
@@ -159,7 +159,6 @@ fn time_training(start: State, runs: usize) -> Timing {
 /// The same of evaluating the batch.
 fn time_evaluation(start: State, runs: usize) -> Timing {
     let network = Network::new(&start.config, &start.parameters, &Device::flex());
-    drop(start.parameters);
     timing(runs, |_| {
         black_box(network.nats_per_image(of_images(&start.images)));
     })
