@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use pixelcnn::device::on_threads;
 use tracing_subscriber::EnvFilter;
 
 mod commands;
@@ -73,18 +74,8 @@ fn command_line() -> clap::Command {
 fn main() -> ExitCode {
     let matches = command_line().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    keep_freed_memory();
     let threads = cli.threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .stack_size(16 << 20)
-        .build_global();
-    if let Err(error) = pool {
-        note(format_args!("pixelcnn: --threads {threads}: {error}"));
-        return ExitCode::FAILURE;
-    }
-    // On a thread of the pool, so that no kernel waits to be handed over to one.
-    rayon::scope(|_| {
+    let done = on_threads(threads, || {
         run(cli).unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
             // Whoever read the results has read enough.
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -99,19 +90,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         })
+    });
+    done.unwrap_or_else(|error| {
+        note(format_args!("pixelcnn: --threads {threads}: {error}"));
+        ExitCode::FAILURE
     })
-}
-
-/// Lets glibc's allocator keep what is freed: every step needs the same large maps again, and
-/// handing them back to the system costs a page fault for each 4 KB of them.
-fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt takes two integers and only sets the allocator's own parameters; no other
-    // thread is running yet.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {

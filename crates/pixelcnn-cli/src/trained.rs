@@ -59,7 +59,7 @@ impl Trained {
     }
 
     /// The model with its averaged parameters, or with the raw ones.
-    pub fn network(&self, raw: bool, device: &Device) -> Network {
+    pub fn network(&self, raw: bool, device: &Device) -> Network<'_> {
         let parameters = match raw {
             true => &self.state.parameters,
             false => &self.state.average,

@@ -317,10 +317,12 @@ impl Parameter {
 }
 
 /// The parameters of a model in creation order, and what one image costs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Layout {
     /// All parameters in the original's creation order.
     pub parameters: Vec<Parameter>,
+    /// All layers, those inside of gated resnet blocks included, in the same order.
+    pub layers: Vec<Layer>,
     /// Multiply-adds of one forward pass over one image.
     pub multiply_adds: u64,
 }
@@ -381,6 +383,7 @@ impl Pass for LayoutPass {
             out
         };
         let name = format!("{name}_{}", layer.number);
+        self.layout.layers.push(layer.clone());
         self.layout.multiply_adds +=
             (coarse[0] * coarse[1]) as u64 * shape.iter().product::<usize>() as u64;
         self.parameter(format!("{name}/V"), ParameterKind::V, shape);

@@ -95,7 +95,7 @@ fn gradients_are_the_originals() {
         let (x, logits) = (golden.f32("x_f32"), golden.f32("logits"));
         let (theirs, exact) = (golden.f32("grad_logits_f32"), golden.f64("grad_logits_f64"));
         let mut ours = vec![f32::NAN; logits.len()];
-        let nats = mixture.nats_and_gradient(64, &x, &logits, 1.0, &mut ours);
+        let nats = mixture.nats_and_gradient(64, &x, &logits, &mut ours);
         assert_eq!(nats, mixture.nats_per_image(64, &x, &logits));
         let distance = |from: &[f32]| -> f64 {
             let squares = from
@@ -108,11 +108,6 @@ fn gradients_are_the_originals() {
         // What is left comes from rounding x - mean, which narrow logistics magnify.
         assert!(distance(&ours) <= 5e-6 * norm, "{name}");
         assert!(distance(&ours) <= distance(&theirs), "{name}");
-        // Half the gradient, for half the loss.
-        let mut half = vec![f32::NAN; logits.len()];
-        mixture.nats_and_gradient(64, &x, &logits, 0.5, &mut half);
-        let halved = |(half, one): (&f32, &f32)| (half - 0.5 * one).abs() < f32::MIN_POSITIVE;
-        assert!(half.iter().zip(&ours).all(halved));
     });
 }
 
@@ -180,9 +175,8 @@ fn every_shape_agrees_with_the_twin() {
         };
         let (x, logits) = random_case(mixture, pixels, seed as u64);
         let width = mixture.logits_per_pixel();
-        let scale = 0.25;
         let mut gradient = vec![f32::NAN; logits.len()];
-        mixture.nats_and_gradient(1, &x, &logits, scale, &mut gradient);
+        mixture.nats_and_gradient(1, &x, &logits, &mut gradient);
         let nats = mixture.nats_per_pixel(&x, &logits);
         for pixel in 0..pixels {
             let x = widen(&x[channels * pixel..channels * (pixel + 1)]);
@@ -201,7 +195,7 @@ fn every_shape_agrees_with_the_twin() {
                 };
                 let (below, above) = (nats_at(at - step), nats_at(at + step));
                 logits[i] = at;
-                let want = f64::from(scale) * (above - below) / (2.0 * step);
+                let want = (above - below) / (2.0 * step);
                 let got = f64::from(gradient[pixel * width + i]);
                 largest = largest.max(want.abs());
                 let error = (got - want).abs();
@@ -225,7 +219,7 @@ fn the_bytes_do_not_depend_on_the_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().unwrap().install(|| {
             let mut gradient = vec![0.0; logits.len()];
-            let nats = mixture.nats_and_gradient(500, &x, &logits, 1.0, &mut gradient);
+            let nats = mixture.nats_and_gradient(500, &x, &logits, &mut gradient);
             (nats, gradient)
         })
     };

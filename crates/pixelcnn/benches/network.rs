@@ -13,10 +13,11 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use pixelcnn::ModelConfig;
-use pixelcnn::device::Device;
+use pixelcnn::device::{Device, on_threads};
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
@@ -28,7 +29,20 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
     --exchange FILE FILTERS RESNET MIXTURES BATCH | --time training|evaluation FILE RUNS";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    // As the program runs.
+    let done = on_threads(0, || {
+        let done = run();
+        done.inspect_err(|error| eprintln!("network: {error}"))
+            .is_ok()
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     // Cargo adds `--bench`.
     let arguments: Vec<String> = std::env::args()
         .skip(1)
@@ -99,7 +113,6 @@ fn of_images(images: &[u8]) -> Batch<'_> {
 
 /// A training run before its first step.
 fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
-    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
     TrainState {
         config: config.clone(),
         step: 0,
@@ -113,10 +126,7 @@ fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
         best: None,
         average: parameters.clone(),
         parameters,
-        moments: Some(Moments {
-            first: zeros.clone(),
-            second: zeros,
-        }),
+        moments: Some(Moments::zeros(&Layout::new(config))),
     }
 }
 
@@ -137,7 +147,11 @@ fn time_training(start: State, runs: usize) -> Timing {
         black_box(step(
             &mut state,
             &start.images,
-            Some(Dropout { rate: 0.5, seed }),
+            Some(Dropout {
+                rate: 0.5,
+                seed,
+                first: 0,
+            }),
         ));
     })
 }
@@ -145,7 +159,6 @@ fn time_training(start: State, runs: usize) -> Timing {
 /// The same of evaluating the batch.
 fn time_evaluation(start: State, runs: usize) -> Timing {
     let network = Network::new(&start.config, &start.parameters, &Device::flex());
-    drop(start.parameters);
     timing(runs, |_| {
         black_box(network.nats_per_image(of_images(&start.images)));
     })

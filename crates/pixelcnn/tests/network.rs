@@ -92,7 +92,14 @@ fn kernels_equal_burns_operations() {
     for config in configs() {
         let images = Images::random(&config, 3, &mut random);
         let parameters = parameters(&config, &mut random);
-        for dropout in [None, Some(Dropout { rate: 0.4, seed: 9 })] {
+        for dropout in [
+            None,
+            Some(Dropout {
+                rate: 0.4,
+                seed: 9,
+                first: 0,
+            }),
+        ] {
             let [kernels, portable] = [Engine::Kernels, Engine::Portable].map(|engine| {
                 let network = Network::with_engine(&config, &parameters, &Device::flex(), engine);
                 network.gradients(images.batch(), dropout)
@@ -117,6 +124,44 @@ fn kernels_equal_burns_operations() {
             }
         }
     }
+}
+
+/// The kernels take a batch of this many images in two parts: neither the threads that compute them
+/// nor the split itself (Burn's own operations have none) can be told from the results.
+#[test]
+fn parts_of_a_batch_are_the_batch() {
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    let config = &configs()[0];
+    let images = Images::random(config, 50, &mut random);
+    let parameters = parameters(config, &mut random);
+    let dropout = Some(Dropout {
+        rate: 0.4,
+        seed: 9,
+        first: 0,
+    });
+    let run = |threads, engine| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().unwrap().install(|| {
+            let network = Network::with_engine(config, &parameters, &Device::flex(), engine);
+            (
+                network.gradients(images.batch(), dropout).gradients,
+                network.nats_per_image(images.batch()),
+                network.logits(images.batch()),
+            )
+        })
+    };
+    let kernels = run(1, Engine::Kernels);
+    assert_eq!(kernels, run(3, Engine::Kernels));
+
+    let portable = run(2, Engine::Portable);
+    let flat = |gradients: &[Vec<f32>]| gradients.concat();
+    let (ours, theirs) = (flat(&kernels.0), flat(&portable.0));
+    let difference = norm(ours.iter().zip(&theirs).map(|(a, b)| a - b));
+    assert!(difference < 1e-4 * norm(theirs.into_iter()));
+    for (a, b) in kernels.1.iter().zip(&portable.1) {
+        assert!((a / b - 1.0).abs() < 1e-5);
+    }
+    assert_eq!(kernels.2.len(), portable.2.len());
 }
 
 /// The loss along random directions, which touch every parameter, changes as the gradient says.

@@ -23,6 +23,8 @@ pub struct Dropout {
     pub rate: f32,
     /// A different one for every layer and step.
     pub seed: u64,
+    /// Place of the first value, where the map is the continuation of another one.
+    pub first: usize,
 }
 
 impl Dropout {
@@ -36,7 +38,10 @@ impl Dropout {
 
     fn factors(self) -> Dropped {
         Dropped {
-            keys: [mix(self.seed) as u32, (mix(self.seed) >> 32) as u32],
+            keys: [
+                (mix(self.seed) as u32).wrapping_add(self.first as u32),
+                (mix(self.seed) >> 32) as u32,
+            ],
             threshold: (self.rate * 2f32.powi(24)) as u32,
             scale: 1.0 / (1.0 - self.rate),
         }
@@ -201,11 +206,7 @@ pub fn nonlinearity_backward(
         .enumerate()
         .for_each(|(task, ((x, dy), dx))| {
             let start = (task * pixels * outputs) as u32;
-            if accumulate {
-                accumulate_task(f, channels, factors, start, x, dy, dx);
-            } else {
-                backward_task(f, channels, factors, start, x, dy, dx);
-            }
+            backward_task(f, channels, factors, start, x, dy, dx, accumulate);
         });
 }
 
@@ -218,27 +219,13 @@ vectorized! {
         x: &[f32],
         dy: &[f32],
         dx: &mut [f32],
+        accumulate: bool,
     ) {
-        match factors {
-            Some(factors) => backward::<false>(f, channels, factors, start, x, dy, dx),
-            None => backward::<false>(f, channels, Ones, start, x, dy, dx),
-        }
-    }
-}
-
-vectorized! {
-    fn accumulate_task(
-        f: Nonlinearity,
-        channels: usize,
-        factors: Option<Dropped>,
-        start: u32,
-        x: &[f32],
-        dy: &[f32],
-        dx: &mut [f32],
-    ) {
-        match factors {
-            Some(factors) => backward::<true>(f, channels, factors, start, x, dy, dx),
-            None => backward::<true>(f, channels, Ones, start, x, dy, dx),
+        match (factors, accumulate) {
+            (Some(factors), false) => backward::<false>(f, channels, factors, start, x, dy, dx),
+            (Some(factors), true) => backward::<true>(f, channels, factors, start, x, dy, dx),
+            (None, false) => backward::<false>(f, channels, Ones, start, x, dy, dx),
+            (None, true) => backward::<true>(f, channels, Ones, start, x, dy, dx),
         }
     }
 }
@@ -498,7 +485,11 @@ mod tests {
         for (seed, (images, pixels, channels)) in SHAPES.into_iter().enumerate() {
             for (f, rate) in ALL.into_iter().flat_map(|f| [(f, 0.0), (f, 0.5), (f, 0.1)]) {
                 let n = images * pixels;
-                let dropout = (rate > 0.0).then_some(Dropout { rate, seed: 7 });
+                let dropout = (rate > 0.0).then_some(Dropout {
+                    rate,
+                    seed: 7,
+                    first: 0,
+                });
                 let outputs = f.outputs(channels);
                 let x = random(n * channels, seed as u64);
                 let mut mask = vec![1.0; n * outputs];
@@ -586,7 +577,12 @@ mod tests {
         for seed in [0, 1, 2, 1 << 32, u64::MAX] {
             for rate in [0.1, 0.5] {
                 let mut mask = vec![f32::NAN; n];
-                Dropout { rate, seed }.mask(&mut mask);
+                Dropout {
+                    rate,
+                    seed,
+                    first: 0,
+                }
+                .mask(&mut mask);
                 let scale = 1.0 / (1.0 - rate);
                 assert!(mask.iter().all(|m| *m == 0.0 || *m == scale));
                 masks.push((rate, mask.iter().map(|m| *m > 0.0).collect::<Vec<_>>()));
@@ -616,6 +612,20 @@ mod tests {
                 assert!(found.abs() < 4.0 * limit, "seeds: {found}");
             }
         }
+    }
+
+    #[test]
+    fn dropout_goes_on_where_a_map_does() {
+        let dropout = |first| Dropout {
+            rate: 0.5,
+            seed: 3,
+            first,
+        };
+        let mut whole = vec![f32::NAN; 1000];
+        dropout(0).mask(&mut whole);
+        let mut rest = vec![f32::NAN; 700];
+        dropout(300).mask(&mut rest);
+        assert_eq!(whole[300..], rest);
     }
 
     #[test]
@@ -673,7 +683,11 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             pool.build().unwrap().install(|| {
-                let dropout = Some(Dropout { rate: 0.5, seed: 3 });
+                let dropout = Some(Dropout {
+                    rate: 0.5,
+                    seed: 3,
+                    first: 0,
+                });
                 let mut y = vec![0.0; 2 * x.len()];
                 nonlinearity(Nonlinearity::ConcatElu, channels, dropout, &x, &mut y);
                 let mut sums = vec![0.0; 3 * channels];

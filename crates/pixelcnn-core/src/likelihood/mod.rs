@@ -67,8 +67,8 @@ impl Mixture {
         per_image(pixels_per_image, &self.nats_per_pixel(x, logits))
     }
 
-    /// Nats of every image, and the gradient of their sum by the logits, times `scale`, written to
-    /// `gradient`, which is shaped as `logits`.
+    /// Nats of every image, and the gradient of their sum by the logits, written to `gradient`,
+    /// which is shaped as `logits`.
     ///
     /// # Panics
     /// If the slices' lengths disagree.
@@ -77,7 +77,6 @@ impl Mixture {
         pixels_per_image: usize,
         x: &[f32],
         logits: &[f32],
-        scale: f32,
         gradient: &mut [f32],
     ) -> Vec<f64> {
         assert_eq!(gradient.len(), logits.len(), "a gradient for every logit");
@@ -88,7 +87,7 @@ impl Mixture {
             .zip(logits.par_chunks(CHUNK * width))
             .zip(gradient.par_chunks_mut(CHUNK * width))
             .for_each(|(((nats, x), logits), gradient)| {
-                self.chunk(x, logits, nats, Some((scale, gradient)));
+                self.chunk(x, logits, nats, Some(gradient));
             });
         per_image(pixels_per_image, &nats)
     }
@@ -105,15 +104,9 @@ impl Mixture {
         vec![0.0; pixels]
     }
 
-    /// Nats of a few pixels, and perhaps their gradient: its scale, and where it goes. [`LANES`]
+    /// Nats of a few pixels, and their gradient where it is asked for. [`LANES`]
     /// pixels at a time are transposed, so that each lane of a vector is a pixel.
-    fn chunk(
-        &self,
-        x: &[f32],
-        logits: &[f32],
-        nats: &mut [f32],
-        mut gradient: Option<(f32, &mut [f32])>,
-    ) {
+    fn chunk(&self, x: &[f32], logits: &[f32], nats: &mut [f32], mut gradient: Option<&mut [f32]>) {
         let width = self.logits_per_pixel();
         let mut x_lanes = vec![[0.0; LANES]; self.channels];
         let mut lanes = vec![[0.0; LANES]; width];
@@ -126,10 +119,10 @@ impl Mixture {
             to_lanes(x, &mut x_lanes);
             to_lanes(logits, &mut lanes);
             let mut sums = [0.0; LANES];
-            if let Some((scale, gradient)) = &mut gradient {
+            if let Some(gradient) = &mut gradient {
                 let start = block * LANES * width;
                 let gradient = &mut gradient[start..start + logits.len()];
-                block_nats_and_gradient(&x_lanes, *scale, &mut lanes, &mut log_probs, &mut sums);
+                block_nats_and_gradient(&x_lanes, &mut lanes, &mut log_probs, &mut sums);
                 from_lanes(&lanes, gradient);
             } else {
                 block_nats(&x_lanes, &mut lanes, &mut log_probs, &mut sums);
@@ -239,27 +232,25 @@ fn from_lanes(lanes: &[Lanes], pixels: &mut [f32]) {
 vectorized! {
     /// Nats of `LANES` pixels; overwrites `logits`.
     fn block_nats(x: &[Lanes], logits: &mut [Lanes], log_probs: &mut [Lanes], nats: &mut Lanes) {
-        block::<false>(x, 0.0, logits, log_probs, nats);
+        block::<false>(x, logits, log_probs, nats);
     }
 }
 
 vectorized! {
-    /// Nats of `LANES` pixels; overwrites `logits` with `scale` times their gradient.
+    /// Nats of `LANES` pixels; overwrites `logits` with their gradient.
     fn block_nats_and_gradient(
         x: &[Lanes],
-        scale: f32,
         logits: &mut [Lanes],
         log_probs: &mut [Lanes],
         nats: &mut Lanes,
     ) {
-        block::<true>(x, scale, logits, log_probs, nats);
+        block::<true>(x, logits, log_probs, nats);
     }
 }
 
 #[inline(always)]
 fn block<const GRADIENT: bool>(
     x: &[Lanes],
-    scale: f32,
     logits: &mut [Lanes],
     log_probs: &mut [Lanes],
     nats: &mut Lanes,
@@ -281,8 +272,8 @@ fn block<const GRADIENT: bool>(
         let components = logits.len();
         for (k, (prior, posterior)) in logits.iter_mut().zip(&mut *log_probs).enumerate() {
             for lane in 0..LANES {
-                prior[lane] = scale * (prior[lane] - posterior[lane]);
-                posterior[lane] *= -scale;
+                prior[lane] -= posterior[lane];
+                posterior[lane] = -posterior[lane];
             }
             for gradient in rest.iter_mut().skip(k).step_by(components) {
                 for lane in 0..LANES {

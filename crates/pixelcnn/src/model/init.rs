@@ -3,12 +3,11 @@
 use burn::tensor::Device;
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::network::{Layout, ParameterKind, pixelcnn};
+use pixelcnn_core::network::{Layout, ParameterKind};
 use rand_distr::{Distribution, Normal};
 
-use super::pass::{TensorPass, to_device, to_host};
-use super::{Batch, labels, scaled};
-use crate::ops::Engine;
+use super::pass::{TensorPass, to_host};
+use super::{Batch, Network};
 use crate::random::{Purpose, generator};
 
 /// Deviation of the random directions `V` and class projections `hw`.
@@ -43,26 +42,12 @@ pub fn initialise(
     dropout: Option<Dropout>,
     device: &Device,
 ) -> Vec<f32> {
-    let mut tensors: Vec<_> = parameters
-        .iter()
-        .map(|values| to_device(values.clone(), [values.len()], device))
-        .collect();
-    let n = batch.len(config);
-    let shape = [n, config.height, config.width, config.channels];
-    let mut pass = TensorPass {
-        config,
-        device,
-        engine: Engine::of(device),
-        parameters: &mut tensors,
-        labels: labels(config, batch, device),
+    let drawn = parameters.to_vec();
+    let network = Network::new(config, &drawn, device);
+    let pass = TensorPass {
         dropout,
-        initialise: true,
-        record: None,
+        initialise: Some(parameters),
+        ..network.pass(batch)
     };
-    let x = to_device(scaled(batch.images), shape, device);
-    let out = to_host(pixelcnn(config, &mut pass, x));
-    for (values, tensor) in parameters.iter_mut().zip(tensors) {
-        *values = to_host(tensor);
-    }
-    out
+    to_host(pass.run(batch))
 }

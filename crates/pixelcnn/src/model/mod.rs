@@ -2,12 +2,14 @@
 
 mod init;
 mod pass;
+mod weights;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::likelihood::{Mixture, from_level};
-use pixelcnn_core::network::pixelcnn;
+use pixelcnn_core::network::Layout;
+use rayon::prelude::*;
 
 pub use init::{draw_parameters, initialise};
 
@@ -39,37 +41,51 @@ pub struct Gradients {
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// PixelCNN++ with its parameters on a device.
+/// Pixels of a batch that are computed together: few enough that their maps stay in the cache and
+/// the cores seldom wait for one another, enough that reading the weights and adding up their
+/// gradients costs little beside. It fixes the order in which gradients are summed.
+const PIXELS_PER_PART: usize = 4096;
+
+/// PixelCNN++ with its weights on a device.
 #[derive(Debug)]
-pub struct Network {
+pub struct Network<'a> {
     config: ModelConfig,
     device: Device,
     engine: Engine,
-    parameters: Vec<Tensor<1>>,
+    layout: Layout,
+    parameters: &'a [Vec<f32>],
+    /// As [`weights::weights`] makes them of the parameters.
+    weights: Vec<Tensor<1>>,
 }
 
-impl Network {
-    /// Moves `parameters`, in the layout's order, to the device.
-    pub fn new(config: &ModelConfig, parameters: &[Vec<f32>], device: &Device) -> Network {
+impl<'a> Network<'a> {
+    /// The network of `parameters`, in the layout's order, on the device.
+    pub fn new(config: &ModelConfig, parameters: &'a [Vec<f32>], device: &Device) -> Network<'a> {
         Network::with_engine(config, parameters, device, Engine::of(device))
     }
 
     /// As [`Network::new`], with the body of the operations chosen.
     pub fn with_engine(
         config: &ModelConfig,
-        parameters: &[Vec<f32>],
+        parameters: &'a [Vec<f32>],
         device: &Device,
         engine: Engine,
-    ) -> Network {
-        let parameters = parameters
-            .iter()
-            .map(|values| to_device(values.clone(), [values.len()], device))
+    ) -> Network<'a> {
+        let layout = Layout::new(config);
+        let weights = weights::weights(&layout.layers, parameters)
+            .into_iter()
+            .map(|values| {
+                let shape = [values.len()];
+                to_device(values, shape, device)
+            })
             .collect();
         Network {
             config: config.clone(),
             device: device.clone(),
             engine,
+            layout,
             parameters,
+            weights,
         }
     }
 
@@ -79,53 +95,110 @@ impl Network {
     }
 
     /// The same parameters for images of another height: no pixel depends on those below it.
-    pub(crate) fn with_height(&self, height: usize) -> Network {
+    pub(crate) fn with_height(&self, height: usize) -> Network<'a> {
         let mut config = self.config.clone();
         config.height = height;
         Network {
+            layout: Layout::new(&config),
             config,
             device: self.device.clone(),
             engine: self.engine,
-            parameters: self.parameters.clone(),
+            parameters: self.parameters,
+            weights: self.weights.clone(),
         }
     }
 
     /// The mixture's parameters \[N, H, W, output channels\], without dropout.
     pub fn logits(&self, batch: Batch) -> Vec<f32> {
-        to_host(self.forward(
-            batch,
-            &mut self.parameters.clone(),
-            &self.device,
-            None,
-            None,
-        ))
+        self.in_parts(batch, |part| self.logits_of_part(part))
+            .concat()
     }
 
     /// The feature maps of the two stacks in the order in which the original records them.
     pub fn feature_maps(&self, batch: Batch) -> Vec<Vec<f32>> {
         let mut maps = Vec::new();
-        let mut parameters = self.parameters.clone();
-        self.forward(batch, &mut parameters, &self.device, None, Some(&mut maps));
+        let record = Some(&mut maps);
+        TensorPass {
+            record,
+            ..self.pass(batch)
+        }
+        .run(batch);
         maps.into_iter().map(to_host).collect()
     }
 
     /// Nats of each image (paper, equation 2), without dropout.
     pub fn nats_per_image(&self, batch: Batch) -> Vec<f64> {
-        let logits = self.logits(batch);
         let pixels = self.config.height * self.config.width;
-        Mixture::of(&self.config).nats_per_image(pixels, &scaled(batch.images), &logits)
+        let nats = |part: Part| {
+            let logits = self.logits_of_part(part);
+            Mixture::of(&self.config).nats_per_image(pixels, &scaled(part.batch.images), &logits)
+        };
+        self.in_parts(batch, nats).concat()
     }
 
     /// The summed nats of a batch and their gradient.
     pub fn gradients(&self, batch: Batch, dropout: Option<Dropout>) -> Gradients {
-        let device = self.device.clone().autodiff();
-        let parameters: Vec<Tensor<1>> = self
-            .parameters
+        let parts = self.in_parts(batch, |part| self.gradients_of_part(part, dropout));
+        let mut parts = parts.into_iter();
+        let Some(mut sum) = parts.next() else {
+            let zeros = self.parameters.iter().map(|p| vec![0.0; p.len()]);
+            return Gradients {
+                nats: 0.0,
+                gradients: zeros.collect(),
+            };
+        };
+        // In the order of the images, so that the sum is the same whoever computed them.
+        for part in parts {
+            sum.nats += part.nats;
+            let gradients = sum.gradients.par_iter_mut().zip(part.gradients);
+            gradients.for_each(|(sum, part)| add(sum, &part));
+        }
+        weights::parameter_gradients(&self.layout.layers, self.parameters, &mut sum.gradients);
+        sum
+    }
+
+    /// Runs `f` on parts of a batch, side by side; gives the results in the images' order.
+    fn in_parts<R: Send>(&self, batch: Batch, f: impl Fn(Part) -> R + Sync) -> Vec<R> {
+        let images = batch.len(&self.config);
+        let size = match self.engine {
+            Engine::Kernels => PIXELS_PER_PART.div_ceil(self.config.height * self.config.width),
+            Engine::Portable => images.max(1),
+        };
+        let part = |first: usize| {
+            let range = first..images.min(first + size);
+            let batch = Batch {
+                images: &batch.images
+                    [range.start * self.config.dims()..range.end * self.config.dims()],
+                labels: match self.config.nr_classes {
+                    0 => &[],
+                    _ => &batch.labels[range],
+                },
+            };
+            f(Part { first, batch })
+        };
+        let firsts: Vec<usize> = (0..images).step_by(size).collect();
+        firsts.into_par_iter().map(part).collect()
+    }
+
+    fn logits_of_part(&self, part: Part) -> Vec<f32> {
+        to_host(self.pass(part.batch).run(part.batch))
+    }
+
+    /// The gradients for the weights.
+    fn gradients_of_part(&self, part: Part, dropout: Option<Dropout>) -> Gradients {
+        let leaves: Vec<Tensor<1>> = self
+            .weights
             .iter()
-            .map(|tensor| tensor.clone().autodiff().require_grad())
+            .map(|weight| weight.clone().autodiff().require_grad())
             .collect();
-        let mut leaves = parameters.clone();
-        let logits = self.forward(batch, &mut leaves, &device, dropout, None);
+        let logits = TensorPass {
+            device: &self.device.clone().autodiff(),
+            weights: &leaves,
+            dropout,
+            first_image: part.first,
+            ..self.pass(part.batch)
+        }
+        .run(part.batch);
 
         // The likelihood is the core's on every device: its gradient is what backpropagation
         // starts from.
@@ -134,15 +207,13 @@ impl Network {
         let mut gradient = vec![0.0; values.len()];
         let nats = Mixture::of(&self.config).nats_and_gradient(
             pixels,
-            &scaled(batch.images),
+            &scaled(part.batch.images),
             &values,
-            1.0,
             &mut gradient,
         );
         let gradient = to_device(gradient, logits.dims(), &self.device);
-        let loss = self.engine.seed_gradient(logits, gradient);
-        let gradients = loss.backward();
-        let gradients = parameters
+        let gradients = self.engine.seed_gradient(logits, gradient).backward();
+        let gradients = leaves
             .iter()
             .map(|leaf| match leaf.grad(&gradients) {
                 Some(gradient) => to_host(gradient),
@@ -155,29 +226,33 @@ impl Network {
         }
     }
 
-    fn forward(
-        &self,
-        batch: Batch,
-        parameters: &mut [Tensor<1>],
-        device: &Device,
-        dropout: Option<Dropout>,
-        record: Option<&mut Vec<Tensor<4>>>,
-    ) -> Tensor<4> {
-        let n = batch.len(&self.config);
-        let config = &self.config;
-        let shape = [n, config.height, config.width, config.channels];
-        let x = to_device(scaled(batch.images), shape, device);
-        let mut pass = TensorPass {
-            config,
-            device,
+    /// A plain pass over a batch.
+    fn pass(&self, batch: Batch) -> TensorPass<'_> {
+        TensorPass {
+            config: &self.config,
+            device: &self.device,
             engine: self.engine,
-            parameters,
-            labels: labels(config, batch, device),
-            dropout,
-            initialise: false,
-            record,
-        };
-        pixelcnn(config, &mut pass, x)
+            weights: &self.weights,
+            labels: labels(&self.config, batch, &self.device),
+            dropout: None,
+            first_image: 0,
+            initialise: None,
+            record: None,
+        }
+    }
+}
+
+/// Some images of a batch that follow one another.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    /// Place of the first one in the batch.
+    first: usize,
+    batch: Batch<'a>,
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
     }
 }
 

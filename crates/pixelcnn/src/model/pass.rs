@@ -3,10 +3,10 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::kernels::weight_norm::WeightNorm;
-use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Pass};
+use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Pass, pixelcnn};
 use pixelcnn_core::{ModelConfig, kernels};
 
+use super::{Batch, scaled};
 use crate::ops::{self, Engine, GatedResnetInputs, portable};
 
 /// Added to the variance in data-dependent initialisation.
@@ -17,14 +17,17 @@ pub(super) struct TensorPass<'a> {
     pub config: &'a ModelConfig,
     pub device: &'a Device,
     pub engine: Engine,
-    /// All parameters, flat, in the layout's order.
-    pub parameters: &'a mut [Tensor<1>],
+    /// All parameters, flat, in the layout's order, every `V` replaced by the weight that it and
+    /// `g` make.
+    pub weights: &'a [Tensor<1>],
     /// Class of every image, for a class-conditional model.
     pub labels: Option<Tensor<1, Int>>,
     /// Dropout's rate and the seed of this run.
     pub dropout: Option<Dropout>,
-    /// Whether each layer's `g` and `b` are set from its own output on the way.
-    pub initialise: bool,
+    /// Place of the first image in its batch.
+    pub first_image: usize,
+    /// The parameters whose `g` and `b` are set from each layer's own output on the way.
+    pub initialise: Option<&'a mut [Vec<f32>]>,
     /// The feature maps of the two stacks, where they are asked for.
     pub record: Option<&'a mut Vec<Tensor<4>>>,
 }
@@ -40,19 +43,20 @@ fn conv_of(layer: &Layer) -> Conv {
 }
 
 impl TensorPass<'_> {
+    /// The mixture's parameters \[N, H, W, output channels\] for the images of a batch.
+    pub fn run(mut self, batch: Batch) -> Tensor<4> {
+        let config = self.config;
+        let n = batch.len(config);
+        let shape = [n, config.height, config.width, config.channels];
+        let x = to_device(scaled(batch.images), shape, self.device);
+        pixelcnn(config, &mut self, x)
+    }
+
     /// The layer's weight \[taps * inputs, outputs\] and bias.
     fn weight(&self, layer: &Layer) -> (Tensor<2>, Tensor<1>) {
-        let [v, g, b] = [0, 1, 2].map(|k| self.parameters[layer.parameter + k].clone());
-        let (taps, i, o) = (layer.window.taps(), layer.inputs, layer.outputs);
-        let w = self.engine.weight_norm(WeightNorm::of(layer), v, g);
-        let w = match layer.kind {
-            LayerKind::Deconv => w
-                .reshape([taps, o, i])
-                .swap_dims(1, 2)
-                .reshape([taps * i, o]),
-            LayerKind::Conv | LayerKind::Dense => w.reshape([taps * i, o]),
-        };
-        (w, b)
+        let [weight, bias] = [0, 2].map(|k| self.weights[layer.parameter + k].clone());
+        let rows = layer.window.taps() * layer.inputs;
+        (weight.reshape([rows, layer.outputs]), bias)
     }
 
     /// A transposed convolution's output before the original crops it: `kernel - 1` rows and
@@ -73,7 +77,8 @@ impl TensorPass<'_> {
     /// Sets `g` and `b` so that `out`, which the layer gave, has mean 0 and deviation `init_scale`
     /// per channel; gives the output so changed (Salimans & Kingma, 2016, section 3).
     fn data_dependent_initialisation(
-        &mut self,
+        &self,
+        parameters: &mut [Vec<f32>],
         layer: &Layer,
         x: &Tensor<4>,
         out: Tensor<4>,
@@ -107,13 +112,13 @@ impl TensorPass<'_> {
                 *value = ((f64::from(*value) - mean) * scale) as f32;
             }
         }
-        let [g, b] = [1, 2].map(|k| &self.parameters[layer.parameter + k]);
-        let g = to_host(g.clone()).into_iter().zip(&scale);
-        let b = to_host(b.clone()).into_iter().zip(mean.iter().zip(&scale));
-        let g: Vec<f32> = g.map(|(g, s)| (f64::from(g) * s) as f32).collect();
-        let b: Vec<f32> = b.map(|(b, (m, s))| (f64::from(b) - m * s) as f32).collect();
-        self.parameters[layer.parameter + 1] = to_device(g, [channels], self.device);
-        self.parameters[layer.parameter + 2] = to_device(b, [channels], self.device);
+        let changes = mean.iter().zip(&scale);
+        for (g, scale) in parameters[layer.parameter + 1].iter_mut().zip(&scale) {
+            *g = (f64::from(*g) * scale) as f32;
+        }
+        for (b, (mean, scale)) in parameters[layer.parameter + 2].iter_mut().zip(changes) {
+            *b = (f64::from(*b) - mean * scale) as f32;
+        }
         to_device(values, dims, self.device)
     }
 }
@@ -146,10 +151,13 @@ impl Pass for TensorPass<'_> {
     fn layer(&mut self, layer: &Layer, x: &Tensor<4>) -> Tensor<4> {
         let (weight, bias) = self.weight(layer);
         let out = self.engine.conv(conv_of(layer), x.clone(), weight, bias);
-        if self.initialise {
-            self.data_dependent_initialisation(layer, x, out)
-        } else {
-            out
+        match self.initialise.take() {
+            Some(parameters) => {
+                let out = self.data_dependent_initialisation(parameters, layer, x, out);
+                self.initialise = Some(parameters);
+                out
+            }
+            None => out,
         }
     }
 
@@ -160,18 +168,20 @@ impl Pass for TensorPass<'_> {
         a: Option<&Tensor<4>>,
     ) -> Tensor<4> {
         // Every block draws its own numbers.
-        let dropout = self.dropout.map(|Dropout { rate, seed }| Dropout {
+        let [_, h, w, _] = x.dims();
+        let dropout = self.dropout.map(|Dropout { rate, seed, .. }| Dropout {
             rate,
             seed: seed.wrapping_add(block.number as u64),
+            first: self.first_image * h * w * block.conv_2.inputs,
         });
         let conditional = block
             .conditional
             .zip(self.labels.clone())
             .map(|(hw, labels)| {
                 let shape = [self.config.nr_classes, block.conv_2.outputs];
-                self.parameters[hw].clone().reshape(shape).select(0, labels)
+                self.weights[hw].clone().reshape(shape).select(0, labels)
             });
-        if self.engine == Engine::Kernels && !self.initialise {
+        if self.engine == Engine::Kernels && self.initialise.is_none() {
             let nin = block.nin.as_ref().zip(a);
             return ops::gated_resnet(
                 kernels::gated_resnet::GatedResnet {

@@ -13,7 +13,6 @@ use burn::backend::{
 use burn::tensor::{Tensor, TensorData};
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::gated_resnet::{GatedResnet, Inputs, Saved};
-use pixelcnn_core::kernels::weight_norm::WeightNorm;
 
 /// A tensor on the CPU, and the same where its gradient is tracked.
 type Host = FloatTensor<Flex>;
@@ -52,12 +51,6 @@ impl<B: Backend> Block<B> {
 /// The operations that have kernels.
 #[backend_extension(Flex, Autodiff)]
 pub trait Kernels: Backend {
-    /// See [`Engine::weight_norm`](super::Engine::weight_norm).
-    fn weight_norm(
-        v: FloatTensor<Self>,
-        g: FloatTensor<Self>,
-        norm: WeightNorm,
-    ) -> FloatTensor<Self>;
     /// See [`Engine::conv`](super::Engine::conv).
     fn conv(
         x: FloatTensor<Self>,
@@ -72,14 +65,6 @@ pub trait Kernels: Backend {
     ) -> FloatTensor<Self>;
     /// See [`Engine::seed_gradient`](super::Engine::seed_gradient).
     fn seed_gradient(logits: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
-}
-
-pub(super) fn weight_norm(norm: WeightNorm, v: Tensor<1>, g: Tensor<1>) -> Tensor<1> {
-    Tensor::from_dispatch(Dispatch::weight_norm(
-        v.into_dispatch(),
-        g.into_dispatch(),
-        norm,
-    ))
 }
 
 pub(super) fn conv(conv: Conv, x: Tensor<4>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<4> {
@@ -125,10 +110,6 @@ pub(super) fn seed_gradient(logits: Tensor<4>, gradient: Tensor<4>) -> Tensor<1>
 }
 
 impl Kernels for Flex {
-    fn weight_norm(v: Host, g: Host, norm: WeightNorm) -> Host {
-        weight_norm_forward(&[v, g].map(contiguous), norm)
-    }
-
     fn conv(x: Host, weight: Host, bias: Host, conv: Conv) -> Host {
         conv_forward(&[x, weight, bias].map(contiguous), conv)
     }
@@ -143,19 +124,6 @@ impl Kernels for Flex {
 }
 
 impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
-    fn weight_norm(v: Tracked<C>, g: Tracked<C>, norm: WeightNorm) -> Tracked<C> {
-        track::<C, _, _>(
-            [v, g],
-            |inputs| (weight_norm_forward(&inputs, norm), (inputs, norm)),
-            |(inputs, norm), d_w, _| {
-                let [v, g] = inputs.each_ref().map(values);
-                let (mut d_v, mut d_g) = (vec![0.0; v.len()], vec![0.0; g.len()]);
-                norm.backward(v, g, values(&contiguous(d_w)), &mut d_v, &mut d_g);
-                like(&inputs, [Some(d_v), Some(d_g)])
-            },
-        )
-    }
-
     fn conv(x: Tracked<C>, weight: Tracked<C>, bias: Tracked<C>, conv: Conv) -> Tracked<C> {
         track::<C, _, _>(
             [x, weight, bias],
@@ -215,13 +183,6 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
             |gradient, _, _| [Some(gradient), None],
         )
     }
-}
-
-fn weight_norm_forward([v, g]: &[Host; 2], norm: WeightNorm) -> Host {
-    let mut w = vec![0.0; values(v).len()];
-    norm.weight(values(v), values(g), &mut w);
-    let length = w.len();
-    host(w, &[length])
 }
 
 fn conv_forward([x, weight, bias]: &[Host; 3], conv: Conv) -> Host {

@@ -7,7 +7,6 @@ pub(crate) mod portable;
 use burn::tensor::{Device, Tensor};
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::gated_resnet::GatedResnet;
-use pixelcnn_core::kernels::weight_norm::WeightNorm;
 
 /// Which body runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,14 +24,6 @@ impl Engine {
             Engine::Kernels
         } else {
             Engine::Portable
-        }
-    }
-
-    /// `w = g * v / ||v||` for every output channel; flat, `w` in the order of `v`.
-    pub(crate) fn weight_norm(self, norm: WeightNorm, v: Tensor<1>, g: Tensor<1>) -> Tensor<1> {
-        match self {
-            Engine::Kernels => cpu::weight_norm(norm, v, g),
-            Engine::Portable => portable::weight_norm(norm, v, g),
         }
     }
 

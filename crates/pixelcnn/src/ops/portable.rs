@@ -7,17 +7,6 @@ use burn::tensor::{Tensor, TensorData};
 use pixelcnn_core::Nonlinearity;
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::kernels::weight_norm::WeightNorm;
-
-/// See [`Engine::weight_norm`](super::Engine::weight_norm).
-pub(crate) fn weight_norm(norm: WeightNorm, v: Tensor<1>, g: Tensor<1>) -> Tensor<1> {
-    let shape = [norm.rows, norm.outputs, norm.inner];
-    let v = v.reshape(shape);
-    let squares = v.clone().square().sum_dim(0).sum_dim(2);
-    let norms = squares.clamp_min(norm.floor).sqrt();
-    let w = v * (g.reshape([1, norm.outputs, 1]) / norms);
-    w.reshape([shape.iter().product::<usize>()])
-}
 
 /// See [`Engine::conv`](super::Engine::conv).
 pub(crate) fn conv(conv: Conv, x: Tensor<4>, w: Tensor<2>, b: Tensor<1>) -> Tensor<4> {

@@ -65,6 +65,18 @@ pub struct Moments {
     pub second: Vec<Vec<f32>>,
 }
 
+impl Moments {
+    /// Before the first step.
+    pub fn zeros(layout: &Layout) -> Moments {
+        let zeros = layout.parameters.iter().map(|p| vec![0.0; p.len()]);
+        let zeros: Vec<_> = zeros.collect();
+        Moments {
+            first: zeros.clone(),
+            second: zeros,
+        }
+    }
+}
+
 /// Why a checkpoint can't be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {

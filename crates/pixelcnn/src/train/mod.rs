@@ -12,6 +12,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::network::Layout;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -346,7 +347,6 @@ fn new_state(
     let mut parameters = drawn.clone();
     let dropout = dropout(train, 0);
     initialise(model, &mut parameters, batch, dropout, device);
-    let zeros: Vec<Vec<f32>> = drawn.iter().map(|values| vec![0.0; values.len()]).collect();
     Ok(TrainState {
         config: model.clone(),
         step: 0,
@@ -363,10 +363,7 @@ fn new_state(
             PolyakStart::Drawn => drawn,
         },
         parameters,
-        moments: Some(Moments {
-            first: zeros.clone(),
-            second: zeros,
-        }),
+        moments: Some(Moments::zeros(&Layout::new(model))),
     })
 }
 
@@ -376,6 +373,7 @@ fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
     (config.dropout > 0.0).then(|| Dropout {
         rate: config.dropout,
         seed: random.random(),
+        first: 0,
     })
 }
 
@@ -524,9 +522,9 @@ impl Review<'_> {
         let Trainer { config, device, .. } = *trainer;
         let state = &mut trainer.state;
         let due = |interval| self.last || state.epoch.is_multiple_of(interval);
-        let network = Network::new(&config.model, &state.average, device);
 
         if due(config.train.eval_interval) && !state.is_evaluated() {
+            let network = Network::new(&config.model, &state.average, device);
             let total = self.test.len();
             let mut progress = |so_far: &Evaluation| {
                 let done = so_far.bits_per_dim.len();
@@ -576,6 +574,7 @@ impl Review<'_> {
             };
             let total = config.model.height * config.model.width;
             let mut progress = |done| observer(Event::Sampling { done, total });
+            let network = Network::new(&config.model, &state.average, device);
             let Some(images) = sample(&network, &sampling, &mut progress) else {
                 return Ok(ControlFlow::Break(()));
             };
