@@ -145,6 +145,7 @@ unsafe fn weight_gradient<V: Vector, const K: usize>([a, b, c, d]: [V; 4]) -> [V
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
 pub(super) unsafe fn spread_input<V: Vector, const K: usize>(
     pixels: *const *const f32,
     channels: usize,
@@ -200,6 +201,7 @@ pub(super) unsafe fn spread_output_gradient<V: Vector, const K: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
 pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
     products: *const f32,
     stride: usize,
@@ -235,6 +237,7 @@ pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
 pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
     taps: *const *const f32,
     columns: usize,
@@ -264,6 +267,7 @@ pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
 pub(super) unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
     points: *const f32,
     stride: usize,
