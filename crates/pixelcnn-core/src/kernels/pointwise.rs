@@ -14,6 +14,12 @@ fn task_pixels(channels: usize) -> usize {
     (TASK / channels).max(1)
 }
 
+/// Pixels whose exponentials a task takes at once: enough values for long runs of whole vectors,
+/// whatever the number of channels, and few enough for the first-level cache.
+fn block_pixels(channels: usize) -> usize {
+    (512 / channels).max(1)
+}
+
 /// Drops values at random: each becomes zero with probability `rate`, else 1 / (1 - `rate`) times
 /// itself. Which are dropped is a pure function of the seed and of a value's place in the map, so
 /// that no mask need be kept.
@@ -57,22 +63,6 @@ fn mix(seed: u64) -> u64 {
 }
 
 /// What each value of a map is multiplied by.
-trait Factors: Copy {
-    /// For the value at `index`.
-    fn at(self, index: u32) -> f32;
-}
-
-/// No dropout.
-#[derive(Clone, Copy)]
-struct Ones;
-
-impl Factors for Ones {
-    #[inline(always)]
-    fn at(self, _index: u32) -> f32 {
-        1.0
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Dropped {
     keys: [u32; 2],
@@ -80,7 +70,7 @@ struct Dropped {
     scale: f32,
 }
 
-impl Factors for Dropped {
+impl Dropped {
     /// A hash of the index (Wellons' "lowbias32" with a key before each round), cut to 24 bits.
     #[inline(always)]
     fn at(self, index: u32) -> f32 {
@@ -135,50 +125,48 @@ vectorized! {
         x: &[f32],
         y: &mut [f32],
     ) {
-        match factors {
-            Some(factors) => forward(f, channels, factors, start, x, y),
-            None => forward(f, channels, Ones, start, x, y),
+        let (outputs, pixels) = (f.outputs(channels), block_pixels(channels));
+        let mut bent = vec![0.0; pixels * channels];
+        let mut index = start;
+        let blocks = x.chunks(pixels * channels).zip(y.chunks_mut(pixels * outputs));
+        for (x, y) in blocks {
+            if f != Nonlinearity::Relu {
+                for (bent, x) in bent.iter_mut().zip(x) {
+                    *bent = exp_m1_negative(-x.abs());
+                }
+            }
+            match f {
+                Nonlinearity::ConcatElu => {
+                    let pixels = x.chunks_exact(channels).zip(bent.chunks_exact(channels));
+                    for ((x, bent), y) in pixels.zip(y.chunks_exact_mut(outputs)) {
+                        let (plus, minus) = y.split_at_mut(channels);
+                        for (((x, bent), plus), minus) in x.iter().zip(bent).zip(plus).zip(minus) {
+                            // Of x and -x one stays itself, the other is bent.
+                            let positive = *x > 0.0;
+                            *plus = if positive { x.abs() } else { *bent };
+                            *minus = if positive { *bent } else { x.abs() };
+                        }
+                    }
+                }
+                Nonlinearity::Elu => {
+                    for ((x, bent), y) in x.iter().zip(&bent).zip(&mut *y) {
+                        *y = if *x > 0.0 { *x } else { *bent };
+                    }
+                }
+                Nonlinearity::Relu => {
+                    for (x, y) in x.iter().zip(&mut *y) {
+                        // The comparison lets NaN through.
+                        *y = if 0.0 > *x { 0.0 } else { *x };
+                    }
+                }
+            }
+            if let Some(factors) = factors {
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y *= factors.at(index.wrapping_add(i as u32));
+                }
+            }
+            index = index.wrapping_add(y.len() as u32);
         }
-    }
-}
-
-#[inline(always)]
-fn forward(
-    f: Nonlinearity,
-    channels: usize,
-    factors: impl Factors,
-    mut index: u32,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    let pixels = x.chunks_exact(channels);
-    for (x, y) in pixels.zip(y.chunks_exact_mut(f.outputs(channels))) {
-        let at = |i: usize| index.wrapping_add(i as u32);
-        match f {
-            Nonlinearity::ConcatElu => {
-                let (plus, minus) = y.split_at_mut(channels);
-                for (i, ((&x, plus), minus)) in x.iter().zip(plus).zip(minus).enumerate() {
-                    // Of x and -x one stays itself, the other has its exponential taken.
-                    let (size, bent) = (x.abs(), exp_m1_negative(-x.abs()));
-                    let positive = x > 0.0;
-                    *plus = if positive { size } else { bent } * factors.at(at(i));
-                    *minus = if positive { bent } else { size } * factors.at(at(channels + i));
-                }
-            }
-            Nonlinearity::Elu => {
-                for (i, (&x, y)) in x.iter().zip(&mut *y).enumerate() {
-                    let bent = exp_m1_negative(-x.abs());
-                    *y = if x > 0.0 { x } else { bent } * factors.at(at(i));
-                }
-            }
-            Nonlinearity::Relu => {
-                for (i, (&x, y)) in x.iter().zip(&mut *y).enumerate() {
-                    // The comparison lets NaN through.
-                    *y = if 0.0 > x { 0.0 } else { x } * factors.at(at(i));
-                }
-            }
-        }
-        index = index.wrapping_add(y.len() as u32);
     }
 }
 
@@ -221,59 +209,58 @@ vectorized! {
         dx: &mut [f32],
         accumulate: bool,
     ) {
-        match (factors, accumulate) {
-            (Some(factors), false) => backward::<false>(f, channels, factors, start, x, dy, dx),
-            (Some(factors), true) => backward::<true>(f, channels, factors, start, x, dy, dx),
-            (None, false) => backward::<false>(f, channels, Ones, start, x, dy, dx),
-            (None, true) => backward::<true>(f, channels, Ones, start, x, dy, dx),
+        let (outputs, pixels) = (f.outputs(channels), block_pixels(channels));
+        let mut slopes = vec![0.0; pixels * channels];
+        let mut kept = vec![0.0; pixels * outputs];
+        let mut index = start;
+        let blocks = x.chunks(pixels * channels).zip(dx.chunks_mut(pixels * channels));
+        for ((x, dx), dy) in blocks.zip(dy.chunks(pixels * outputs)) {
+            if f != Nonlinearity::Relu {
+                for (slope, x) in slopes.iter_mut().zip(x) {
+                    *slope = exp(-x.abs());
+                }
+            }
+            let end = index.wrapping_add(dy.len() as u32);
+            let dy = match factors {
+                Some(factors) => {
+                    for (i, (kept, dy)) in kept.iter_mut().zip(dy).enumerate() {
+                        *kept = dy * factors.at(index.wrapping_add(i as u32));
+                    }
+                    &kept[..dy.len()]
+                }
+                None => dy,
+            };
+            if !accumulate {
+                dx.fill(0.0);
+            }
+            match f {
+                Nonlinearity::ConcatElu => {
+                    let pixels = x.chunks_exact(channels).zip(slopes.chunks_exact(channels));
+                    let pixels = pixels.zip(dx.chunks_exact_mut(channels));
+                    for (((x, slopes), dx), dy) in pixels.zip(dy.chunks_exact(outputs)) {
+                        let (plus, minus) = dy.split_at(channels);
+                        let values = x.iter().zip(slopes).zip(plus.iter().zip(minus)).zip(dx);
+                        for (((x, slope), (plus, minus)), dx) in values {
+                            let positive = *x > 0.0;
+                            let plus = if positive { *plus } else { plus * slope };
+                            let minus = if positive { minus * slope } else { *minus };
+                            *dx += plus - minus;
+                        }
+                    }
+                }
+                Nonlinearity::Elu => {
+                    for (((x, slope), dy), dx) in x.iter().zip(&slopes).zip(dy).zip(dx) {
+                        *dx += if *x > 0.0 { *dy } else { dy * slope };
+                    }
+                }
+                Nonlinearity::Relu => {
+                    for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+                        *dx += if *x > 0.0 { *dy } else { 0.0 };
+                    }
+                }
+            }
+            index = end;
         }
-    }
-}
-
-#[inline(always)]
-fn backward<const ACCUMULATE: bool>(
-    f: Nonlinearity,
-    channels: usize,
-    factors: impl Factors,
-    mut index: u32,
-    x: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-) {
-    let pixels = x.chunks_exact(channels).zip(dx.chunks_exact_mut(channels));
-    for ((x, dx), dy) in pixels.zip(dy.chunks_exact(f.outputs(channels))) {
-        let at = |i: usize| index.wrapping_add(i as u32);
-        match f {
-            Nonlinearity::ConcatElu => {
-                let (plus, minus) = dy.split_at(channels);
-                let values = x.iter().zip(plus).zip(minus).zip(dx);
-                for (i, (((&x, plus), minus), dx)) in values.enumerate() {
-                    let plus = plus * factors.at(at(i));
-                    let minus = minus * factors.at(at(channels + i));
-                    let bent = exp(-x.abs());
-                    let positive = x > 0.0;
-                    let plus = if positive { plus } else { plus * bent };
-                    let minus = if positive { minus * bent } else { minus };
-                    let by_x = plus - minus;
-                    *dx = if ACCUMULATE { *dx + by_x } else { by_x };
-                }
-            }
-            Nonlinearity::Elu => {
-                for (i, ((&x, dy), dx)) in x.iter().zip(dy).zip(dx).enumerate() {
-                    let dy = dy * factors.at(at(i));
-                    let dy = if x > 0.0 { dy } else { dy * exp(-x.abs()) };
-                    *dx = if ACCUMULATE { *dx + dy } else { dy };
-                }
-            }
-            Nonlinearity::Relu => {
-                for (i, ((&x, dy), dx)) in x.iter().zip(dy).zip(dx).enumerate() {
-                    let dy = dy * factors.at(at(i));
-                    let dy = if x > 0.0 { dy } else { 0.0 };
-                    *dx = if ACCUMULATE { *dx + dy } else { dy };
-                }
-            }
-        }
-        index = index.wrapping_add(dy.len() as u32);
     }
 }
 
@@ -386,18 +373,42 @@ impl<'a> ImageBias<'a> {
         });
         bias.split_at(self.channels)
     }
+
+    /// The gates that the second halves of `c2` open, from pixel `first` on.
+    #[inline(always)]
+    fn gates(&self, first: usize, c2: &[f32], gates: &mut [f32]) {
+        let channels = self.channels;
+        let pixels = c2
+            .chunks_exact(2 * channels)
+            .zip(gates.chunks_exact_mut(channels));
+        for (i, (c2, gates)) in pixels.enumerate() {
+            let (_, bias) = self.at(first + i);
+            for ((gate, b), bias) in gates.iter_mut().zip(&c2[channels..]).zip(bias) {
+                *gate = b + bias;
+            }
+        }
+        for gate in gates {
+            *gate = sigmoid(*gate);
+        }
+    }
 }
 
 vectorized! {
     fn gate_task(bias: &ImageBias<'_>, first: usize, x: &[f32], c2: &[f32], y: &mut [f32]) {
-        let channels = bias.channels;
-        let pixels = x.chunks_exact(channels).zip(c2.chunks_exact(2 * channels));
-        for (i, ((x, c2), y)) in pixels.zip(y.chunks_exact_mut(channels)).enumerate() {
-            let (a, b) = c2.split_at(channels);
-            let (bias_a, bias_b) = bias.at(first + i);
-            let values = x.iter().zip(a.iter().zip(b)).zip(bias_a.iter().zip(bias_b));
-            for (((x, (a, b)), (bias_a, bias_b)), y) in values.zip(y) {
-                *y = x + (a + bias_a) * sigmoid(b + bias_b);
+        let (channels, pixels) = (bias.channels, block_pixels(bias.channels));
+        let mut gates = vec![0.0; pixels * channels];
+        let blocks = x.chunks(pixels * channels).zip(y.chunks_mut(pixels * channels));
+        for (block, ((x, y), c2)) in blocks.zip(c2.chunks(pixels * 2 * channels)).enumerate() {
+            let first = first + block * pixels;
+            bias.gates(first, c2, &mut gates);
+            let pixels = x.chunks_exact(channels).zip(gates.chunks_exact(channels));
+            let pixels = pixels.zip(c2.chunks_exact(2 * channels)).zip(y.chunks_exact_mut(channels));
+            for (i, (((x, gates), c2), y)) in pixels.enumerate() {
+                let (bias, _) = bias.at(first + i);
+                let values = x.iter().zip(gates).zip(c2.iter().zip(bias)).zip(y);
+                for (((x, gate), (a, bias)), y) in values {
+                    *y = x + (a + bias) * gate;
+                }
             }
         }
     }
@@ -405,16 +416,21 @@ vectorized! {
 
 vectorized! {
     fn gate_backward_task(bias: &ImageBias<'_>, first: usize, dy: &[f32], c2: &mut [f32]) {
-        let channels = bias.channels;
-        let pixels = dy.chunks_exact(channels).zip(c2.chunks_exact_mut(2 * channels));
-        for (i, (dy, c2)) in pixels.enumerate() {
-            let (a, b) = c2.split_at_mut(channels);
-            let (bias_a, bias_b) = bias.at(first + i);
-            let values = dy.iter().zip(a.iter_mut().zip(b)).zip(bias_a.iter().zip(bias_b));
-            for ((dy, (a, b)), (bias_a, bias_b)) in values {
-                let gate = sigmoid(*b + bias_b);
-                *b = dy * (*a + bias_a) * (gate * (1.0 - gate));
-                *a = dy * gate;
+        let (channels, pixels) = (bias.channels, block_pixels(bias.channels));
+        let mut gates = vec![0.0; pixels * channels];
+        let blocks = dy.chunks(pixels * channels).zip(c2.chunks_mut(pixels * 2 * channels));
+        for (block, (dy, c2)) in blocks.enumerate() {
+            let first = first + block * pixels;
+            bias.gates(first, c2, &mut gates);
+            let pixels = dy.chunks_exact(channels).zip(gates.chunks_exact(channels));
+            for (i, ((dy, gates), c2)) in pixels.zip(c2.chunks_exact_mut(2 * channels)).enumerate() {
+                let (a, b) = c2.split_at_mut(channels);
+                let (bias, _) = bias.at(first + i);
+                let values = dy.iter().zip(gates).zip(a.iter_mut().zip(b)).zip(bias);
+                for (((dy, gate), (a, b)), bias) in values {
+                    *b = dy * (*a + bias) * (gate * (1.0 - gate));
+                    *a = dy * gate;
+                }
             }
         }
     }
