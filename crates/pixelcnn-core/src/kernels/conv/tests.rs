@@ -256,6 +256,8 @@ fn many_pixels_are_summed_in_blocks() {
 fn empty_maps_and_channels() {
     for (size, inputs, outputs) in [
         ([0, 4, 4], 3, 2),
+        ([2, 0, 4], 20, 9),
+        ([1, 1, 1], 20, 9),
         ([1, 1, 1], 3, 2),
         ([1, 4, 4], 0, 2),
         ([1, 4, 4], 3, 0),

@@ -608,6 +608,10 @@ impl Winograd {
         let pixels: usize = self.size.iter().product();
         assert_eq!(x.len(), pixels * inputs, "length of x");
         assert_eq!(dy.len(), pixels * outputs, "length of dy");
+        if pixels == 0 {
+            dweight.fill(0.0);
+            return;
+        }
         let panels = Panels::new(tiles, outputs);
         let transforms = self.transforms(tiles);
         let zeros = vec![0.0; inputs.max(outputs)];
