@@ -423,8 +423,8 @@ fn other_models_are_refused_by_name() {
             "\"Variable\" is NaN",
         ),
         (
-            |t| t.get_mut("Variable").unwrap().values[0] = 1e30,
-            "\"Variable\" is 1e30",
+            |t| t.get_mut("Variable").unwrap().values[0] = 1e9,
+            "\"Variable\" is 1000000000",
         ),
         (
             |t| {

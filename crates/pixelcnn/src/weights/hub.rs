@@ -39,7 +39,7 @@ pub struct Card {
     pub averaged: bool,
     /// Optimizer steps taken.
     pub step: u64,
-    /// What it was trained on.
+    /// The data that its run is for.
     pub data: String,
     /// How good it is.
     pub measured: Option<Measured>,
@@ -115,7 +115,7 @@ a model of images with an exact likelihood.
 |---|---|
 | bits/dim | {measured} |
 | images | {width}x{height}, {channels} channels, 8 bits |
-| trained on | {data} |
+| data | {data} |
 | steps | {step} |
 | weights | {weights} |
 | parameters | {parameters} |

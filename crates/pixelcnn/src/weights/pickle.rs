@@ -511,3 +511,138 @@ impl<R: Read> Machine<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Pickle, Fault> {
+        Pickle::read(&mut &bytes[..])
+    }
+
+    #[test]
+    fn nothing_is_run() {
+        for (pickle, part) in [
+            (&b"cposix\nsystem\n(Vls\ntR."[..], "\"posix.system\""),
+            (
+                b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",
+                "\"posix.system\"",
+            ),
+            (b"cbuiltins\neval\n.", "\"builtins.eval\""),
+            (
+                b"ctorch.serialization\nload\n.",
+                "\"torch.serialization.load\"",
+            ),
+            (b"c__builtin__\ngetattr\n.", "which no state dict needs"),
+            (b"ios\nsystem\n.", "the operation 0x69"),
+            (b"\x82\x01.", "the operation 0x82"),
+            (b"P1\n.", "the operation 0x50"),
+        ] {
+            let error = read(pickle).unwrap_err();
+            assert!(matches!(error, Fault::Refused(_)), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_containers() {
+        let plain = |pickle: &[u8]| match read(pickle).unwrap().root() {
+            Value::Plain(number) => *number,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(plain(b"K\xff."), Some(255));
+        assert_eq!(plain(b"M\x01\x02."), Some(513));
+        assert_eq!(plain(b"J\xfe\xff\xff\xff."), Some(-2));
+        assert_eq!(plain(b"\x8a\x01\xfe."), Some(-2));
+        assert_eq!(plain(b"\x8a\x03\x00\x00\x01."), Some(65536));
+        assert_eq!(plain(b"\x8a\x00."), Some(0));
+        assert_eq!(plain(b"N."), None);
+        let dict = read(b"ccollections\nOrderedDict\n(]](U\x01aK\x01eatR.").unwrap();
+        assert!(
+            matches!(dict.root(), Value::Dict(pairs) if pairs.len() == 1),
+            "{dict:?}"
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for pickle in [
+            &b"."[..],
+            b"R.",
+            b"Q.",
+            b"t.",
+            b"u.",
+            b"h\x01.",
+            b"}K\x01s.",
+            b"K\x01(\x86.",
+            b"K\x01b.",
+            b"NNR.",
+            b"K\x01a.",
+            b"X\xff\xff\xff\xffabc.",
+            b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
+            b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ\xff\xff\xff\xfftQ.",
+        ] {
+            let error = read(pickle).unwrap_err();
+            assert!(
+                matches!(error, Fault::Damaged(_) | Fault::Truncated),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn short_pickles_do_not_grow() {
+        // A list that has itself twice, over and over.
+        let mut bomb = b"]q\x00".to_vec();
+        for _ in 0..100_000 {
+            bomb.extend(b"](h\x00h\x00eq\x00");
+        }
+        bomb.push(b'.');
+        let pickle = read(&bomb).unwrap();
+        assert!(pickle.values.len() < 200_000);
+        // One so deep that no recursion comes back from it.
+        let deep = [&b")"[..], &[0x85; 1 << 20], b"."].concat();
+        read(&deep).unwrap();
+        let long = vec![b'N'; 5 << 20];
+        let error = read(&long).unwrap_err().to_string();
+        assert!(error.contains("longer than the largest"), "{error}");
+    }
+
+    /// Pieces of pickles.
+    const PIECES: [&[u8]; 21] = [
+        b"K\x01",
+        b"(",
+        b"t",
+        b"}",
+        b"]",
+        b"u",
+        b"s",
+        b"a",
+        b"e",
+        b"q\x00",
+        b"h\x00",
+        b"R",
+        b"Q",
+        b"\x86",
+        b"\x87",
+        b")",
+        b"b",
+        b"U\x07storage",
+        b"ctorch\nFloatStorage\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ccollections\nOrderedDict\n",
+    ];
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(
+            pieces in proptest::collection::vec(proptest::sample::select(&PIECES), 0..60),
+            garbage: Vec<u8>,
+        ) {
+            let _ = read(&garbage);
+            let _ = read(&[&pieces.concat()[..], b"."].concat());
+        }
+    }
+}

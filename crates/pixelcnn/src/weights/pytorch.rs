@@ -326,3 +326,68 @@ fn read_legacy(mut file: impl Read, size: u64) -> Result<Tensors, Fault> {
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn view(offset: u64, shape: Vec<u64>, strides: Vec<u64>, len: u64) -> View {
+        let storage = Storage {
+            key: "0".into(),
+            dtype: Dtype::F32,
+            len,
+        };
+        View {
+            storage,
+            offset,
+            shape,
+            strides,
+        }
+    }
+
+    proptest! {
+        /// A checked view is gathered as its definition says; what is not would leave its storage.
+        #[test]
+        fn views_stay_within_their_storage(
+            axes in proptest::collection::vec((0u64..5, 0u64..30), 0..4),
+            offset in 0u64..40,
+            len in 0u64..200,
+        ) {
+            let (shape, strides): (Vec<u64>, Vec<u64>) = axes.iter().copied().unzip();
+            let view = view(offset, shape.clone(), strides, len);
+            let mut indices = vec![offset];
+            for (extent, stride) in axes {
+                let steps = |from: &u64| (0..extent).map(move |n| n * stride).map({ let from = *from; move |s| from + s }).collect::<Vec<_>>();
+                indices = indices.iter().flat_map(steps).collect();
+            }
+            let within = indices.iter().all(|&at| at < len) && indices.len() as u64 <= len;
+            prop_assert_eq!(check(&view).is_some(), within);
+            if within {
+                let storage: Vec<f32> = (0..len).map(|n| n as f32).collect();
+                let expected: Vec<f32> = indices.iter().map(|&at| at as f32).collect();
+                if is_whole(&view) {
+                    prop_assert_eq!(&expected, &storage);
+                }
+                prop_assert_eq!(gather(&view, &storage), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn views_that_cannot_be_counted_are_refused() {
+        let max = u64::MAX;
+        for (shape, strides) in [
+            (vec![max, max], vec![0, 0]),
+            (vec![max], vec![0]),
+            (vec![2], vec![max]),
+            (vec![2, 2], vec![max / 2, max / 2 + 1]),
+            (vec![3], vec![max / 2]),
+            (vec![2], vec![]),
+        ] {
+            assert_eq!(check(&view(1, shape, strides, 100)), None);
+        }
+        assert_eq!(check(&view(max, vec![], vec![], 100)), None);
+    }
+}

@@ -282,3 +282,159 @@ impl Block {
         self.bytes
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
+    pub fn written(entries: &Entries) -> Vec<u8> {
+        let mut file = Vec::new();
+        let entries = entries.iter().map(|(key, value)| (&key[..], value.clone()));
+        write(&mut file, entries).unwrap();
+        file
+    }
+
+    pub fn entries_of(file: &[u8]) -> Result<Entries, Fault> {
+        let mut entries = Entries::new();
+        read(Cursor::new(file), |key, value| {
+            entries.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })?;
+        Ok(entries)
+    }
+
+    /// A table of one block that `compress` has made of type `kind`, with checksums that hold.
+    pub fn of_one_block(
+        entries: &Entries,
+        kind: u8,
+        compress: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let mut block = Block::new(RESTART_INTERVAL);
+        entries
+            .iter()
+            .for_each(|(key, value)| block.push(key, value));
+        let key = block.last.clone();
+        let mut file = Vec::new();
+        let mut put = |mut bytes: Vec<u8>, kind: u8| {
+            let handle = Handle {
+                offset: file.len() as u64,
+                size: bytes.len() as u64,
+            };
+            bytes.push(kind);
+            bytes.extend(masked_crc(crc32c::crc32c(&bytes)).to_le_bytes());
+            file.extend(bytes);
+            let mut written = Vec::new();
+            handle.write(&mut written);
+            written
+        };
+        let data = put(compress(&block.finish()), kind);
+        let meta = put(Block::new(1).finish(), 0);
+        let mut index = Block::new(1);
+        index.push(&key, &data);
+        let index = put(index.finish(), 0);
+        let mut footer = [meta, index].concat();
+        footer.resize(40, 0);
+        footer.extend(MAGIC.to_le_bytes());
+        [file, footer].concat()
+    }
+
+    pub fn snappy(bytes: &[u8]) -> Vec<u8> {
+        snap::raw::Encoder::new().compress_vec(bytes).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn tables_come_back(
+            entries: BTreeMap<Vec<u8>, Vec<u8>>,
+            long in 0usize..600_000,
+        ) {
+            let mut entries: Entries = entries.into_iter().collect();
+            // More than one block.
+            entries.push((vec![0xff; 300], vec![7; long]));
+            entries.push((vec![0xff; 301], vec![8; 3]));
+            prop_assert_eq!(entries_of(&written(&entries)).unwrap(), entries.clone());
+            let compressed = of_one_block(&entries, 1, snappy);
+            prop_assert_eq!(entries_of(&compressed).unwrap(), entries);
+        }
+
+        #[test]
+        fn garbage_never_panics(garbage: Vec<u8>, handles: [u8; 40]) {
+            let _ = entries_of(&garbage);
+            let end = MAGIC.to_le_bytes();
+            let _ = entries_of(&[&garbage[..], &handles, &end].concat());
+            // Nonsense whose checksum holds.
+            let entry = (b"key".to_vec(), b"value".to_vec());
+            for kind in 0..2 {
+                let _ = entries_of(&of_one_block(&vec![entry.clone()], kind, |_| garbage.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_found() {
+        let entry = |n: u8| (vec![n / 10, n], vec![n; 9]);
+        let entries: Entries = (0..40).map(entry).collect();
+        for file in [written(&entries), of_one_block(&entries, 1, snappy)] {
+            for at in 0..file.len() {
+                for bit in 0..8 {
+                    let mut flipped = file.clone();
+                    flipped[at] ^= 1 << bit;
+                    match entries_of(&flipped) {
+                        Ok(found) => assert_eq!(found, entries, "bit {bit} of byte {at}"),
+                        Err(Fault::Damaged(_) | Fault::Truncated) => {}
+                        Err(other) => panic!("bit {bit} of byte {at}: {other}"),
+                    }
+                }
+                assert!(entries_of(&file[..at]).is_err(), "cut after {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_claims_to_be_large_takes_no_memory() {
+        let entries = vec![(b"key".to_vec(), b"value".to_vec())];
+        let bomb = |_: &[u8]| vec![0xff, 0xff, 0xff, 0xff, 0x0f];
+        let error = entries_of(&of_one_block(&entries, 1, bomb)).unwrap_err();
+        assert!(matches!(error, Fault::Damaged(_)), "{error}");
+        let error = entries_of(&of_one_block(&entries, 2, bomb)).unwrap_err();
+        assert!(matches!(error, Fault::Refused(_)), "{error}");
+        // Two index entries for the same block.
+        let mut block = Block::new(1);
+        block.push(b"a", b"");
+        let block = block.finish();
+        let mut index = Block::new(1);
+        index.push(b"a", &[0, block.len() as u8]);
+        index.push(b"b", &[0, block.len() as u8]);
+        let mut file = Vec::new();
+        let mut footer = Vec::new();
+        for (n, mut bytes) in [block, Block::new(1).finish(), index.finish()]
+            .into_iter()
+            .enumerate()
+        {
+            if n > 0 {
+                let (offset, size) = (file.len() as u64, bytes.len() as u64);
+                Handle { offset, size }.write(&mut footer);
+            }
+            bytes.push(0);
+            bytes.extend(masked_crc(crc32c::crc32c(&bytes)).to_le_bytes());
+            file.extend(bytes);
+        }
+        footer.resize(40, 0);
+        footer.extend(MAGIC.to_le_bytes());
+        file.extend(footer);
+        let error = entries_of(&file).unwrap_err().to_string();
+        assert!(
+            error.contains("a block is not where it should be"),
+            "{error}"
+        );
+    }
+}

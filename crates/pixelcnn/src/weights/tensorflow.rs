@@ -428,3 +428,182 @@ pub fn write_v2(
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::super::table::tests::{Entries, of_one_block, snappy, written};
+    use super::*;
+
+    fn tensors() -> Tensors {
+        let tensor = |n: usize| Tensor {
+            shape: vec![n, 2],
+            values: (0..2 * n).map(|v| v as f32 - 0.5).collect(),
+        };
+        let name = |n| format!("model/conv2d_{n}/V");
+        (0..6).map(|n| (name(n), tensor(n))).collect()
+    }
+
+    /// The entries of a V1 checkpoint.
+    fn v1_entries(tensors: &Tensors) -> Entries {
+        let all = tensors.iter().map(|(name, tensor)| proto::SliceMeta {
+            name: name.clone(),
+            shape: Some(proto::Shape::of(&tensor.shape)),
+            dtype: FLOAT,
+        });
+        let meta = proto::SavedTensorSlices {
+            meta: Some(proto::Meta {
+                tensor: all.collect(),
+            }),
+            data: None,
+        };
+        let mut entries = vec![(Vec::new(), meta.encode_to_vec())];
+        entries.extend(tensors.iter().map(|(name, tensor)| {
+            let data = proto::SavedSlice {
+                name: name.clone(),
+                slice: Some(proto::Slice {
+                    extent: vec![proto::Extent::default(); tensor.shape.len()],
+                }),
+                data: Some(proto::TensorProto {
+                    float_val: tensor.values.clone(),
+                }),
+            };
+            let slices = proto::SavedTensorSlices {
+                meta: None,
+                data: Some(data),
+            };
+            (name.clone().into_bytes(), slices.encode_to_vec())
+        }));
+        entries
+    }
+
+    #[test]
+    fn damaged_v1_files_are_refused() {
+        let entries = v1_entries(&tensors());
+        for file in [written(&entries), of_one_block(&entries, 1, snappy)] {
+            let read = |file: &[u8]| v1(Cursor::new(file));
+            assert_eq!(read(&file).unwrap(), tensors());
+            for at in 0..file.len() {
+                for bit in 0..8 {
+                    let mut flipped = file.clone();
+                    flipped[at] ^= 1 << bit;
+                    if let Ok(found) = read(&flipped) {
+                        assert_eq!(found, tensors(), "bit {bit} of byte {at}");
+                    }
+                }
+                assert!(read(&file[..at]).is_err());
+            }
+            // Entries that are damaged, but whose checksum was made to hold.
+            for (n, at) in
+                (0..entries.len()).flat_map(|n| (0..entries[n].1.len()).map(move |at| (n, at)))
+            {
+                let mut forged = entries.clone();
+                forged[n].1[at] ^= 1 << (at % 8);
+                let _ = read(&written(&forged));
+                forged[n].1.truncate(at);
+                let _ = read(&written(&forged));
+            }
+        }
+    }
+
+    #[test]
+    fn v1_files_that_contradict_themselves_are_refused() {
+        let forged = |change: &dyn Fn(&mut Entries)| {
+            let mut entries = v1_entries(&tensors());
+            change(&mut entries);
+            v1(Cursor::new(written(&entries))).unwrap_err().to_string()
+        };
+        let missing = forged(&|entries| drop(entries.pop()));
+        assert!(
+            missing.contains("\"model/conv2d_5/V\" has no values"),
+            "{missing}"
+        );
+        let twice = forged(&|entries| {
+            let (_, value) = entries[3].clone();
+            entries.push((b"z".to_vec(), value));
+        });
+        assert!(
+            twice.contains("\"model/conv2d_2/V\" is stored twice"),
+            "{twice}"
+        );
+        let other = forged(&|entries| entries[2].1 = entries[3].1.clone());
+        assert!(
+            other.contains("\"model/conv2d_2/V\" is stored twice"),
+            "{other}"
+        );
+        let headless = forged(&|entries| drop(entries.remove(0)));
+        assert!(headless.contains("not a checkpoint's table"), "{headless}");
+        let part = forged(&|entries| {
+            let mut slices: proto::SavedTensorSlices = decode(&entries[2].1).unwrap();
+            let slice = slices.data.as_mut().unwrap().slice.as_mut().unwrap();
+            slice.extent[0].length = Some(1);
+            entries[2].1 = slices.encode_to_vec();
+        });
+        assert!(part.contains("is stored in several parts"), "{part}");
+    }
+
+    #[test]
+    fn v2_files_that_contradict_themselves_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = tensors();
+        let variables = tensors.iter().map(|(name, tensor)| Variable {
+            name: name.clone(),
+            shape: tensor.shape.clone(),
+            values: Values::Float((&tensor.values).into()),
+        });
+        write_v2(folder.path(), "x", variables.collect()).unwrap();
+        let index = std::fs::read(folder.path().join("x.index")).unwrap();
+        let data = std::fs::read(folder.path().join("x.data-00000-of-00001")).unwrap();
+        let original = super::super::table::tests::entries_of(&index).unwrap();
+        let read =
+            |entries: &Entries| v2(Cursor::new(written(entries)), |_, _| Ok(Cursor::new(&data)));
+        assert_eq!(read(&original).unwrap(), tensors);
+        let forged = |change: fn(&mut proto::Entry)| {
+            let mut entries = original.clone();
+            let mut entry = decode(&entries[3].1).unwrap();
+            change(&mut entry);
+            entries[3].1 = entry.encode_to_vec();
+            read(&entries).unwrap_err().to_string()
+        };
+        fn dims(dims: &[i64]) -> Option<proto::Shape> {
+            let dim = dims.iter().map(|&size| proto::Dim { size });
+            Some(proto::Shape { dim: dim.collect() })
+        }
+        let cases: [(fn(&mut proto::Entry), &str); 11] = [
+            (|e| e.offset = 0, "overlaps another one"),
+            (|e| e.offset = -1, "is truncated"),
+            (|e| e.offset = i64::MAX, "is truncated"),
+            (|e| e.size = -16, "not [2, 2] floats"),
+            (|e| e.shape = dims(&[1 << 40]), "floats"),
+            (
+                |e| {
+                    e.shape = dims(&[1 << 40]);
+                    e.size = 4 << 40;
+                },
+                "is truncated",
+            ),
+            (|e| e.shape = dims(&[i64::MAX, i64::MAX, 4]), "floats"),
+            (|e| e.shape = dims(&[-1, -4]), "has no shape"),
+            (|e| e.shard_id = 1, "lies in no file"),
+            (
+                |e| e.crc32c ^= 1,
+                "the checksum of tensor \"model/conv2d_2/V\" does not hold",
+            ),
+            (|e| e.slices.push(proto::Slice::default()), "several parts"),
+        ];
+        for (change, part) in cases {
+            let error = forged(change);
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        for (n, at) in
+            (0..original.len()).flat_map(|n| (0..original[n].1.len()).map(move |at| (n, at)))
+        {
+            let mut forged = original.clone();
+            forged[n].1[at] ^= 1 << (at % 8);
+            let _ = read(&forged);
+            forged[n].1.truncate(at);
+            let _ = read(&forged);
+        }
+    }
+}
