@@ -233,10 +233,7 @@ fn what_cannot_be_imported_is_said_on_one_line() {
         "dropout = 1",
     );
     assert!(!folder.join("run").exists());
-    for (command, part) in [
-        ("import", "Epochs count from the import"),
-        ("export", "--nr-gpu"),
-    ] {
+    for (command, part) in [("import", "Epochs count from"), ("export", "--nr-gpu")] {
         let help = succeeds(folder, &format!("{command} --help"));
         contains(&help, "Examples:\n  pixelcnn ");
         contains(&help, part);

@@ -649,6 +649,9 @@ fn damaged_safetensors_are_refused() {
     }
 }
 
+/// Ends TensorFlow's tables.
+const TABLE: &[u8] = &0xdb47_7524_8b80_fb57u64.to_le_bytes();
+
 #[test]
 fn files_of_other_kinds_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -664,12 +667,8 @@ fn files_of_other_kinds_are_refused() {
         b"\x00\x00\x00\x00\x00\x00\x00\x00{",
         b"\xff\xff\xff\xff\xff\xff\xff\xff{",
         b"just some text that is no file of weights",
-        &pixelcnn::weights::table::MAGIC.to_le_bytes(),
-        &[
-            [0; 40].as_slice(),
-            &pixelcnn::weights::table::MAGIC.to_le_bytes(),
-        ]
-        .concat(),
+        TABLE,
+        &[[0; 40].as_slice(), TABLE].concat(),
     ] {
         fs::write(&path, contents).unwrap();
         let error = import(&path, &Unsaid::default()).unwrap_err().to_string();

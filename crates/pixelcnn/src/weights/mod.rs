@@ -5,9 +5,9 @@
 //! |---|---|
 //! | [`original`] | the original's names: the model that they tell of, a training state in them |
 //! | [`tensorflow`] | TensorFlow's checkpoints, read in both forms, written in the current one |
-//! | [`table`] | the sorted table that both forms are made of |
+//! | `table` | the sorted table that both forms are made of |
 //! | [`pytorch`] | state dicts as `torch.save` writes them |
-//! | [`pickle`] | the small part of Python's pickles that they need |
+//! | `pickle` | the small part of Python's pickles that they need |
 //! | [`port`] | the layers' names in PyTorch models |
 //! | [`hub`] | safetensors with a `config.json` and a model card |
 //! | [`npz`] | NumPy's archives |
@@ -18,10 +18,10 @@
 pub mod hub;
 pub mod npz;
 pub mod original;
-pub mod pickle;
+mod pickle;
 pub mod port;
 pub mod pytorch;
-pub mod table;
+mod table;
 pub mod tensorflow;
 
 use std::collections::BTreeMap;

@@ -88,15 +88,13 @@ fn benchmark_layers(blocks: usize) -> Vec<(String, Kind)> {
         .map(|name| (name.to_owned(), Kind::Conv))
         .to_vec();
     for (pass, kind) in [("up", Kind::Conv), ("down", Kind::Deconv)] {
-        let mut stages = 0..;
-        let mut stage = move || stages.next().unwrap_or(0);
+        let mut stage = 0;
         for scale in 0..3 {
             if scale > 0 {
-                let stage = stage();
                 layers.extend([0, 1].map(|stack| (format!("{pass}.{stage}.{stack}"), kind)));
+                stage += 1;
             }
             for _ in 0..blocks + usize::from(pass == "down" && scale > 0) {
-                let stage = stage();
                 for stack in [0, 1] {
                     let block = format!("{pass}.{stage}.{stack}");
                     layers.push((format!("{block}.conv_1"), Kind::Conv));
@@ -105,6 +103,7 @@ fn benchmark_layers(blocks: usize) -> Vec<(String, Kind)> {
                     }
                     layers.push((format!("{block}.conv_2"), Kind::Conv));
                 }
+                stage += 1;
             }
         }
     }

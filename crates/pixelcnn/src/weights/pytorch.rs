@@ -1,7 +1,7 @@
 //! State dicts as `torch.save` writes them: a zip archive with a pickle and a file for each storage,
 //! or, before PyTorch 1.6, several pickles with the storages behind them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom};
 
 use half::{bf16, f16};
@@ -50,7 +50,7 @@ fn views(pickle: &Pickle, size: u64) -> Result<Views, Fault> {
         return Err(not_a_state_dict());
     };
     let mut views = Views::new();
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for &(name, value) in items {
         let (Value::Text(name), Value::Tensor(view)) = (pickle.get(name), pickle.get(value)) else {
             return Err(not_a_state_dict());
@@ -359,8 +359,9 @@ mod tests {
             let view = view(offset, shape.clone(), strides, len);
             let mut indices = vec![offset];
             for (extent, stride) in axes {
-                let steps = |from: &u64| (0..extent).map(move |n| n * stride).map({ let from = *from; move |s| from + s }).collect::<Vec<_>>();
-                indices = indices.iter().flat_map(steps).collect();
+                let from = indices.iter();
+                let steps = from.flat_map(|at| (0..extent).map(move |n| at + n * stride));
+                indices = steps.collect();
             }
             let within = indices.iter().all(|&at| at < len) && indices.len() as u64 <= len;
             prop_assert_eq!(check(&view).is_some(), within);

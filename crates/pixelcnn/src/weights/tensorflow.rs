@@ -1,4 +1,4 @@
-//! TensorFlow's checkpoints. The older form (V1) is one [`table`] with the tensors in it as
+//! TensorFlow's checkpoints. The older form (V1) is one sorted table with the tensors in it as
 //! protocol buffers. The current one (V2) is a table `PREFIX.index` that says where each tensor
 //! lies in `PREFIX.data-00000-of-00001`, with a CRC-32C of each.
 
@@ -570,7 +570,8 @@ mod tests {
             let dim = dims.iter().map(|&size| proto::Dim { size });
             Some(proto::Shape { dim: dim.collect() })
         }
-        let cases: [(fn(&mut proto::Entry), &str); 11] = [
+        type Change = fn(&mut proto::Entry);
+        let cases: [(Change, &str); 11] = [
             (|e| e.offset = 0, "overlaps another one"),
             (|e| e.offset = -1, "is truncated"),
             (|e| e.offset = i64::MAX, "is truncated"),
