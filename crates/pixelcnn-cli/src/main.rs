@@ -12,7 +12,7 @@ mod settings;
 mod terminal;
 mod trained;
 
-use commands::{completions, eval, info, sample, train};
+use commands::{completions, eval, export, import, info, sample, train};
 use terminal::{Result, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -63,6 +63,8 @@ enum Command {
     Eval(eval::Eval),
     Sample(sample::Sample),
     Info(info::Info),
+    Import(import::Import),
+    Export(export::Export),
     Completions(completions::Completions),
 }
 
@@ -108,6 +110,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(eval) => eval.run(&cli.device),
         Command::Sample(sample) => sample.run(&cli.device),
         Command::Info(info) => info.run(),
+        Command::Import(import) => import.run(),
+        Command::Export(export) => export.run(&cli.device),
         Command::Completions(completions) => completions.run(),
     }
 }

@@ -318,7 +318,8 @@ pub struct Flags {
     samples: Option<usize>,
 }
 
-fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
+/// The name of a nonlinearity.
+pub fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
     PossibleValuesParser::new(["concat_elu", "elu", "relu"]).map(|name| match name.as_str() {
         "elu" => Nonlinearity::Elu,
         "relu" => Nonlinearity::Relu,
@@ -403,7 +404,8 @@ impl Flags {
     }
 }
 
-fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
+/// Overrides a value where a flag is given.
+pub fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
     if let Some(flag) = flag {
         value.clone_from(flag);
     }

@@ -42,6 +42,7 @@ pub mod picture;
 mod random;
 pub mod sample;
 pub mod train;
+pub mod weights;
 
 pub use pixelcnn_core::{
     ConfigError, ModelConfig, Nonlinearity, config, kernels, likelihood, network,

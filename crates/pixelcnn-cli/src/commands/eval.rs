@@ -13,6 +13,7 @@ use npyz::npz::NpzWriter;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
+use pixelcnn::model::Network;
 
 use crate::settings::DataFlags;
 use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
@@ -91,19 +92,8 @@ impl Eval {
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
-        let (mut bar, start) = (Bar::new(), Instant::now());
-        let mut progress = |so_far: &Evaluation| {
-            let done = so_far.bits_per_dim.len();
-            bar.show(done as u64, count as u64, || {
-                let speed = done as f64 / start.elapsed().as_secs_f64();
-                let mean = so_far.mean();
-                format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
-            });
-            interrupted()
-        };
         let batch_size = self.batch_size as usize;
-        let evaluation = evaluate(&network, &data, count, batch_size, &mut progress)?;
-        drop(bar);
+        let evaluation = measure(&network, &data, count, batch_size)?;
         let Some(figures) = evaluation else {
             return Ok(left_off());
         };
@@ -122,6 +112,27 @@ impl Eval {
         ))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Evaluates the first `count` images of a data set and shows how far it is; none where Ctrl-C
+/// stopped it.
+pub fn measure(
+    network: &Network,
+    data: &Dataset,
+    count: usize,
+    batch_size: usize,
+) -> Result<Option<Evaluation>> {
+    let (mut bar, start) = (Bar::new(), Instant::now());
+    let mut progress = |so_far: &Evaluation| {
+        let done = so_far.bits_per_dim.len();
+        bar.show(done as u64, count as u64, || {
+            let speed = done as f64 / start.elapsed().as_secs_f64();
+            let mean = so_far.mean();
+            format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
+        });
+        interrupted()
+    };
+    Ok(evaluate(network, data, count, batch_size, &mut progress)?)
 }
 
 /// Writes the figures of every image as a table.

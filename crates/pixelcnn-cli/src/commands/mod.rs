@@ -2,6 +2,8 @@
 
 pub mod completions;
 pub mod eval;
+pub mod export;
+pub mod import;
 pub mod info;
 pub mod sample;
 pub mod train;

@@ -196,7 +196,7 @@ impl Train {
 type Start = (PathBuf, RunConfig, Option<TrainState>, Dataset, Dataset);
 
 /// Checks that a folder is not there yet, or empty.
-fn expect_new(run: &Path) -> Result {
+pub fn expect_new(run: &Path) -> Result {
     let empty = match fs::read_dir(run) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == ErrorKind::NotFound,

@@ -194,8 +194,10 @@ fn advice(path: &Path, previous: &Option<PathBuf>) -> String {
 /// Version of the format; every version keeps its checksum as it is here.
 const VERSION: u64 = 1;
 
-/// Values of `format` in the metadata.
+/// Values of `format` in the metadata: of a training state, whose checksum must hold, and of
+/// weights alone, which others may have written without any metadata.
 const FORMAT: &str = "pixelcnn";
+const WEIGHTS_FORMAT: &str = "pixelcnn-weights";
 
 /// What follows a parameter's name in the names of its tensors.
 const PARAMETER: &str = "";
@@ -222,7 +224,7 @@ impl TrainState {
     /// # Errors
     /// Every [`CheckpointError`] that concerns one file: never a state other than what was saved.
     pub fn read(path: &Path) -> Result<TrainState, CheckpointError> {
-        TrainState::decode(CheckpointFile::open(path)?)
+        TrainState::decode(CheckpointFile::open(path, FORMAT)?)
     }
 
     fn decode(mut file: CheckpointFile) -> Result<TrainState, CheckpointError> {
@@ -253,13 +255,7 @@ impl TrainState {
             let (first, second) = (file.take(&layout, FIRST)?, file.take(&layout, SECOND)?);
             Some(Moments { first, second })
         };
-        if let Some(tensor) = file.tensors.keys().min() {
-            return Err(CheckpointError::Mismatch {
-                path: path.clone(),
-                tensor: tensor.clone(),
-                reason: "is not part of the model".into(),
-            });
-        }
+        file.expect_empty()?;
         let evaluation = |name: &str| {
             let [step, bits] = [format!("{name}_step"), format!("{name}_bits_per_dim")];
             if !file.metadata.contains_key(&step) {
@@ -336,27 +332,93 @@ impl TrainState {
             }
         }
 
-        let layout = Layout::new(&self.config);
         let mut arrays = vec![(PARAMETER, &self.parameters), (AVERAGE, &self.average)];
         if let Some(Moments { first, second }) = &self.moments {
             arrays.extend([(FIRST, first), (SECOND, second)]);
         }
-        let mut tensors = BTreeMap::new();
+        let layout = Layout::new(&self.config);
+        let mut tensors = Named::new();
         for (suffix, values) in arrays {
-            for (index, parameter) in layout.parameters.iter().enumerate() {
-                let tensor = format!("{}{suffix}", parameter.name);
-                let found = values.get(index).map(Vec::as_slice).unwrap_or_default();
-                if found.len() != parameter.len() || values.len() != layout.parameters.len() {
-                    return Err(CheckpointError::Mismatch {
-                        path: path.into(),
-                        tensor,
-                        reason: format!("has {} of {} values", found.len(), parameter.len()),
-                    });
-                }
-                tensors.insert(tensor, (parameter.shape.clone(), found));
-            }
+            name(path, &layout, suffix, values, &mut tensors)?;
         }
+        Encoded::new(path, metadata, tensors)
+    }
+}
 
+/// Shape and values of tensors by name.
+type Named<'a> = BTreeMap<String, (Vec<usize>, &'a [f32])>;
+
+/// Adds an array of parameters to the tensors of a file.
+fn name<'a>(
+    path: &Path,
+    layout: &Layout,
+    suffix: &str,
+    values: &'a [Vec<f32>],
+    tensors: &mut Named<'a>,
+) -> Result<(), CheckpointError> {
+    for (index, parameter) in layout.parameters.iter().enumerate() {
+        let tensor = format!("{}{suffix}", parameter.name);
+        let found = values.get(index).map(Vec::as_slice).unwrap_or_default();
+        if found.len() != parameter.len() || values.len() != layout.parameters.len() {
+            return Err(CheckpointError::Mismatch {
+                path: path.into(),
+                tensor,
+                reason: format!("has {} of {} values", found.len(), parameter.len()),
+            });
+        }
+        tensors.insert(tensor, (parameter.shape.clone(), found));
+    }
+    Ok(())
+}
+
+/// Writes weights alone, for use elsewhere, to the safetensors file at `path`, atomically.
+///
+/// # Errors
+/// As [`TrainState::write`].
+pub(crate) fn write_weights(
+    path: &Path,
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+) -> Result<(), CheckpointError> {
+    let mut tensors = Named::new();
+    name(
+        path,
+        &Layout::new(config),
+        PARAMETER,
+        parameters,
+        &mut tensors,
+    )?;
+    let metadata = [("format".into(), WEIGHTS_FORMAT.into())].into();
+    let encoded = Encoded::new(path, metadata, tensors)?;
+    atomic::write(path, |w| encoded.write_to(w)).map_err(writing(path))
+}
+
+/// Reads weights alone of a model from the safetensors file at `path`, whoever wrote it.
+///
+/// # Errors
+/// Every [`CheckpointError`] that concerns one file.
+pub(crate) fn read_weights(
+    path: &Path,
+    config: &ModelConfig,
+) -> Result<Vec<Vec<f32>>, CheckpointError> {
+    let mut file = CheckpointFile::open(path, WEIGHTS_FORMAT)?;
+    let parameters = file.take(&Layout::new(config), PARAMETER)?;
+    file.expect_empty()?;
+    Ok(parameters)
+}
+
+/// A checkpoint that is ready to be written.
+struct Encoded<'a> {
+    header: Vec<u8>,
+    tensors: Vec<&'a [f32]>,
+}
+
+impl<'a> Encoded<'a> {
+    fn new(
+        path: &Path,
+        mut metadata: BTreeMap<String, String>,
+        tensors: Named<'a>,
+    ) -> Result<Encoded<'a>, CheckpointError> {
         let mut checksum = Checksum::new(&metadata);
         for (name, (shape, values)) in &tensors {
             let mut bytes = Sha256::new();
@@ -388,15 +450,7 @@ impl TrainState {
             tensors: tensors.into_values().map(|(_, values)| values).collect(),
         })
     }
-}
 
-/// A checkpoint that is ready to be written.
-struct Encoded<'a> {
-    header: Vec<u8>,
-    tensors: Vec<&'a [f32]>,
-}
-
-impl Encoded<'_> {
     fn write_to(&self, w: &mut dyn Write) -> io::Result<()> {
         w.write_all(&(self.header.len() as u64).to_le_bytes())?;
         w.write_all(&self.header)?;
@@ -466,14 +520,14 @@ struct CheckpointFile {
 }
 
 impl CheckpointFile {
-    fn open(path: &Path) -> Result<CheckpointFile, CheckpointError> {
+    fn open(path: &Path, format: &str) -> Result<CheckpointFile, CheckpointError> {
         let failed = |source| CheckpointError::Read {
             path: path.into(),
             source,
         };
         let file = File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
-        CheckpointFile::read(BufReader::with_capacity(1 << 20, file), size, path)
+        CheckpointFile::read(BufReader::with_capacity(1 << 20, file), size, path, format)
     }
 
     /// `size` is the length of all that `file` gives.
@@ -481,6 +535,7 @@ impl CheckpointFile {
         mut file: impl Read,
         size: u64,
         path: &Path,
+        format: &str,
     ) -> Result<CheckpointFile, CheckpointError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::UnexpectedEof => CheckpointError::Truncated { path: path.into() },
@@ -509,12 +564,14 @@ impl CheckpointFile {
             .map_err(|_| malformed("its header is broken".into()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut metadata: BTreeMap<String, String> = metadata.into_iter().collect();
-        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+        let ours = metadata.get("format").is_some_and(|found| found == format);
+        let expected = metadata.remove("sha256").filter(|_| ours);
+        if format == FORMAT && !ours {
             return Err(malformed("its metadata do not say so".into()));
         }
-        let Some(expected) = metadata.remove("sha256") else {
+        if format == FORMAT && expected.is_none() {
             return Err(malformed("it has no checksum".into()));
-        };
+        }
         match (8 + length + header.data_len() as u64).cmp(&size) {
             std::cmp::Ordering::Less => return Err(CheckpointError::Altered { path: path.into() }),
             std::cmp::Ordering::Equal => {}
@@ -541,7 +598,7 @@ impl CheckpointFile {
         for (name, hash) in hashes {
             checksum.tensor(&name, &tensors[&name].0, hash);
         }
-        if checksum.finish() != expected {
+        if expected.is_some_and(|expected| checksum.finish() != expected) {
             return Err(CheckpointError::Altered { path: path.into() });
         }
         Ok(CheckpointFile {
@@ -555,6 +612,18 @@ impl CheckpointFile {
     fn scalar<T: FromStr>(&self, key: &str) -> Result<T, String> {
         let value = self.metadata.get(key).and_then(|text| text.parse().ok());
         value.ok_or_else(|| format!("its metadata lack a valid `{key}`"))
+    }
+
+    /// Checks that everything has been taken out.
+    fn expect_empty(&self) -> Result<(), CheckpointError> {
+        match self.tensors.keys().min() {
+            None => Ok(()),
+            Some(tensor) => Err(CheckpointError::Mismatch {
+                path: self.path.clone(),
+                tensor: tensor.clone(),
+                reason: "is not part of the model".into(),
+            }),
+        }
     }
 
     /// Takes one array of parameters out.
@@ -861,7 +930,7 @@ mod tests {
     }
 
     fn parse(file: &[u8]) -> Result<TrainState, CheckpointError> {
-        let file = CheckpointFile::read(file, file.len() as u64, Path::new("file"))?;
+        let file = CheckpointFile::read(file, file.len() as u64, Path::new("file"), FORMAT)?;
         TrainState::decode(file)
     }
 
@@ -873,7 +942,8 @@ mod tests {
     /// A file with a valid checksum whose contents were changed, written by the safetensors crate.
     fn forge(state: &TrainState, change: impl FnOnce(&mut Contents)) -> Vec<u8> {
         let file = file(state);
-        let read = CheckpointFile::read(&file[..], file.len() as u64, Path::new("")).unwrap();
+        let read =
+            CheckpointFile::read(&file[..], file.len() as u64, Path::new(""), FORMAT).unwrap();
         let mut contents = (read.metadata, read.tensors);
         change(&mut contents);
         let (metadata, tensors) = contents;

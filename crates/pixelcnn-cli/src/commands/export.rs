@@ -1,0 +1,213 @@
+//! `pixelcnn export`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::device;
+use pixelcnn::evaluate::expect_images;
+use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::metrics::Record;
+use pixelcnn::weights::hub::{Card, Measured};
+use pixelcnn::weights::{hub, npz, original, tensorflow};
+
+use super::eval::measure;
+use crate::settings::DataFlags;
+use crate::terminal::{Opening, Result, catch_interrupts, left_off, say};
+use crate::trained::Trained;
+
+/// Write a model's weights for use elsewhere.
+///
+/// safetensors and npz hold one set of weights, the averaged parameters or with --raw those trained
+/// last, under the names and in the layouts of the original code. tensorflow holds the whole state
+/// of the training, both sets and the optimizer's, as the original code restores it.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Export {
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    /// What to write
+    #[arg(long, value_name = "FORMAT", default_value = "safetensors")]
+    format: Format,
+    /// Folder to write to [default: RUN/export/FORMAT]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The parameters as trained last, not their Polyak average
+    #[arg(long)]
+    raw: bool,
+    /// Measure the bits/dim on all test images for the model card of safetensors [default: what
+    /// training measured, where it did]
+    #[arg(long)]
+    measure: bool,
+    /// GPUs of the original code that is to restore a class-conditional model (its --nr_gpu): its
+    /// checkpoints depend on it
+    #[arg(long, value_name = "N", default_value = "8")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    nr_gpu: u16,
+    #[command(flatten)]
+    data: DataFlags,
+}
+
+const EXAMPLES: &str = "\
+The data flags stand for the run's own data where they are left out, for --measure alone.
+
+Examples:
+  pixelcnn export runs/quick-1
+      model.safetensors, config.json and a model card (README.md), as model hubs have them
+  pixelcnn export runs/quick-1/checkpoints/best.safetensors --measure --out best
+      the best checkpoint, with its bits/dim on the test images in the card
+  pixelcnn export runs/quick-1 --format npz
+      weights.npz for NumPy
+  pixelcnn export runs/quick-1 --format tensorflow --out save
+      a checkpoint that the original code goes on from with --load_params --save_dir save";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// model.safetensors, config.json and a model card
+    Safetensors,
+    /// weights.npz
+    Npz,
+    /// params_cifar.ckpt (params_imagenet.ckpt of ImageNet) in TensorFlow's current form
+    Tensorflow,
+}
+
+impl Export {
+    /// Runs the command.
+    pub fn run(self, device: &str) -> Result<ExitCode> {
+        let device = device::parse(device)?;
+        if self.raw && self.format == Format::Tensorflow {
+            return Err(
+                "--raw: tensorflow's checkpoints hold both sets of weights: \
+                        leave it out"
+                    .into(),
+            );
+        }
+        if self.measure && self.format != Format::Safetensors {
+            return Err("--measure: only safetensors has a model card: leave it out".into());
+        }
+        let trained = Trained::open(&self.run, "export")?;
+        let format = match self.format {
+            Format::Safetensors => "safetensors",
+            Format::Npz => "npz",
+            Format::Tensorflow => "tensorflow",
+        };
+        let folder = match (&self.out, &trained.config) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(_)) => trained.run.join("export").join(format),
+            (None, None) => {
+                return Err(format!(
+                    "{}: not in a run folder: say where to write with --out",
+                    self.run.display()
+                )
+                .into());
+            }
+        };
+        let state = &trained.state;
+        let parameters = match self.raw {
+            true => &state.parameters,
+            false => &state.average,
+        };
+        let data = trained.data().cloned().unwrap_or_default();
+        let file = match self.format {
+            Format::Safetensors => {
+                let measured = match self.measure {
+                    true => {
+                        let mut data = data.clone();
+                        self.data.apply(&mut data);
+                        let images = Dataset::open(&data, Split::Test, &Opening::new())?;
+                        expect_images(&state.config, &images)?;
+                        catch_interrupts("leaving after this batch")?;
+                        let network = trained.network(self.raw, &device);
+                        let Some(figures) = measure(&network, &images, images.len(), 16)? else {
+                            return Ok(left_off());
+                        };
+                        Some(Measured {
+                            bits_per_dim: figures.mean(),
+                            standard_error: Some(figures.standard_error()),
+                            images: format!("{} test images of {}", images.len(), name(&data)),
+                        })
+                    }
+                    false => measured(&trained).filter(|_| !self.raw),
+                };
+                let run = trained.run.file_name().unwrap_or_default();
+                let card = Card {
+                    name: format!("PixelCNN++ {}", run.to_string_lossy())
+                        .trim_end()
+                        .into(),
+                    averaged: !self.raw,
+                    step: state.step,
+                    data: trained.data().map_or_else(|| "unknown".into(), name),
+                    measured,
+                };
+                hub::export(&folder, &state.config, parameters, &card)?;
+                "model.safetensors"
+            }
+            Format::Npz => {
+                npz::export(&folder, "weights.npz", &state.config, parameters)?;
+                "weights.npz"
+            }
+            Format::Tensorflow => {
+                let train = trained.config.as_ref().map(|config| &config.train);
+                let batch_size = train.unwrap_or(&TrainConfig::default()).batch_size;
+                let variables = original::variables(state, batch_size, self.nr_gpu.into())?;
+                // As the original calls them, which knows two data sets.
+                let name = match data.data.starts_with("imagenet") {
+                    true => "params_imagenet.ckpt",
+                    false => "params_cifar.ckpt",
+                };
+                tensorflow::write_v2(&folder, name, variables)?;
+                name
+            }
+        };
+        let weights = match (self.format, self.raw) {
+            (Format::Tensorflow, _) => "whole state",
+            (_, true) => "raw weights",
+            (_, false) => "averaged weights",
+        };
+        say(format_args!(
+            "{} ({weights}, step {})",
+            folder.join(file).display(),
+            state.step
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The name of a data set, without the folders in which it lies here.
+fn name(data: &DataConfig) -> String {
+    let name = Path::new(&data.data).file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// What training measured after the very step that was saved, with the averaged weights.
+fn measured(trained: &Trained) -> Option<Measured> {
+    let (evaluated, bits_per_dim) = trained.state.last_evaluation?;
+    if evaluated != trained.state.step {
+        return None;
+    }
+    // The state has no standard error; the metrics beside it do.
+    let metrics = fs::read_to_string(trained.run.join("metrics.jsonl")).unwrap_or_default();
+    let records = metrics.lines();
+    let mut records = records.filter_map(|line| serde_json::from_str(line).ok());
+    let standard_error = records.find_map(|record| match record {
+        Record::Test {
+            step,
+            test_bits_per_dim,
+            standard_error,
+            ..
+        } if (step, test_bits_per_dim) == (evaluated, bits_per_dim) => Some(standard_error),
+        _ => None,
+    });
+    let images = match trained.data() {
+        Some(data) => format!("all test images of {}", name(data)),
+        None => "all test images".into(),
+    };
+    Some(Measured {
+        bits_per_dim,
+        standard_error,
+        images,
+    })
+}

@@ -1,0 +1,241 @@
+//! `pixelcnn import` and `export`, run as a program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::cargo::cargo_bin;
+use npyz::WriterBuilder;
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+fn pixelcnn(folder: &Path, arguments: &str) -> Output {
+    std::process::Command::new(cargo_bin!("pixelcnn"))
+        .args(arguments.split_whitespace())
+        .args(["--threads", "2"])
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn succeeds(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {errors}");
+    text(&output.stdout)
+}
+
+fn fails(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{arguments}: {errors}");
+    assert!(errors.starts_with("pixelcnn: "), "{arguments}: {errors}");
+    errors
+}
+
+#[track_caller]
+fn contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in {text:?}");
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pixelcnn/tests/golden")
+        .join(name)
+}
+
+/// A folder with `images.npz`: the twelve golden images to train on, the first four to test on.
+fn folder() -> TempDir {
+    let file = fs::read(golden("golden_f32.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let images = tensors.tensor("images_u8").unwrap().data().to_vec();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("images.npz");
+    let mut npz = npyz::npz::NpzWriter::create(path).unwrap();
+    for (name, count) in [("trainx", 12), ("testx", 4)] {
+        let array = npz.array(name, Default::default()).unwrap();
+        let shape = [count, 8, 8, 3];
+        let mut array = array.default_dtype().shape(&shape).begin_nd().unwrap();
+        array
+            .extend(&images[..shape.iter().product::<u64>() as usize])
+            .unwrap();
+        array.finish().unwrap();
+    }
+    folder
+}
+
+/// A scalar of the golden file, as the program prints bits/dim.
+fn bits(key: &str) -> String {
+    let file = fs::read(golden("golden_f32.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let bytes = tensors.tensor(key).unwrap().data().to_vec();
+    let value = f32::from_le_bytes(bytes[..4].try_into().unwrap());
+    format!("{value:.4} ±")
+}
+
+/// The flags of a checkpoint of the golden run.
+const FLAGS: &str = "--image-size 8 --data images.npz --batch-size 4 --dropout 0";
+
+#[test]
+fn the_originals_checkpoints_become_runs() {
+    let folder = folder();
+    let folder = folder.path();
+    for (run, file) in [
+        ("v1", "tf_checkpoint_v1/params_cifar.ckpt"),
+        ("v2", "tf_checkpoint_v2/params_cifar.ckpt"),
+    ] {
+        let file = golden(file);
+        let said = succeeds(
+            folder,
+            &format!("import {} --out {run} {FLAGS}", file.display()),
+        );
+        contains(&said, "37,588 parameters, 8x8x3 images");
+        contains(&said, &format!("pixelcnn train --resume {run}"));
+        contains(
+            &succeeds(folder, &format!("eval {run}")),
+            &bits("bpd_ema/step3"),
+        );
+        contains(
+            &succeeds(folder, &format!("eval {run} --raw")),
+            &bits("bpd_raw/step3"),
+        );
+        let info = succeeds(folder, &format!("info {run}"));
+        contains(&info, "step                     3\n");
+        contains(&info, "images seen              12\n");
+        succeeds(folder, &format!("sample {run} --num 1"));
+        let again = fails(folder, &format!("import {} --out {run}", file.display()));
+        contains(&again, "already there and not an empty folder");
+    }
+    let resume = "train --resume v2 --steps 6 --samples 0";
+    contains(&succeeds(folder, resume), "on from step 3");
+    let metrics = fs::read_to_string(folder.join("v2/metrics.jsonl")).unwrap();
+    contains(&metrics, "\"step\":6");
+}
+
+#[test]
+fn what_is_exported_is_imported_again() {
+    let folder = folder();
+    let folder = folder.path();
+    let import = format!(
+        "import {} --out run {FLAGS}",
+        golden("tf_checkpoint_v2/params_cifar.ckpt").display()
+    );
+    succeeds(folder, &import);
+    let checkpoint = |run: &str, step| {
+        fs::read(folder.join(format!("{run}/checkpoints/step-0000000{step}.safetensors"))).unwrap()
+    };
+
+    // The whole state: the same bits.
+    contains(
+        &succeeds(folder, "export run --format tensorflow"),
+        "run/export/tensorflow/params_cifar.ckpt (whole state, step 3)",
+    );
+    let exported = "import run/export/tensorflow/params_cifar.ckpt.index --out again";
+    succeeds(folder, &format!("{exported} {FLAGS}"));
+    assert_eq!(checkpoint("again", 3), checkpoint("run", 3));
+
+    // The averages, with what was measured.
+    contains(
+        &succeeds(folder, "export run"),
+        "run/export/safetensors/model.safetensors (averaged weights, step 3)",
+    );
+    let card = || fs::read_to_string(folder.join("run/export/safetensors/README.md")).unwrap();
+    contains(&card(), "| bits/dim | not measured |");
+    succeeds(folder, "export run --measure");
+    contains(&card(), &format!("| bits/dim | {}", bits("bpd_ema/step3")));
+    contains(&card(), "on 4 test images of images.npz |");
+    let exported = "import run/export/safetensors/model.safetensors --out weights";
+    let said = succeeds(
+        folder,
+        &format!("{exported} --data images.npz --batch-size 4"),
+    );
+    contains(&said, "training begins with a new one");
+    contains(
+        &succeeds(folder, "eval weights --raw"),
+        &bits("bpd_ema/step3"),
+    );
+    succeeds(folder, "train --resume weights --steps 1 --samples 0");
+
+    // Training measures, and the card says so.
+    succeeds(folder, "train --resume run --steps 4 --samples 0");
+    succeeds(folder, "export run");
+    let measured = card();
+    contains(&measured, "± ");
+    contains(&measured, "on all test images of images.npz |");
+    succeeds(folder, "export run --raw --out raw");
+    let raw = fs::read_to_string(folder.join("raw/README.md")).unwrap();
+    contains(&raw, "| bits/dim | not measured |");
+    contains(&raw, "parameters as trained last");
+
+    succeeds(folder, "export run --format npz --raw --out raw");
+    let mut npz = npyz::npz::NpzArchive::open(folder.join("raw/weights.npz")).unwrap();
+    let array = npz.by_name("model/conv2d_0/V").unwrap().unwrap();
+    assert_eq!(array.shape(), [2, 3, 4, 8]);
+
+    let both = fails(folder, "export run --format tensorflow --raw");
+    contains(&both, "hold both sets of weights");
+    contains(
+        &fails(folder, "export run --format npz --measure"),
+        "model card",
+    );
+    fs::copy(
+        folder.join("run/checkpoints/step-00000004.safetensors"),
+        folder.join("alone.safetensors"),
+    )
+    .unwrap();
+    contains(&fails(folder, "export alone.safetensors"), "--out");
+}
+
+#[test]
+fn what_cannot_be_imported_is_said_on_one_line() {
+    let folder = folder();
+    let folder = folder.path();
+    let import = |file: &Path, flags: &str| {
+        fails(
+            folder,
+            &format!("import {} --out run {flags}", file.display()),
+        )
+    };
+    contains(
+        &import(&golden("pytorch/module.pth"), ""),
+        "its pickle asks for \"model.Conv\"",
+    );
+    contains(
+        &import(&folder.join("images.npz"), ""),
+        "without a PyTorch state dict",
+    );
+    contains(&import(&folder.join("missing"), ""), "No such file");
+    contains(
+        &import(&golden("golden_f32.safetensors"), ""),
+        "config.json` cannot be read",
+    );
+    contains(
+        &import(
+            &golden("tf_checkpoint_v2/params_cifar.ckpt"),
+            "--nonlinearity elu",
+        ),
+        "leave --nonlinearity out",
+    );
+    contains(
+        &import(
+            &golden("tf_checkpoint_v2/params_cifar.ckpt"),
+            "--image-size 7",
+        ),
+        "multiples of 4",
+    );
+    contains(
+        &import(&golden("tf_checkpoint_v2/params_cifar.ckpt"), "--dropout 1"),
+        "dropout = 1",
+    );
+    assert!(!folder.join("run").exists());
+    for (command, part) in [("import", "Epochs count from"), ("export", "--nr-gpu")] {
+        let help = succeeds(folder, &format!("{command} --help"));
+        contains(&help, "Examples:\n  pixelcnn ");
+        contains(&help, part);
+    }
+}

@@ -1,0 +1,196 @@
+//! The layout of model hubs: a folder with `model.safetensors`, `config.json` and the model card
+//! `README.md`. The tensors are one set of weights under the original's names; a checksum is among
+//! the metadata, and is checked where a file has it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use pixelcnn_core::network::Layout;
+use pixelcnn_core::{ModelConfig, Nonlinearity};
+use serde_json::{Value, json};
+
+use super::{Fault, Unsaid, WeightsError, original, write};
+use crate::train::checkpoint::{TrainState, read_weights, write_weights};
+
+/// What `model_type` is in `config.json`.
+const MODEL_TYPE: &str = "pixelcnn++";
+
+/// The longest `config.json` that is read.
+const MAX_CONFIG: u64 = 1 << 16;
+
+/// How good a set of weights is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// Mean over the images.
+    pub bits_per_dim: f64,
+    /// Of that mean, where it is known.
+    pub standard_error: Option<f64>,
+    /// The images.
+    pub images: String,
+}
+
+/// What a model card says of a set of weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// The model's name.
+    pub name: String,
+    /// Whether they are the Polyak average or the parameters as trained last.
+    pub averaged: bool,
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// The data that its run is for.
+    pub data: String,
+    /// How good it is.
+    pub measured: Option<Measured>,
+}
+
+/// Writes weights, their configuration and their card to a folder.
+///
+/// # Errors
+/// [`WeightsError::Write`], or [`WeightsError::Checkpoint`] where `parameters` are not the model's.
+pub fn export(
+    folder: &Path,
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+    card: &Card,
+) -> Result<(), WeightsError> {
+    fs::create_dir_all(folder).map_err(WeightsError::write(folder))?;
+    write_weights(&folder.join("model.safetensors"), config, parameters)?;
+    let mut json = json!(config);
+    json["model_type"] = MODEL_TYPE.into();
+    write(folder, "config.json", |w| writeln!(w, "{json:#}"))?;
+    write(folder, "README.md", |w| {
+        w.write_all(card.text(config).as_bytes())
+    })
+}
+
+impl Card {
+    /// The card in Markdown, with the metadata that hubs read.
+    pub fn text(&self, config: &ModelConfig) -> String {
+        let ModelConfig {
+            height,
+            width,
+            channels,
+            nr_resnet,
+            nr_filters,
+            nr_logistic_mix,
+            nr_classes,
+            ..
+        } = config;
+        let nonlinearity = match config.nonlinearity {
+            Nonlinearity::ConcatElu => "concat_elu",
+            Nonlinearity::Elu => "elu",
+            Nonlinearity::Relu => "relu",
+        };
+        let classes = match nr_classes {
+            0 => "none: unconditional".into(),
+            n => n.to_string(),
+        };
+        let weights = match self.averaged {
+            true => "Polyak average of the parameters",
+            false => "parameters as trained last",
+        };
+        let measured = match &self.measured {
+            None => "not measured".into(),
+            Some(measured) => {
+                let error = measured.standard_error;
+                let error = error.map_or(String::new(), |error| format!(" ± {error:.4}"));
+                format!("{:.4}{error} on {}", measured.bits_per_dim, measured.images)
+            }
+        };
+        format!(
+            "\
+---
+library_name: pixelcnn
+pipeline_tag: unconditional-image-generation
+tags: [pixelcnn, pixelcnn++, image-generation, likelihood]
+---
+# {name}
+
+A PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, [2017](https://arxiv.org/abs/1701.05517)):
+a model of images with an exact likelihood.
+
+| | |
+|---|---|
+| bits/dim | {measured} |
+| images | {width}x{height}, {channels} channels, 8 bits |
+| data | {data} |
+| steps | {step} |
+| weights | {weights} |
+| parameters | {parameters} |
+| blocks, filters, mixture components | {nr_resnet}, {nr_filters}, {nr_logistic_mix} |
+| nonlinearity | {nonlinearity} |
+| classes | {classes} |
+
+`model.safetensors` has the weights under the names and in the layouts of the original code,
+`config.json` the model's shape. With [pixelcnn](https://crates.io/crates/pixelcnn):
+
+```sh
+pixelcnn import model.safetensors --out run
+pixelcnn eval run
+pixelcnn sample run
+```
+",
+            name = self.name,
+            data = self.data,
+            step = self.step,
+            parameters = Layout::new(config).size(),
+        )
+    }
+}
+
+/// Reads weights and the `config.json` beside them. Training on begins with the optimizer's step 0.
+///
+/// # Errors
+/// [`WeightsError`] where one of the files can't be used, or they don't fit each other or `unsaid`.
+pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+    let beside = path.with_file_name("config.json");
+    let config = read_config(&beside, unsaid).map_err(WeightsError::file(&beside))?;
+    let parameters = read_weights(path, &config)?;
+    Ok(original::assemble(config, parameters, None, None, unsaid))
+}
+
+fn read_config(path: &Path, unsaid: &Unsaid) -> Result<ModelConfig, Fault> {
+    let not_ours = |reason: String| Fault::Refused(format!("it is no PixelCNN++'s: {reason}"));
+    let mut text = String::new();
+    let file = fs::File::open(path)?;
+    file.take(MAX_CONFIG)
+        .read_to_string(&mut text)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => not_ours("it is no text".into()),
+            _ => error.into(),
+        })?;
+    let mut json: Value =
+        serde_json::from_str(&text).map_err(|error| not_ours(error.to_string()))?;
+    let kind = json
+        .as_object_mut()
+        .and_then(|json| json.remove("model_type"));
+    if kind.as_ref().and_then(Value::as_str) != Some(MODEL_TYPE) {
+        return Err(not_ours(format!("its model_type is not {MODEL_TYPE:?}")));
+    }
+    let config: ModelConfig = serde_json::from_value(json)
+        .map_err(|error| not_ours(error.to_string().escape_debug().to_string()))?;
+    config.validate()?;
+    let size = [config.height, config.width];
+    if let Some(said) = unsaid.size
+        && said != size
+    {
+        let text = |[height, width]: [usize; 2]| format!("{width}x{height}");
+        return Err(Fault::Contradiction {
+            field: "image size",
+            said: text(said),
+            found: text(size),
+        });
+    }
+    if let Some(said) = unsaid.nonlinearity
+        && said != config.nonlinearity
+    {
+        return Err(Fault::Contradiction {
+            field: "nonlinearity",
+            said: format!("{said:?}"),
+            found: format!("{:?}", config.nonlinearity),
+        });
+    }
+    Ok(config)
+}

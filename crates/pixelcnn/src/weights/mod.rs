@@ -1,0 +1,248 @@
+//! Weights in and out: what the original's TensorFlow code, its PyTorch port and model hubs store,
+//! read into a [`TrainState`], and written again for use elsewhere.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`original`] | the original's names: the model that they tell of, a training state in them |
+//! | [`tensorflow`] | TensorFlow's checkpoints, read in both forms, written in the current one |
+//! | `table` | the sorted table that both forms are made of |
+//! | [`pytorch`] | state dicts as `torch.save` writes them |
+//! | `pickle` | the small part of Python's pickles that they need |
+//! | [`port`] | the layers' names in PyTorch models |
+//! | [`hub`] | safetensors with a `config.json` and a model card |
+//! | [`npz`] | NumPy's archives |
+//!
+//! Files are taken to be hostile: every length is held against the file's own size before memory is
+//! taken for it, every checksum that a format has is checked, and nothing of a pickle is run.
+
+pub mod hub;
+pub mod npz;
+pub mod original;
+mod pickle;
+pub mod port;
+pub mod pytorch;
+mod table;
+pub mod tensorflow;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use pixelcnn_core::{ConfigError, Nonlinearity};
+
+use crate::atomic;
+use crate::train::checkpoint::{CheckpointError, TrainState};
+use crate::train::config::TrainConfig;
+
+/// An array of numbers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tensor {
+    /// Its extents; none for a scalar.
+    pub shape: Vec<usize>,
+    /// Its values, the last axis fastest.
+    pub values: Vec<f32>,
+}
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Why the contents of a file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The file system refuses to read.
+    #[error("cannot be read: {0}")]
+    Io(io::Error),
+    /// The file ends too early.
+    #[error("is truncated: fetch or copy it again")]
+    Truncated,
+    /// A checksum doesn't hold, or the file's parts contradict each other.
+    #[error("is damaged ({0}): fetch or copy it again")]
+    Damaged(String),
+    /// A sound file of something that is not read here.
+    #[error("can't be imported: {0}")]
+    Refused(String),
+    /// A tensor is not what the model needs.
+    #[error(
+        "is not the PixelCNN++ that its layers' names and shapes tell of: tensor {tensor:?} {reason}"
+    )]
+    Tensor {
+        /// The first tensor that doesn't fit.
+        tensor: String,
+        /// How it doesn't.
+        reason: String,
+    },
+    /// Two nonlinearities have the same shapes.
+    #[error("has weights that both elu and relu fit: say which with --nonlinearity")]
+    Nonlinearity,
+    /// What was said of the model is not so.
+    #[error("is of a model with {field} {found}, not {said}: leave --{} out", field.replace(' ', "-"))]
+    Contradiction {
+        /// What was said.
+        field: &'static str,
+        /// As it was said.
+        said: String,
+        /// As the file has it.
+        found: String,
+    },
+    /// No model can be so.
+    #[error("is not of a possible model: {0}")]
+    Config(#[from] ConfigError),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Fault::Truncated,
+            _ => Fault::Io(error),
+        }
+    }
+}
+
+/// Why weights can't be imported or exported.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file can't be used.
+    #[error("`{path}` {fault}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// A safetensors file can't be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The file system refuses to write; what was there before still is.
+    #[error("cannot write `{path}`: {source}: make room or choose another folder")]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
+    /// TensorFlow's checkpoints hold the optimizer's state.
+    #[error(
+        "the checkpoint has weights alone, without the optimizer's state: export it as safetensors or npz"
+    )]
+    NoMoments,
+    /// A batch is not a whole number of images for each GPU.
+    #[error(
+        "{batch_size} images in a batch can't be shared by {nr_gpu} GPUs: choose another --nr-gpu"
+    )]
+    Gpus {
+        /// Images in a batch.
+        batch_size: usize,
+        /// GPUs to share them.
+        nr_gpu: usize,
+    },
+}
+
+impl WeightsError {
+    fn file(path: &Path) -> impl Fn(Fault) -> WeightsError + '_ {
+        |fault| WeightsError::File {
+            path: path.to_owned(),
+            fault,
+        }
+    }
+
+    fn write(path: &Path) -> impl Fn(io::Error) -> WeightsError + '_ {
+        |source| WeightsError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// What files of weights don't say.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Unsaid {
+    /// Height and width of the images; by default the original's, 32x32.
+    pub size: Option<[usize; 2]>,
+    /// The nonlinearity; by default the only one that fits the shapes.
+    pub nonlinearity: Option<Nonlinearity>,
+    /// How the model was trained: the learning rate and its decay give the rate of the next step,
+    /// the batch size the number of images seen.
+    pub train: TrainConfig,
+}
+
+/// Reads weights from a file, whose format is told from its contents:
+///
+/// - a checkpoint of the original code: one of the two files of TensorFlow's current form or their
+///   common prefix, or the file of the older form;
+/// - a PyTorch state dict of the port or of this project's own benchmark model;
+/// - a safetensors file with a `config.json` beside it.
+///
+/// What a file lacks begins anew: averages with the parameters, the optimizer at step 0. Epochs
+/// count from the import. Takes as much memory as the state and one tensor more.
+///
+/// # Errors
+/// [`WeightsError::File`] or [`WeightsError::Checkpoint`]: never weights other than those stored,
+/// as far as the format's checksums go (PyTorch's older form has none).
+pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+    let failed = WeightsError::file(path);
+    if let Some(prefix) = tensorflow::prefix(path) {
+        let tensors = tensorflow::read_v2(&prefix).map_err(failed)?;
+        return original::state(tensors, unsaid).map_err(WeightsError::file(path));
+    }
+    let mut file = open(path).map_err(&failed)?;
+    let tensors = match format(&mut file).map_err(&failed)? {
+        Format::Safetensors => return hub::import(path, unsaid),
+        Format::Table => tensorflow::v1(file),
+        Format::PyTorch => pytorch::read(file).and_then(port::to_original),
+    };
+    let tensors = tensors.map_err(&failed)?;
+    original::state(tensors, unsaid).map_err(failed)
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, Fault> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(Fault::Refused(
+            "it is a folder: name the file of weights in it".into(),
+        ));
+    }
+    Ok(BufReader::with_capacity(1 << 16, file))
+}
+
+/// Writes a file in a folder, which is made where there is none.
+fn write(
+    folder: &Path,
+    name: &str,
+    contents: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WeightsError> {
+    fs::create_dir_all(folder).map_err(WeightsError::write(folder))?;
+    let path = folder.join(name);
+    atomic::write(&path, contents).map_err(WeightsError::write(&path))
+}
+
+enum Format {
+    Table,
+    PyTorch,
+    Safetensors,
+}
+
+fn format(file: &mut (impl Read + Seek)) -> Result<Format, Fault> {
+    let mut start = Vec::new();
+    file.by_ref().take(9).read_to_end(&mut start)?;
+    let mut end = Vec::new();
+    let size = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(size.saturating_sub(8)))?;
+    file.by_ref().take(8).read_to_end(&mut end)?;
+    file.rewind()?;
+    match (&start[..], &end[..]) {
+        (_, end) if end == table::MAGIC.to_le_bytes() => Ok(Format::Table),
+        ([b'P', b'K', ..] | [0x80, ..], _) => Ok(Format::PyTorch),
+        ([.., b'{'], _) if start.len() == 9 => Ok(Format::Safetensors),
+        _ => Err(Fault::Refused(
+            "it is no TensorFlow checkpoint, PyTorch state dict or safetensors file".into(),
+        )),
+    }
+}
+
+/// The product of extents that a file names, where it can be counted.
+fn numel(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &extent| n.checked_mul(extent))
+}

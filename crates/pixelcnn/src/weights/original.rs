@@ -1,0 +1,273 @@
+//! The names of the original's checkpoints. A training state holds, for each parameter in the
+//! order of [`Layout`], `NAME` and `NAME/ExponentialMovingAverage`; and Adam's state under names
+//! that say nothing: `Variable`, `Variable_1`, ... in creation order, for a class-conditional model
+//! first an int64 array a GPU (the classes that it samples), then Adam's step count, then for each
+//! parameter its second and its first moment.
+
+use pixelcnn_core::network::{Layout, Parameter};
+use pixelcnn_core::{ModelConfig, Nonlinearity};
+
+use super::tensorflow::{Values, Variable};
+use super::{Fault, Tensor, Tensors, Unsaid, WeightsError};
+use crate::train::checkpoint::{Moments, TrainState};
+
+const AVERAGE: &str = "/ExponentialMovingAverage";
+
+/// Adam's step count is a float there, which counts no further.
+const MAX_STEP: u64 = 1 << 24;
+
+fn misfit(tensor: impl Into<String>, reason: impl Into<String>) -> Fault {
+    Fault::Tensor {
+        tensor: tensor.into(),
+        reason: reason.into(),
+    }
+}
+
+/// The model that parameters under the original's names make.
+///
+/// # Errors
+/// Where they make none, or contradict `unsaid`.
+pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> {
+    let shape = |name: &str| match tensors.get(name) {
+        Some(tensor) => Ok(&tensor.shape[..]),
+        None => Err(misfit(name, "is missing")),
+    };
+    let layers = |kind: &str| {
+        let names = (0..).map(|n| format!("model/{kind}_{n}/V"));
+        names.take_while(|name| tensors.contains_key(name)).count()
+    };
+    let [height, width] = unsaid.size.unwrap_or([32, 32]);
+
+    let name = "model/conv2d_0/V";
+    let &[2, 3, inputs @ (1..), nr_filters] = shape(name)? else {
+        return Err(misfit(name, "is not a 2x3 convolution"));
+    };
+    // Of each block two convolutions, in two stacks: R blocks at each scale of the up pass; R, R + 1
+    // and R + 1 in the down pass; and 7 convolutions outside of blocks.
+    let nr_resnet = layers("conv2d").saturating_sub(15) / 24;
+    // A projection in each block but those of the vertical stack's up pass.
+    let last = 9 * nr_resnet + 4;
+    if layers("dense") > last + 1 {
+        return Err(Fault::Refused(format!(
+            "it has the energy-distance head (layers dense_{last} to dense_{}), \
+             which gives samples but no likelihood",
+            layers("dense") - 1
+        )));
+    }
+    let name = format!("model/dense_{last}/V");
+    let &[_, outputs] = shape(&name)? else {
+        return Err(misfit(name, "is not a dense layer"));
+    };
+    let name = "model/conv2d_3/V";
+    let &[_, _, block_inputs, _] = shape(name)? else {
+        return Err(misfit(name, "is not a convolution"));
+    };
+    let nonlinearity = match unsaid.nonlinearity {
+        _ if block_inputs == Nonlinearity::ConcatElu.outputs(nr_filters) => Nonlinearity::ConcatElu,
+        None => return Err(Fault::Nonlinearity),
+        Some(said) => said,
+    };
+    if let Some(said) = unsaid.nonlinearity
+        && said.outputs(nr_filters) != block_inputs
+    {
+        return Err(Fault::Contradiction {
+            field: "nonlinearity",
+            said: format!("{said:?}"),
+            found: format!("{nonlinearity:?}"),
+        });
+    }
+    let classes = "model/conditional_weights_0/hw";
+    let nr_classes = match tensors.get(classes).map(|tensor| &tensor.shape[..]) {
+        None => 0,
+        Some(&[nr_classes @ (1..), _]) => nr_classes,
+        Some(_) => return Err(misfit(classes, "is not a projection of classes")),
+    };
+    let mut config = ModelConfig {
+        height,
+        width,
+        channels: inputs - 1,
+        nr_resnet,
+        nr_filters,
+        nr_logistic_mix: 1,
+        nonlinearity,
+        nr_classes,
+    };
+    config.nr_logistic_mix = outputs / config.output_channels();
+    config.validate()?;
+    Ok(config)
+}
+
+/// Takes an array of parameters out.
+fn take(tensors: &mut Tensors, layout: &Layout, suffix: &str) -> Result<Vec<Vec<f32>>, Fault> {
+    let parameters = layout.parameters.iter();
+    let named = parameters.map(|parameter| (parameter, format!("{}{suffix}", parameter.name)));
+    named
+        .map(|(parameter, name)| {
+            let tensor = tensors.remove(&name);
+            expect(tensor, &name, &parameter.shape)
+        })
+        .collect()
+}
+
+fn expect(tensor: Option<Tensor>, name: &str, shape: &[usize]) -> Result<Vec<f32>, Fault> {
+    match tensor {
+        Some(tensor) if tensor.shape == shape => Ok(tensor.values),
+        Some(tensor) => {
+            let reason = format!("has shape {:?}, not {shape:?}", tensor.shape);
+            Err(misfit(name, reason))
+        }
+        None => Err(misfit(name, "is missing")),
+    }
+}
+
+/// The training state that tensors under the original's names make. Without averages these begin
+/// with the parameters, without Adam's state training begins at step 0.
+///
+/// # Errors
+/// Where a tensor is missing, too many or of a wrong shape.
+pub fn state(mut tensors: Tensors, unsaid: &Unsaid) -> Result<TrainState, Fault> {
+    let config = config(&tensors, unsaid)?;
+    let layout = Layout::new(&config);
+    let parameters = take(&mut tensors, &layout, "")?;
+    let averaged = tensors.keys().any(|name| name.ends_with(AVERAGE));
+    let average = averaged.then(|| take(&mut tensors, &layout, AVERAGE));
+    let average = average.transpose()?;
+    let optimizer = optimizer(&mut tensors, &layout)?;
+    if let Some(name) = tensors.into_keys().next() {
+        return Err(misfit(name, "is not part of the model"));
+    }
+    Ok(assemble(config, parameters, average, optimizer, unsaid))
+}
+
+/// The state of a training from its parameters and what else there is of it.
+pub(super) fn assemble(
+    config: ModelConfig,
+    parameters: Vec<Vec<f32>>,
+    average: Option<Vec<Vec<f32>>>,
+    optimizer: Option<(u64, Moments)>,
+    unsaid: &Unsaid,
+) -> TrainState {
+    let (step, moments) = optimizer.unwrap_or_else(|| {
+        let zeros = |values: &Vec<f32>| vec![0.0; values.len()];
+        let zeros: Vec<Vec<f32>> = parameters.iter().map(zeros).collect();
+        let (first, second) = (zeros.clone(), zeros);
+        (0, Moments { first, second })
+    });
+    let train = &unsaid.train;
+    // As the original computes it, a product at a time.
+    let learning_rate = (0..step).fold(train.learning_rate, |rate, _| {
+        rate * train.learning_rate_decay
+    });
+    TrainState {
+        config,
+        step,
+        epoch: 0,
+        position: 0,
+        learning_rate,
+        seed: train.seed,
+        images_seen: step * train.batch_size as u64,
+        seconds: 0.0,
+        last_evaluation: None,
+        best: None,
+        average: average.unwrap_or_else(|| parameters.clone()),
+        parameters,
+        moments: Some(moments),
+    }
+}
+
+/// The optimizer's variables that are floats, in creation order.
+fn optimizer(tensors: &mut Tensors, layout: &Layout) -> Result<Option<(u64, Moments)>, Fault> {
+    let number = |name: &String| match name.strip_prefix("Variable")? {
+        "" => Some(0),
+        rest => rest.strip_prefix('_')?.parse::<u64>().ok(),
+    };
+    let mut names: Vec<(u64, String)> = tensors
+        .keys()
+        .filter_map(|name| Some((number(name)?, name.clone())))
+        .collect();
+    names.sort_unstable();
+    let mut names = names.into_iter().map(|(_, name)| name);
+    let Some(count) = names.next() else {
+        return Ok(None);
+    };
+    let mut next = |name: Option<String>, parameter: &Parameter, moment: &str| match name {
+        Some(name) => expect(tensors.remove(&name), &name, &parameter.shape),
+        None => {
+            let reason = format!("has no {moment} moment among the optimizer's variables");
+            Err(misfit(&parameter.name, reason))
+        }
+    };
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for parameter in &layout.parameters {
+        second.push(next(names.next(), parameter, "second")?);
+        first.push(next(names.next(), parameter, "first")?);
+    }
+    // Adam's count is the number of the step to come.
+    let next_step = expect(tensors.remove(&count), &count, &[])?;
+    let next_step = f64::from(next_step.first().copied().unwrap_or_default());
+    if next_step.fract() != 0.0 || !(1.0..=MAX_STEP as f64).contains(&next_step) {
+        let reason = format!("is {next_step}, which is not Adam's number of a step");
+        return Err(misfit(count, reason));
+    }
+    Ok(Some((next_step as u64 - 1, Moments { first, second })))
+}
+
+/// A training state under the original's names; for a class-conditional model as the original
+/// trains it on `nr_gpu` GPUs that share batches of `batch_size`.
+///
+/// # Errors
+/// [`WeightsError::NoMoments`], or [`WeightsError::Gpus`].
+pub fn variables(
+    state: &TrainState,
+    batch_size: usize,
+    nr_gpu: usize,
+) -> Result<Vec<Variable<'_>>, WeightsError> {
+    let moments = state.moments.as_ref().ok_or(WeightsError::NoMoments)?;
+    let layout = Layout::new(&state.config);
+    let mut variables = Vec::new();
+    let mut unnamed = 0;
+    let mut unnamed = move || {
+        unnamed += 1;
+        match unnamed - 1 {
+            0 => "Variable".to_owned(),
+            n => format!("Variable_{n}"),
+        }
+    };
+    let classes = state.config.nr_classes;
+    if classes > 0 {
+        if nr_gpu == 0 || !batch_size.is_multiple_of(nr_gpu) {
+            return Err(WeightsError::Gpus { batch_size, nr_gpu });
+        }
+        let labels: Vec<i64> = (0..batch_size)
+            .map(|image| (image % classes) as i64)
+            .collect();
+        for labels in labels.chunks(batch_size / nr_gpu) {
+            variables.push(Variable {
+                name: unnamed(),
+                shape: vec![labels.len()],
+                values: Values::Int64(labels.to_vec()),
+            });
+        }
+    }
+    let step = state.step.saturating_add(1).min(MAX_STEP);
+    variables.push(Variable {
+        name: unnamed(),
+        shape: Vec::new(),
+        values: Values::Float(vec![step as f32].into()),
+    });
+    for (i, parameter) in layout.parameters.iter().enumerate() {
+        for (name, values) in [
+            (unnamed(), &moments.second[i]),
+            (unnamed(), &moments.first[i]),
+            (parameter.name.clone(), &state.parameters[i]),
+            (format!("{}{AVERAGE}", parameter.name), &state.average[i]),
+        ] {
+            variables.push(Variable {
+                name,
+                shape: parameter.shape.clone(),
+                values: Values::Float(values.into()),
+            });
+        }
+    }
+    Ok(variables)
+}

@@ -1,0 +1,726 @@
+//! Weights in and out: the original's checkpoints and PyTorch's state dicts give what they gave
+//! there, what is exported comes back bit for bit, and damaged or hostile files are refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use pixelcnn::model::{Batch, Network, draw_parameters};
+use pixelcnn::network::Layout;
+use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::update;
+use pixelcnn::weights::{
+    Fault, Tensors, Unsaid, WeightsError, hub, import, npz, original, port, pytorch, tensorflow,
+};
+use pixelcnn::{ModelConfig, Nonlinearity};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::SafeTensors;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+/// A tensor of a golden safetensors file as f64.
+fn values(name: &str, key: &str) -> Vec<f64> {
+    let file = fs::read(golden(name)).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let bytes = tensors.tensor(key).unwrap().data().to_vec();
+    let floats = bytes.chunks_exact(4);
+    floats
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
+        .collect()
+}
+
+fn images(name: &str, count: usize) -> Vec<u8> {
+    let file = fs::read(golden(name)).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let all = tensors.tensor("images_u8").unwrap().data().to_vec();
+    all[..count * 8 * 8 * 3].to_vec()
+}
+
+/// The golden checkpoints were trained on images of 8x8.
+fn unsaid() -> Unsaid {
+    Unsaid {
+        size: Some([8, 8]),
+        ..Unsaid::default()
+    }
+}
+
+fn bits_per_dim(state: &TrainState, parameters: &[Vec<f32>]) -> f64 {
+    let images = images("golden_f32.safetensors", 4);
+    let network = Network::new(&state.config, parameters, &Device::flex());
+    let nats = network.nats_per_image(Batch {
+        images: &images,
+        labels: &[],
+    });
+    state.config.bits_per_dim(nats.iter().sum::<f64>() / 4.0)
+}
+
+/// A state of random numbers.
+fn random_state(config: &ModelConfig, step: u64) -> TrainState {
+    let mut random = ChaCha8Rng::seed_from_u64(step);
+    let layout = Layout::new(config);
+    let mut array = || -> Vec<Vec<f32>> {
+        let parameters = layout.parameters.iter();
+        parameters
+            .map(|p| {
+                (0..p.len())
+                    .map(|_| random.random_range(-1.0..1.0))
+                    .collect()
+            })
+            .collect()
+    };
+    let train = TrainConfig::default();
+    TrainState {
+        config: config.clone(),
+        step,
+        epoch: 0,
+        position: 0,
+        learning_rate: (0..step).fold(1e-3, |rate, _| rate * train.learning_rate_decay),
+        seed: train.seed,
+        images_seen: step * train.batch_size as u64,
+        seconds: 0.0,
+        last_evaluation: None,
+        best: None,
+        parameters: array(),
+        average: array(),
+        moments: Some(Moments {
+            first: array(),
+            second: array(),
+        }),
+    }
+}
+
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        height: 8,
+        width: 8,
+        nr_resnet: 1,
+        nr_filters: 1,
+        nr_logistic_mix: 1,
+        ..ModelConfig::default()
+    }
+}
+
+fn of(config: &ModelConfig) -> Unsaid {
+    Unsaid {
+        size: Some([config.height, config.width]),
+        nonlinearity: Some(config.nonlinearity),
+        ..Unsaid::default()
+    }
+}
+
+const V1: &str = "tf_checkpoint_v1/params_cifar.ckpt";
+const V2: &str = "tf_checkpoint_v2/params_cifar.ckpt";
+
+#[test]
+fn every_tensor_of_the_originals_checkpoints() {
+    let file = fs::read(golden("tf_checkpoint_v2/tensors.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&file).unwrap();
+    let v2 = tensorflow::read_v2(&golden(V2)).unwrap();
+    assert_eq!(v2.len(), 685);
+    assert_eq!(v2.len(), expected.len());
+    for (name, tensor) in &v2 {
+        let theirs = expected.tensor(name).unwrap();
+        assert_eq!(tensor.shape, theirs.shape(), "{name}");
+        let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(bytes, theirs.data(), "{name}");
+    }
+    let v1 = tensorflow::v1(fs::File::open(golden(V1)).unwrap()).unwrap();
+    assert!(v1.keys().eq(v2.keys()));
+    for (name, tensor) in &v1 {
+        assert_eq!(tensor.shape, v2[name].shape, "{name}");
+        let pairs = tensor.values.iter().zip(&v2[name].values);
+        // Two runs of the original, on one thread each.
+        for (a, b) in pairs {
+            assert!((a - b).abs() <= 3e-6 * b.abs().max(1.0), "{name}: {a}, {b}");
+        }
+    }
+}
+
+#[test]
+fn the_originals_checkpoints_give_its_bits_per_dim() {
+    for name in [
+        V1,
+        V2,
+        &format!("{V2}.index"),
+        &format!("{V2}.data-00000-of-00001"),
+    ] {
+        let state = import(&golden(name), &unsaid()).unwrap();
+        let expected = ModelConfig {
+            height: 8,
+            width: 8,
+            nr_resnet: 1,
+            nr_filters: 8,
+            nr_logistic_mix: 5,
+            ..ModelConfig::default()
+        };
+        assert_eq!(state.config, expected);
+        assert_eq!((state.step, state.images_seen), (3, 3 * 128));
+        let decay = 0.999_995;
+        assert_eq!(state.learning_rate, 1e-3 * decay * decay * decay);
+        for (parameters, key) in [
+            (&state.average, "bpd_ema/step3"),
+            (&state.parameters, "bpd_raw/step3"),
+        ] {
+            let ours = bits_per_dim(&state, parameters);
+            let theirs = values("golden_f32.safetensors", key)[0];
+            assert!(
+                (ours / theirs - 1.0).abs() < 2e-6,
+                "{key}: {ours}, {theirs}"
+            );
+        }
+        let moments = state.moments.unwrap();
+        assert!(moments.second.iter().flatten().all(|&square| square >= 0.0));
+        assert!(moments.first.iter().flatten().any(|&mean| mean < 0.0));
+    }
+}
+
+/// Three steps on batches of four of the golden images.
+fn three_steps(state: &mut TrainState) {
+    let images = images("golden_f32.safetensors", 12);
+    for images in images.chunks(images.len() / 3) {
+        let network = Network::new(&state.config, &state.parameters, &Device::flex());
+        let batch = Batch {
+            images,
+            labels: &[],
+        };
+        let gradients = network.gradients(batch, None).gradients;
+        update(state, &TrainConfig::default(), &gradients);
+    }
+}
+
+#[test]
+fn three_more_steps_equal_a_run_that_never_left() {
+    // The checkpoint's state put together by hand.
+    let file = fs::read(golden("tf_checkpoint_v2/tensors.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let mut by_hand = import(&golden(V2), &unsaid()).unwrap();
+    let layout = Layout::new(&by_hand.config);
+    let array = |name: &dyn Fn(usize, &str) -> String| -> Vec<Vec<f32>> {
+        let parameters = layout.parameters.iter().enumerate();
+        let name = |(i, p): (usize, &pixelcnn::network::Parameter)| name(i, &p.name);
+        let bytes = parameters.map(|p| tensors.tensor(&name(p)).unwrap().data().to_vec());
+        let floats = |bytes: Vec<u8>| {
+            bytes
+                .chunks(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect()
+        };
+        bytes.map(floats).collect()
+    };
+    let mut imported = by_hand.clone();
+    by_hand.parameters = array(&|_, name| name.to_owned());
+    by_hand.average = array(&|_, name| format!("{name}/ExponentialMovingAverage"));
+    by_hand.moments = Some(Moments {
+        second: array(&|i, _| format!("Variable_{}", 2 * i + 1)),
+        first: array(&|i, _| format!("Variable_{}", 2 * i + 2)),
+    });
+    three_steps(&mut by_hand);
+    three_steps(&mut imported);
+    assert_eq!(imported, by_hand);
+
+    // Out and in again in the middle.
+    let folder = tempfile::tempdir().unwrap();
+    let mut left = import(&golden(V1), &unsaid()).unwrap();
+    let mut stayed = left.clone();
+    three_steps(&mut left);
+    let variables = original::variables(&left, 128, 1).unwrap();
+    tensorflow::write_v2(folder.path(), "params_cifar.ckpt", variables).unwrap();
+    let mut left = import(&folder.path().join("params_cifar.ckpt"), &unsaid()).unwrap();
+    three_steps(&mut left);
+    three_steps(&mut stayed);
+    three_steps(&mut stayed);
+    assert_eq!((left.learning_rate, left.step), (stayed.learning_rate, 9));
+    assert_eq!(left.parameters, stayed.parameters);
+    assert_eq!(left.average, stayed.average);
+    assert_eq!(left.moments, stayed.moments);
+}
+
+#[test]
+fn exported_checkpoints_come_back_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let grey = ModelConfig {
+        channels: 1,
+        nr_classes: 3,
+        nr_filters: 3,
+        nonlinearity: Nonlinearity::Elu,
+        ..tiny()
+    };
+    let larger = ModelConfig {
+        height: 32,
+        width: 12,
+        nr_resnet: 3,
+        nr_filters: 5,
+        nr_logistic_mix: 4,
+        nr_classes: 10,
+        ..tiny()
+    };
+    let relu = ModelConfig {
+        nonlinearity: Nonlinearity::Relu,
+        ..tiny()
+    };
+    for (n, config) in [tiny(), grey, larger, relu].iter().enumerate() {
+        let state = random_state(config, 7 * n as u64);
+        let variables = original::variables(&state, 128, 8).unwrap();
+        let name = format!("model-{n}");
+        tensorflow::write_v2(folder.path(), &name, variables).unwrap();
+        let again = import(&folder.path().join(&name), &of(config)).unwrap();
+        assert_eq!(again, state);
+
+        let variables = original::variables(&state, 128, 8).unwrap();
+        let wholes = variables
+            .iter()
+            .filter(|v| matches!(v.values, tensorflow::Values::Int64(_)));
+        assert_eq!(wholes.count(), if config.nr_classes > 0 { 8 } else { 0 });
+    }
+    let conditional = ModelConfig {
+        nr_classes: 3,
+        ..tiny()
+    };
+    let error = original::variables(&random_state(&conditional, 1), 12, 8).unwrap_err();
+    assert!(matches!(error, WeightsError::Gpus { .. }), "{error}");
+}
+
+/// The network's output on a file's images equals what PyTorch gave.
+fn expect_output(state: &TrainState, file: &str, count: usize) {
+    let images = images(file, count);
+    let network = Network::new(&state.config, &state.parameters, &Device::flex());
+    let batch = Batch {
+        images: &images,
+        labels: &[],
+    };
+    let (ours, theirs) = (network.logits(batch), values(file, "out"));
+    assert_eq!(ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert!((f64::from(*a) - b).abs() < 1e-5, "{a}, {b}");
+    }
+}
+
+#[test]
+fn pytorch_models_give_the_same_outputs() {
+    for name in ["rgb.pth", "rgb_legacy.pth"] {
+        let state = import(&golden("pytorch_port").join(name), &unsaid()).unwrap();
+        assert_eq!(
+            (state.config.nr_filters, state.config.nr_logistic_mix),
+            (8, 5)
+        );
+        expect_output(&state, "pytorch_port/rgb_expected.safetensors", 4);
+        assert_eq!(state.average, state.parameters);
+        assert_eq!(state.step, 0);
+        assert!(
+            state
+                .moments
+                .unwrap()
+                .second
+                .iter()
+                .flatten()
+                .all(|&x| x == 0.0)
+        );
+    }
+    let state = import(&golden("pytorch/benchmark.pth"), &unsaid()).unwrap();
+    assert_eq!(
+        (state.config.nr_filters, state.config.nr_logistic_mix),
+        (4, 2)
+    );
+    expect_output(&state, "pytorch/benchmark_expected.safetensors", 2);
+}
+
+fn pth(name: &str) -> Vec<u8> {
+    fs::read(golden("pytorch").join(name)).unwrap()
+}
+
+#[test]
+fn views_are_gathered() {
+    let range = |from: u32, to: u32| (from..to).map(|n| n as f32).collect::<Vec<_>>();
+    let transposed = (0..24).map(|n| (n % 4 * 6 + n / 4) as f32).collect();
+    let expected: [(&str, &[usize], Vec<f32>); 11] = [
+        ("whole", &[2, 3, 4], range(0, 24)),
+        ("transposed", &[6, 4], transposed),
+        ("part", &[2, 3], vec![6., 8., 10., 12., 14., 16.]),
+        ("offset", &[4], range(20, 24)),
+        ("shared", &[4], range(0, 4)),
+        ("scalar", &[], vec![7.0]),
+        ("empty", &[0, 3], vec![]),
+        ("parameter", &[2], vec![1.5, -2.5]),
+        ("double", &[2], vec![0.1, -3.0]),
+        ("half", &[2], vec![0.5, -65504.0]),
+        ("bfloat", &[2], vec![1.0, -3.0]),
+    ];
+    for name in ["views.pth", "views_legacy.pth"] {
+        let tensors = pytorch::read(Cursor::new(pth(name))).unwrap();
+        assert_eq!(tensors.len(), expected.len());
+        for (key, shape, values) in &expected {
+            assert_eq!(tensors[*key].shape, *shape, "{key}");
+            assert_eq!(tensors[*key].values, *values, "{key}");
+        }
+    }
+}
+
+#[test]
+fn other_pickles_are_refused_by_name() {
+    for (name, part) in [
+        ("expanded.pth", "\"big\" reaches out of its storage"),
+        (
+            "whole_numbers.pth",
+            "\"counts\" has no floating-point values",
+        ),
+        ("wrapped.pth", "other things than tensors by name"),
+        ("module.pth", "\"model.Conv\", which no state dict needs"),
+    ] {
+        let error = pytorch::read(Cursor::new(pth(name)))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part), "{name}: {error}");
+        assert!(!error.contains('\n'), "{name}: {error}");
+    }
+    let other = port::to_original(pytorch::read(Cursor::new(pth("views.pth"))).unwrap());
+    assert!(matches!(other, Err(Fault::Refused(_))), "{other:?}");
+}
+
+/// The tensors of a state under the original's names.
+fn named(config: &ModelConfig) -> Tensors {
+    let state = random_state(config, 3);
+    let folder = tempfile::tempdir().unwrap();
+    let variables = original::variables(&state, 128, 8).unwrap();
+    tensorflow::write_v2(folder.path(), "model", variables).unwrap();
+    tensorflow::read_v2(&folder.path().join("model")).unwrap()
+}
+
+#[test]
+fn other_models_are_refused_by_name() {
+    type Change = fn(&mut Tensors);
+    let cases: [(Change, &str); 9] = [
+        (
+            |t| drop(t.remove("model/conv2d_0/V")),
+            "\"model/conv2d_0/V\" is missing",
+        ),
+        (
+            |t| drop(t.remove("model/dense_3/g")),
+            "\"model/dense_3/g\" is missing",
+        ),
+        (
+            |t| drop(t.remove("model/dense_3/g/ExponentialMovingAverage")),
+            "\"model/dense_3/g/ExponentialMovingAverage\" is missing",
+        ),
+        (|t| drop(t.remove("Variable_342")), "has no first moment"),
+        (
+            |t| drop(t.insert("extra".into(), Default::default())),
+            "\"extra\" is not part",
+        ),
+        (
+            |t| t.get_mut("model/conv2d_9/b").unwrap().shape.push(1),
+            "\"model/conv2d_9/b\" has shape [1, 1], not [1]",
+        ),
+        (
+            |t| t.get_mut("Variable").unwrap().values[0] = f32::NAN,
+            "\"Variable\" is NaN",
+        ),
+        (
+            |t| t.get_mut("Variable").unwrap().values[0] = 1e9,
+            "\"Variable\" is 1000000000",
+        ),
+        (
+            |t| {
+                for n in 14..17 {
+                    let tensor = t["model/dense_13/V"].clone();
+                    t.insert(format!("model/dense_{n}/V"), tensor);
+                }
+            },
+            "energy-distance head (layers dense_13 to dense_16)",
+        ),
+    ];
+    let tensors = named(&tiny());
+    original::state(tensors.clone(), &of(&tiny())).unwrap();
+    for (change, part) in cases {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        let error = original::state(tensors, &of(&tiny()))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part), "{error}");
+    }
+
+    // Weights alone, without averages or optimizer.
+    let mut alone = tensors.clone();
+    alone.retain(|name, _| !name.starts_with("Variable") && !name.ends_with("Average"));
+    let state = original::state(alone, &of(&tiny())).unwrap();
+    assert_eq!((state.step, &state.average), (0, &state.parameters));
+
+    let elu = ModelConfig {
+        nonlinearity: Nonlinearity::Elu,
+        ..tiny()
+    };
+    let error = original::state(tensors, &of(&elu)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "is of a model with nonlinearity ConcatElu, not Elu: leave --nonlinearity out"
+    );
+    let unsaid = Unsaid {
+        nonlinearity: None,
+        ..of(&elu)
+    };
+    let error = original::state(named(&elu), &unsaid).unwrap_err();
+    assert!(matches!(error, Fault::Nonlinearity), "{error}");
+}
+
+fn card() -> hub::Card {
+    hub::Card {
+        name: "a model".into(),
+        averaged: true,
+        step: 12,
+        data: "cifar10".into(),
+        measured: Some(hub::Measured {
+            bits_per_dim: 2.9213,
+            standard_error: Some(0.004),
+            images: "10000 images".into(),
+        }),
+    }
+}
+
+#[test]
+fn the_hubs_layout_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let elu = ModelConfig {
+        nonlinearity: Nonlinearity::Elu,
+        nr_classes: 2,
+        ..tiny()
+    };
+    for config in [tiny(), elu] {
+        let state = random_state(&config, 1);
+        hub::export(folder.path(), &config, &state.average, &card()).unwrap();
+        let path = folder.path().join("model.safetensors");
+        let again = import(&path, &Unsaid::default()).unwrap();
+        assert_eq!(again.config, config);
+        assert_eq!(again.parameters, state.average);
+        assert_eq!(again.average, state.average);
+        let text = fs::read_to_string(folder.path().join("README.md")).unwrap();
+        assert!(
+            text.contains("| bits/dim | 2.9213 ± 0.0040 on 10000 images |"),
+            "{text}"
+        );
+
+        // As another program writes it: without our metadata.
+        let file = fs::read(&path).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        let plain = safetensors::serialize(tensors.tensors(), None).unwrap();
+        fs::write(&path, plain).unwrap();
+        let again = import(&path, &Unsaid::default()).unwrap();
+        assert_eq!(again.parameters, state.average);
+        // A flipped bit is then nobody's to find, but is with the metadata.
+        let mut flipped = file.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert!(import(&path, &Unsaid::default()).is_err());
+        fs::write(&path, file).unwrap();
+    }
+    let path = folder.path().join("model.safetensors");
+    let said = |unsaid: Unsaid| import(&path, &unsaid).unwrap_err().to_string();
+    let size = said(Unsaid {
+        size: Some([32, 16]),
+        ..Unsaid::default()
+    });
+    assert!(size.ends_with("is of a model with image size 8x8, not 16x32: leave --image-size out"));
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    for (from, to) in [
+        ("pixelcnn++", "gpt2"),
+        ("\"nr_filters\": 1", "\"nr_filters\": 2"),
+        ("\"nr_filters\": 1", "\"nr_filters\": -1"),
+        ("\"height\": 8", "\"height\": 9"),
+        ("{", "["),
+    ] {
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replacen(from, to, 1)).unwrap();
+        let error = said(Unsaid::default());
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn npz_has_the_originals_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = random_state(&tiny(), 1);
+    npz::export(
+        folder.path(),
+        "weights.npz",
+        &state.config,
+        &state.parameters,
+    )
+    .unwrap();
+    let mut file = npyz::npz::NpzArchive::open(folder.path().join("weights.npz")).unwrap();
+    let layout = Layout::new(&state.config);
+    assert_eq!(file.array_names().count(), layout.parameters.len());
+    for (parameter, values) in layout.parameters.iter().zip(&state.parameters) {
+        let array = file.by_name(&parameter.name).unwrap().unwrap();
+        let shape: Vec<usize> = array.shape().iter().map(|&n| n as usize).collect();
+        assert_eq!(shape, parameter.shape);
+        assert_eq!(array.into_vec::<f32>().unwrap(), *values);
+    }
+}
+
+/// Shows `read` a file with every byte changed in turn, and cut off after each: it refuses, or
+/// reads the same.
+fn damage<T: PartialEq + std::fmt::Debug>(
+    file: &[u8],
+    checked: bool,
+    read: impl Fn(&[u8]) -> Result<T, Fault>,
+) {
+    let whole = read(file).unwrap();
+    let expect = |found: Result<T, Fault>, what: String| match found {
+        Err(fault) => assert!(!fault.to_string().contains('\n'), "{what}: {fault}"),
+        Ok(found) if checked => assert_eq!(found, whole, "{what}"),
+        Ok(_) => {}
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut flipped = file.to_vec();
+    for at in 0..file.len() {
+        for changed in [file[at] ^ 1 << random.random_range(0..8), random.random()] {
+            flipped[at] = changed;
+            expect(read(&flipped), format!("byte {at} is {changed}"));
+        }
+        flipped[at] = file[at];
+        expect(read(&file[..at]), format!("cut after {at}"));
+    }
+}
+
+#[test]
+fn damaged_tensorflow_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = random_state(&tiny(), 1);
+    let mut variables = original::variables(&state, 128, 1).unwrap();
+    variables.truncate(30);
+    tensorflow::write_v2(folder.path(), "x", variables).unwrap();
+    let index = fs::read(folder.path().join("x.index")).unwrap();
+    let data = fs::read(folder.path().join("x.data-00000-of-00001")).unwrap();
+    damage(&index, true, |index| {
+        tensorflow::v2(Cursor::new(index), |_, _| Ok(Cursor::new(&data)))
+    });
+    damage(&data, true, |data| {
+        tensorflow::v2(Cursor::new(&index), |_, _| Ok(Cursor::new(data)))
+    });
+    let file = fs::read(golden(V1)).unwrap();
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for _ in 0..300 {
+        let mut flipped = file.clone();
+        flipped[random.random_range(0..file.len() - 48)] ^= 1 << random.random_range(0..8);
+        assert!(tensorflow::v1(Cursor::new(&flipped[..])).is_err());
+        assert!(tensorflow::v1(Cursor::new(&file[..random.random_range(0..file.len())])).is_err());
+    }
+}
+
+#[test]
+fn damaged_pytorch_files_are_refused() {
+    damage(&pth("views.pth"), true, |file| {
+        pytorch::read(Cursor::new(file))
+    });
+    // The older form has no checksum.
+    damage(&pth("views_legacy.pth"), false, |file| {
+        pytorch::read(Cursor::new(file))
+    });
+}
+
+#[test]
+fn damaged_safetensors_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = random_state(&tiny(), 1);
+    hub::export(folder.path(), &state.config, &state.parameters, &card()).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let file = fs::read(&path).unwrap();
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let read = |file: &[u8]| {
+        fs::write(&path, file).unwrap();
+        match import(&path, &Unsaid::default()) {
+            Ok(again) => assert_eq!(again.parameters, state.parameters),
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    };
+    for _ in 0..500 {
+        let mut flipped = file.clone();
+        flipped[random.random_range(0..file.len())] ^= 1 << random.random_range(0..8);
+        read(&flipped);
+        read(&file[..random.random_range(0..file.len())]);
+    }
+}
+
+/// Ends TensorFlow's tables.
+const TABLE: &[u8] = &0xdb47_7524_8b80_fb57u64.to_le_bytes();
+
+#[test]
+fn files_of_other_kinds_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    for contents in [
+        &b""[..],
+        b"x",
+        b"PK",
+        b"PK\x05\x06",
+        b"\x80\x02",
+        b"\x80\x02.",
+        b"\x80\x02K\x01.",
+        b"\x00\x00\x00\x00\x00\x00\x00\x00{",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff{",
+        b"just some text that is no file of weights",
+        TABLE,
+        &[[0; 40].as_slice(), TABLE].concat(),
+    ] {
+        fs::write(&path, contents).unwrap();
+        let error = import(&path, &Unsaid::default()).unwrap_err().to_string();
+        assert!(
+            error.starts_with('`') || error.starts_with("cannot read"),
+            "{error}"
+        );
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let error = import(folder.path(), &Unsaid::default()).unwrap_err();
+    assert!(error.to_string().contains("it is a folder"), "{error}");
+    let missing = folder.path().join("missing");
+    let error = import(&missing, &Unsaid::default()).unwrap_err();
+    assert!(error.to_string().contains("cannot be read"), "{error}");
+}
+
+/// Takes 900 MB of disk and some seconds: `cargo test --release -- --ignored full_size`, and
+/// `/usr/bin/time -v pixelcnn import` on what it leaves for memory.
+#[test]
+#[ignore = "large"]
+fn full_size() {
+    let config = ModelConfig::default();
+    let mut state = random_state(&tiny(), 5);
+    let parameters = draw_parameters(&config, 1);
+    state.config = config;
+    state.average.clone_from(&parameters);
+    state.moments = Some(Moments {
+        first: parameters.clone(),
+        second: parameters.clone(),
+    });
+    state.parameters = parameters;
+    let folder = std::env::temp_dir().join("pixelcnn-full-size");
+    let variables = original::variables(&state, 128, 8).unwrap();
+    tensorflow::write_v2(&folder, "params_cifar.ckpt", variables).unwrap();
+    let start = std::time::Instant::now();
+    let again = import(&folder.join("params_cifar.ckpt"), &Unsaid::default()).unwrap();
+    println!("{} in {:?}", folder.display(), start.elapsed());
+    assert_eq!(again, state);
+}
+
+#[test]
+fn names_are_all_different() {
+    let config = ModelConfig {
+        nr_classes: 2,
+        ..tiny()
+    };
+    let state = random_state(&config, 1);
+    let variables = original::variables(&state, 8, 2).unwrap();
+    let by_name: BTreeMap<_, _> = variables.iter().map(|v| (&v.name, &v.shape)).collect();
+    assert_eq!(by_name.len(), variables.len());
+    // Labels of two GPUs, then Adam's count.
+    assert_eq!(by_name[&"Variable".to_string()], &[4]);
+    assert_eq!(by_name[&"Variable_1".to_string()], &[4]);
+    assert!(by_name[&"Variable_2".to_string()].is_empty());
+}
