@@ -26,7 +26,7 @@ use crate::config::{ConfigError, ModelConfig, Nonlinearity};
 use crate::kernels::simd::{self, Level};
 use crate::likelihood::from_level;
 use crate::network::Layout;
-use program::{Program, Ring, Sum, When};
+use program::{Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
 use tile::{Kernels, PANEL};
 use weights::{Lanes, Weights};
@@ -129,6 +129,24 @@ impl Evaluator {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         self.model.weights.bytes()
+    }
+
+    /// The packed weights that the mixture at a row and column takes, part by part: what must be
+    /// read for it at the least.
+    pub fn weights_of(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = &[f32]> {
+        let Model {
+            program, weights, ..
+        } = &*self.model;
+        program.steps([y, x]).flat_map(move |step| {
+            let sum = &program.sums[step.sum];
+            let inputs: usize = sum.phases[step.phase]
+                .taps(step.when)
+                .iter()
+                .map(Tap::channels)
+                .sum();
+            let len = inputs * sum.columns();
+            (len > 0).then(|| &weights.taps(step.sum, step.phase, step.when)[..len])
+        })
     }
 
     /// Begins images, one for each of `labels`, on so many `threads`, the calling one among them.
@@ -396,29 +414,22 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Computes all that a pixel's mixture needs beyond what is there.
     fn advance(&mut self, [y, x]: [usize; 2]) {
-        let sums = &self.model.program.sums;
-        if x == 0 {
-            for (number, sum) in sums.iter().enumerate().filter(|(_, sum)| sum.due(y)) {
-                let width = self.model.config.width >> sum.scale;
-                let row = y >> sum.scale;
-                let first = row % sum.step * sum.step;
-                for phase in first..first + sum.step {
-                    let columns = (phase % sum.step..width).step_by(sum.step);
-                    if !sum.phases[phase].row.is_empty() {
-                        self.sum(number, sum, phase, When::Row, row, columns);
-                    }
-                }
-                if sum.by_row {
-                    self.wait();
-                }
-            }
-        }
-        for (number, sum) in sums.iter().enumerate() {
-            if !sum.by_row && sum.due(y) && sum.due(x) {
-                let [row, column] = [y >> sum.scale, x >> sum.scale];
-                let phase = row % sum.step * sum.step + column % sum.step;
-                let columns = (column..column + 1).step_by(1);
-                self.sum(number, sum, phase, When::Pixel, row, columns);
+        let Program { sums, .. } = &self.model.program;
+        for Step {
+            sum: number,
+            phase,
+            when,
+        } in self.model.program.steps([y, x])
+        {
+            let sum = &sums[number];
+            let width = self.model.config.width >> sum.scale;
+            let columns = match when {
+                When::Row => (phase % sum.step..width).step_by(sum.step),
+                When::Pixel => (x >> sum.scale..(x >> sum.scale) + 1).step_by(1),
+            };
+            self.sum(number, sum, phase, when, y >> sum.scale, columns);
+            // Where values were made, others read them next.
+            if sum.by_row || when == When::Pixel {
                 self.wait();
             }
         }

@@ -85,9 +85,9 @@ impl Sum {
         self.halves() * self.panels() * PANEL
     }
 
-    /// Whether it has pixels in a row, or at a row and column, of the image.
-    pub fn due(&self, n: usize) -> bool {
-        n.is_multiple_of(1 << self.scale)
+    /// The first of the phases that a row has; there are [`Sum::step`].
+    fn first_phase(&self, row: usize) -> usize {
+        row % self.step * self.step
     }
 }
 
@@ -150,11 +150,45 @@ impl Program {
         compiler.finish()
     }
 
+    /// What must be summed for a row and column of the image once all pixels before are known: if it
+    /// begins a row, that row first.
+    pub fn steps(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = Step> {
+        let due = |sum: &Sum, n: usize| n.is_multiple_of(1 << sum.scale);
+        let sums = self.sums.iter().enumerate();
+        let sums = sums.filter(move |(_, sum)| due(sum, y));
+        let row = sums.clone().filter(move |_| x == 0);
+        let row = row.flat_map(move |(number, sum)| {
+            let first = sum.first_phase(y >> sum.scale);
+            let phases = first..first + sum.step;
+            let phases = phases.filter(|phase| !sum.phases[*phase].row.is_empty());
+            phases.map(move |phase| Step {
+                sum: number,
+                phase,
+                when: When::Row,
+            })
+        });
+        let pixel = sums.filter(move |(_, sum)| !sum.by_row && due(sum, x));
+        let pixel = pixel.map(move |(number, sum)| Step {
+            sum: number,
+            phase: sum.first_phase(y >> sum.scale) + (x >> sum.scale) % sum.step,
+            when: When::Pixel,
+        });
+        row.chain(pixel)
+    }
+
     /// The ring of the network's output.
     pub fn logits(&self) -> usize {
         let last = self.sums.last().and_then(|sum| sum.value);
         last.unwrap_or_default()
     }
+}
+
+/// Taps to be summed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub sum: usize,
+    pub phase: usize,
+    pub when: When,
 }
 
 /// The channels of some values, one after the other.
