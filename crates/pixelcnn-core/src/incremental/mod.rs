@@ -158,7 +158,20 @@ impl Evaluator {
         self.run_at(simd::level(), labels, threads)
     }
 
-    fn run_at(&self, level: Level, labels: &[u32], threads: usize) -> Result<Run, EvaluatorError> {
+    /// As [`Evaluator::run`], with the vector instructions chosen; the bits are the same.
+    ///
+    /// # Errors
+    /// As [`Evaluator::run`].
+    ///
+    /// # Panics
+    /// If the machine does not have these instructions.
+    pub fn run_at(
+        &self,
+        level: Level,
+        labels: &[u32],
+        threads: usize,
+    ) -> Result<Run, EvaluatorError> {
+        assert!(level <= simd::level(), "this machine has no {level:?}");
         let nr_classes = self.model.config.nr_classes;
         let wrong = |&class: &u32| nr_classes > 0 && class as usize >= nr_classes;
         if let Some(class) = labels.iter().copied().find(|class| wrong(class)) {
