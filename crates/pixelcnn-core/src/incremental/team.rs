@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// Looks before a thread lets others have its processor.
-const SPINS: usize = 2_000;
+const SPINS: usize = 200;
 /// Times that an idle thread does so before it sleeps.
-const YIELDS: usize = 200;
+const YIELDS: usize = 1_000;
 
 /// A team of the calling thread and some workers.
 pub(super) struct Team {
