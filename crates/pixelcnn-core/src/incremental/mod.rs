@@ -19,6 +19,7 @@ mod tests;
 mod tile;
 mod weights;
 
+use std::iter::StepBy;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -139,13 +140,16 @@ impl Evaluator {
         } = &*self.model;
         program.steps([y, x]).flat_map(move |step| {
             let sum = &program.sums[step.sum];
-            let inputs: usize = sum.phases[step.phase]
-                .taps(step.when)
-                .iter()
-                .map(Tap::channels)
-                .sum();
-            let len = inputs * sum.columns();
-            (len > 0).then(|| &weights.taps(step.sum, step.phase, step.when)[..len])
+            let len = |taps: &[Tap]| taps.iter().map(Tap::channels).sum::<usize>() * sum.columns();
+            let taps = len(sum.phases[step.phase].taps(step.when));
+            let pairs = match step.when {
+                When::Row => 4 * len(&sum.pairs),
+                When::Pixel => 0,
+            };
+            [
+                &weights.taps(step.sum, step.phase, step.when)[..taps],
+                &weights.pairs(step.sum)[..pairs],
+            ]
         })
     }
 
@@ -407,6 +411,9 @@ struct Scratch {
     taps: Vec<*const f32>,
     from: Vec<*const f32>,
     to: Vec<*mut f32>,
+    /// Of the pairs \[4, pairs, columns\].
+    products: Vec<Lanes>,
+    zeros: Vec<Lanes>,
 }
 
 // SAFETY: the pointers mean nothing between two uses, which both write them first.
@@ -440,9 +447,12 @@ impl Worker<'_> {
                 When::Row => (phase % sum.step..width).step_by(sum.step),
                 When::Pixel => (x >> sum.scale..(x >> sum.scale) + 1).step_by(1),
             };
-            self.sum(number, sum, phase, when, y >> sum.scale, columns);
+            self.sum(number, phase, when, y >> sum.scale, columns);
             // Where values were made, others read them next.
-            if sum.by_row || when == When::Pixel {
+            if when == When::Pixel {
+                self.wait();
+            } else if sum.by_row && phase % sum.step + 1 == sum.step {
+                self.pair_activations(sum, y >> sum.scale);
                 self.wait();
             }
         }
@@ -458,107 +468,219 @@ impl Worker<'_> {
     fn sum(
         &mut self,
         number: usize,
-        sum: &Sum,
         phase: usize,
         when: When,
         row: usize,
-        columns: impl ExactSizeIterator<Item = usize>,
+        columns: StepBy<Range<usize>>,
     ) {
+        let sum = &self.model.program.sums[number];
         let [index, of] = self.share;
         let panels = share(sum.panels(), index, of);
-        if panels.is_empty() {
-            return;
-        }
-        let n = self.memory.images;
-        let [_, tile] = self.kernels.shape(columns.len() * n);
-        let mut pixels = columns.flat_map(|x| (0..n).map(move |image| [x, image]));
+        let complete = sum.by_row || when == When::Pixel;
+        // What the row taps gave is gone on with.
+        let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
+        let (n, paired) = (self.memory.images, !sum.pairs.is_empty());
+        let at_once = if paired { 2 } else { 1 };
+        let [_, tile] = self.kernels.shape(columns.len() / at_once * n);
+        let mut pixels = columns
+            .step_by(at_once)
+            .flat_map(|x| (0..n).map(move |image| [x, image]));
         loop {
-            self.scratch.pixels.clear();
-            self.scratch
-                .pixels
-                .extend(pixels.by_ref().take(TILES * tile));
-            if self.scratch.pixels.is_empty() {
-                return;
+            let scratch = &mut *self.scratch;
+            scratch.pixels.clear();
+            let chunk = pixels.by_ref().take(TILES / at_once * tile);
+            scratch.pixels.extend(chunk);
+            if scratch.pixels.is_empty() || panels.is_empty() {
+                break;
             }
-            self.sum_pixels(number, sum, phase, when, row, panels.clone());
-            if sum.by_row || when == When::Pixel {
+            if paired {
+                self.sum_pairs(number, row, panels.clone());
+                let rights = self.scratch.pixels.len();
+                self.scratch.pixels.extend_from_within(..);
+                let rights = &mut self.scratch.pixels[rights..];
+                rights.iter_mut().for_each(|[x, _]| *x += 1);
+            }
+            if !sum.phases[phase].taps(when).is_empty() || !paired {
+                self.sum_taps(number, phase, when, begun || paired, row, panels.clone());
+            }
+            if complete {
                 self.values(sum, row, panels.clone());
             }
         }
     }
 
-    /// Sums the taps at the pixels in `scratch`, for some panels of each half.
-    fn sum_pixels(
+    /// Sums the taps at the pixels in `scratch`, for some panels of each half; from the bias on, or
+    /// going on with what has `begun`.
+    fn sum_taps(
         &mut self,
         number: usize,
-        sum: &Sum,
         phase: usize,
         when: When,
+        begun: bool,
         row: usize,
         panels: Range<usize>,
     ) {
-        let (memory, n) = (self.memory, self.memory.images);
         let Model {
             program, weights, ..
         } = self.model;
+        let sum = &program.sums[number];
+        let taps = sum.phases[phase].taps(when);
+        self.point_at_taps(taps, sum.scale, sum.scale, row);
+        self.point_at_sums(number);
+        let Scratch { from, to, .. } = &mut *self.scratch;
+        if begun {
+            from.clear();
+            from.extend(to.iter().map(|to| to.cast_const()));
+        }
+        self.multiply(sum, weights.taps(number, phase, when), panels);
+    }
+
+    /// Sums the taps into pairs at the pairs of pixels whose left ones are in `scratch`.
+    fn sum_pairs(&mut self, number: usize, row: usize, panels: Range<usize>) {
+        let Model {
+            program, weights, ..
+        } = self.model;
+        let sum = &program.sums[number];
+        let columns = sum.columns();
+        let pairs = self.scratch.pixels.len();
+        self.point_at_taps(&sum.pairs, sum.scale, sum.scale + 1, row);
+        self.point_at_sums(number);
+        let Scratch {
+            inputs,
+            from,
+            to,
+            products,
+            zeros,
+            ..
+        } = &mut *self.scratch;
+        products.resize(4 * pairs * columns / PANEL, Lanes::ZERO);
+        zeros.resize(columns / PANEL, Lanes::ZERO);
+        let (zeros, biases) = (Lanes::floats(zeros).as_ptr(), from.clone());
+        let lefts = to.clone();
+        let products = Lanes::floats_mut(products).as_mut_ptr();
+        let at =
+            |product: usize, pair: usize| products.wrapping_add((product * pairs + pair) * columns);
+        let size = inputs.iter().sum::<usize>() * columns;
+        let channels = inputs[0];
+        for product in 0..4 {
+            let Scratch { from, to, .. } = &mut *self.scratch;
+            to.clear();
+            to.extend((0..pairs).map(|pair| at(product, pair)));
+            from.clear();
+            // The second product goes into both sums: so does the bias.
+            match product {
+                1 => from.extend(&biases),
+                _ => from.resize(pairs, zeros),
+            }
+            let weights = &weights.pairs(number)[product * size..][..size];
+            self.multiply(sum, weights, panels.clone());
+            for tap in &mut self.scratch.taps {
+                *tap = tap.wrapping_add(channels);
+            }
+        }
+
+        let len = panels.len() * PANEL;
+        for (pair, left) in lefts.into_iter().enumerate() {
+            for half in 0..sum.halves() {
+                let first = (half * sum.panels() + panels.start) * PANEL;
+                let left = left.wrapping_add(first);
+                let right = left.wrapping_add(self.memory.images * columns);
+                // SAFETY: the products were just made, here; these columns of the sums of the two
+                // pixels are this thread's alone and do not overlap. The run's level is one that
+                // the machine has.
+                unsafe {
+                    let products = std::array::from_fn(|product| {
+                        std::slice::from_raw_parts(at(product, pair).add(first), len)
+                    });
+                    (self.kernels.combine)(
+                        products,
+                        std::slice::from_raw_parts_mut(left, len),
+                        std::slice::from_raw_parts_mut(right, len),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Points `scratch` at what taps read for its pixels, whose columns have the scale
+    /// `column_scale` if they are numbered by that of the map.
+    fn point_at_taps(&mut self, taps: &[Tap], scale: usize, tap_scale: usize, row: usize) {
+        let memory = self.memory;
         let Scratch {
             pixels,
             inputs,
             taps: pointers,
-            from,
-            to,
+            ..
         } = &mut *self.scratch;
-        let taps = sum.phases[phase].taps(when);
         inputs.clear();
         pointers.clear();
         for tap in taps {
             inputs.push(tap.channels());
-            let ring = &program.rings[tap.ring];
-            let y = ((row << sum.scale) >> ring.scale) as isize + tap.dy;
-            for &[x, image] in &*pixels {
-                let x = ((x << sum.scale) >> ring.scale) as isize + tap.dx;
-                let pixel = memory.pixel(ring, y, x) + image * ring.channels;
-                pointers.push(memory.floats.wrapping_add(pixel));
-            }
+            let ring = &self.model.program.rings[tap.ring];
+            // A pair has half as many columns.
+            let ring_scale = ring.scale + (tap_scale - scale);
+            let y = ((row << scale) >> ring.scale) as isize + tap.dy;
+            let base = memory.pixel(ring, y, tap.dx);
+            let base = memory.floats.wrapping_add(base).cast_const();
+            pointers.extend(pixels.iter().map(|&[x, image]| {
+                let x = (x << scale) >> ring_scale;
+                base.wrapping_add((x * memory.images + image) * ring.channels)
+            }));
         }
+    }
+
+    /// Points `scratch` at the sums of its pixels, and at the biases that they begin with.
+    fn point_at_sums(&mut self, number: usize) {
+        let (memory, n) = (self.memory, self.memory.images);
+        let sum = &self.model.program.sums[number];
         let columns = sum.columns();
-        let bias = weights.bias(number, sum, 0);
-        // What the row taps gave is gone on with; else the bias begins.
-        let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
+        let bias = self.model.weights.bias(number, sum, 0).as_ptr();
+        let Scratch {
+            pixels, from, to, ..
+        } = &mut *self.scratch;
         from.clear();
         to.clear();
         for &[x, image] in &*pixels {
             let at = sum.start * n + (x * n + image) * columns;
             to.push(memory.floats.wrapping_add(at));
-            from.push(match (begun, sum.conditional) {
-                (true, _) => memory.floats.wrapping_add(at),
-                (false, None) => bias.as_ptr(),
-                (false, Some(_)) => {
+            from.push(match sum.conditional {
+                None => bias,
+                Some(_) => {
                     let bias = sum.bias_start * n + image * columns;
                     memory.floats.wrapping_add(bias)
                 }
             });
         }
+    }
 
-        let weights = weights.taps(number, phase, when);
+    /// Runs the tiles for what `scratch` points at, for some panels of each half.
+    fn multiply(&self, sum: &Sum, weights: &[f32], panels: Range<usize>) {
+        let Scratch {
+            inputs,
+            taps,
+            from,
+            to,
+            ..
+        } = &*self.scratch;
+        let pixels = to.len();
         let stride = inputs.iter().sum::<usize>() * PANEL;
-        let [most, tile] = self.kernels.shape(pixels.len());
-        let (groups, tiles) = (panels.len().div_ceil(most), pixels.len().div_ceil(tile));
+        let [most, tile] = self.kernels.shape(pixels);
+        let (groups, tiles) = (panels.len().div_ceil(most), pixels.div_ceil(tile));
         for half in 0..sum.halves() {
             for group in 0..groups {
                 let group = share(panels.len(), group, groups);
                 let panel = half * sum.panels() + panels.start + group.start;
                 let weights = &weights[panel * stride..][..group.len() * stride];
                 for tile in 0..tiles {
-                    let tile = share(pixels.len(), tile, tiles);
+                    let tile = share(pixels, tile, tiles);
                     // SAFETY: the run's level is one that the machine has. The taps' rings have
                     // their pixels and channels in the group's memory, complete since the last
                     // barrier; the sums' columns of these panels are this thread's alone.
                     unsafe {
                         self.kernels.tile(group.len(), tile.len())(
                             inputs,
-                            pointers.as_ptr().wrapping_add(tile.start),
-                            pixels.len(),
+                            taps.as_ptr().wrapping_add(tile.start),
+                            pixels,
                             weights.as_ptr(),
                             stride,
                             from[tile.clone()].as_ptr(),
@@ -577,24 +699,25 @@ impl Worker<'_> {
         let rings = &self.model.program.rings;
         let (first, len) = (panels.start * PANEL, panels.len() * PANEL);
         let channels = len.min(sum.channels - first);
-        let y = row as isize;
+        let start = |ring: usize| memory.pixel(&rings[ring], row as isize, 0);
+        let (residual, value) = (start(sum.residual), sum.value.map(start));
+        let value_channels = sum.value.map_or(0, |value| rings[value].channels);
         for &[x, image] in &self.scratch.pixels {
-            let at = |ring: usize| {
-                let ring = &rings[ring];
-                memory.pixel(ring, y, x as isize) + image * ring.channels
-            };
-            let sums = sum.start * n + (x * n + image) * sum.columns() + first;
+            let pixel = x * n + image;
+            let sums = sum.start * n + pixel * sum.columns() + first;
+            let at_value = pixel * value_channels + first;
             // SAFETY: these channels of the sum, of its value and of its activations are this
-            // thread's alone, and those of the residual were made by this thread too. No two of
-            // the slices overlap, and the run's level is one that the machine has.
+            // thread's alone, and those of the residual, a value of as many channels, were made by
+            // this thread too. No two of the slices overlap, and the run's level is one that the
+            // machine has.
             unsafe {
                 let a = memory.read(sums, len);
-                let value = match sum.value {
+                let value = match value {
                     Some(value) => {
-                        let value = memory.write(at(value) + first, len);
+                        let value = memory.write(value + at_value, len);
                         if sum.gated {
                             let b = memory.read(sums + sum.panels() * PANEL, len);
-                            let x = memory.read(at(sum.residual) + first, len);
+                            let x = memory.read(residual + at_value, len);
                             (self.kernels.gate)(x, a, b, value);
                         } else {
                             value.copy_from_slice(a);
@@ -605,13 +728,52 @@ impl Worker<'_> {
                 };
                 let value = &value[..channels];
                 for &(f, ring) in &sum.activations {
-                    let to = at(ring) + first;
+                    let to = start(ring) + pixel * rings[ring].channels + first;
                     if f == Nonlinearity::ConcatElu {
                         let plus = memory.write(to, channels);
                         let minus = memory.write(to + sum.channels, channels);
                         (self.kernels.concat_elu)(value, plus, minus);
                     } else {
                         (self.kernels.elementwise)(f, value, memory.write(to, channels));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Transforms the pairs of a complete row's activations, where sums want them.
+    fn pair_activations(&self, sum: &Sum, row: usize) {
+        let [index, of] = self.share;
+        let panels = share(sum.panels(), index, of);
+        let (memory, n) = (self.memory, self.memory.images);
+        let rings = &self.model.program.rings;
+        let first = panels.start * PANEL;
+        let len = (panels.len() * PANEL).min(sum.channels.saturating_sub(first));
+        for &(f, ring) in &sum.activations {
+            let ring = &rings[ring];
+            let Some(pairs) = ring.pairs.map(|pairs| &rings[pairs]) else {
+                continue;
+            };
+            for half in 0..f.outputs(1) {
+                let first = half * sum.channels + first;
+                for x in (0..ring.width).step_by(2) {
+                    let from = memory.pixel(ring, row as isize, x as isize - 1);
+                    let to = memory.pixel(pairs, row as isize, x as isize / 2);
+                    for image in 0..n {
+                        // SAFETY: this thread made these channels of the row, and those of the
+                        // pairs, which are elsewhere, are its alone. The run's level is one that
+                        // the machine has.
+                        unsafe {
+                            let x = std::array::from_fn(|i| {
+                                let pixel = from + (i * n + image) * ring.channels;
+                                memory.read(pixel + first, len)
+                            });
+                            let y = std::array::from_fn(|i| {
+                                let pixel = to + image * pairs.channels;
+                                memory.write(pixel + i * ring.channels + first, len)
+                            });
+                            (self.kernels.differences)(x, y);
+                        }
                     }
                 }
             }

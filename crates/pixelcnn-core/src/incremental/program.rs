@@ -10,7 +10,10 @@ use std::ops::Range;
 
 use super::tile::PANEL;
 use crate::config::{ModelConfig, Nonlinearity};
-use crate::network::{GatedResnet, Layer, LayerKind, Pass, pixelcnn};
+use crate::network::{GatedResnet, Layer, LayerKind, Pass, Window, pixelcnn};
+
+/// Columns of a map from which on they are summed in pairs.
+const MIN_PAIRED: usize = 16;
 
 /// The sums of a model and the memory that they need.
 #[derive(Debug, Default)]
@@ -38,6 +41,9 @@ pub(super) struct Ring {
     pub width: usize,
     /// Where it starts in the memory of one image.
     pub start: usize,
+    /// Ring of its pairs: for each pair of columns Winograd's transform of the two and their
+    /// neighbours, \[4, channels\].
+    pub pairs: Option<usize>,
 }
 
 /// A layer's outputs, or a few layers' outputs added up.
@@ -49,6 +55,10 @@ pub(super) struct Sum {
     /// Pixels whose row and column have the same remainders by [`Sum::step`] have the same taps.
     pub phases: Vec<Phase>,
     pub step: usize,
+    /// Taps into rings of pairs, one for each row of a kernel of three columns: the sums of two
+    /// neighbours come from four products instead of six (Winograd, 1980). They are known when a
+    /// row begins, and summed before the others.
+    pub pairs: Vec<Tap>,
     /// Channels of the value made of it.
     pub channels: usize,
     /// The second half is a gate for the first one.
@@ -160,7 +170,8 @@ impl Program {
         let row = row.flat_map(move |(number, sum)| {
             let first = sum.first_phase(y >> sum.scale);
             let phases = first..first + sum.step;
-            let phases = phases.filter(|phase| !sum.phases[*phase].row.is_empty());
+            let phases =
+                phases.filter(|phase| !(sum.phases[*phase].row.is_empty() && sum.pairs.is_empty()));
             phases.map(move |phase| Step {
                 sum: number,
                 phase,
@@ -217,6 +228,7 @@ impl Compiler<'_> {
             rows: 1,
             width: self.config.width >> scale,
             start: 0,
+            pairs: None,
         });
         self.program.rings.len() - 1
     }
@@ -227,6 +239,7 @@ impl Compiler<'_> {
             by_row: false,
             phases: (0..step * step).map(|_| Phase::default()).collect(),
             step,
+            pairs: Vec::new(),
             channels,
             gated: false,
             biases: Vec::new(),
@@ -318,6 +331,38 @@ impl Compiler<'_> {
         }
     }
 
+    /// Moves taps of a sum that goes by rows to pairs of columns, where its rows are wide enough
+    /// that half as many pixels still make tiles.
+    fn pair(sum: &mut Sum, rings: &mut Vec<Ring>, layers: &[Layer]) {
+        let vertical = Window::down_shifted([2, 3], 1);
+        for tap in std::mem::take(&mut sum.phases[0].row) {
+            let &Ring {
+                scale,
+                channels,
+                width,
+                ..
+            } = &rings[tap.ring];
+            let fits = width >= MIN_PAIRED && width % 2 == 0;
+            if tap.ring == 0 || layers[tap.layer].window != vertical || !fits {
+                sum.phases[0].row.push(tap);
+            } else if tap.dx == 0 {
+                let next = rings.len();
+                let ring = *rings[tap.ring].pairs.get_or_insert(next);
+                if ring == next {
+                    rings.push(Ring {
+                        scale,
+                        channels: 4 * channels,
+                        rows: 2,
+                        width: width / 2,
+                        start: 0,
+                        pairs: None,
+                    });
+                }
+                sum.pairs.push(Tap { ring, ..tap });
+            }
+        }
+    }
+
     fn finish(mut self) -> Program {
         let program = &mut self.program;
         let mut row_by_row = vec![false; program.rings.len()];
@@ -330,9 +375,18 @@ impl Compiler<'_> {
                 (phase.row, phase.pixel) = phase.pixel.drain(..).partition(known);
                 for tap in phase.row.iter().chain(&phase.pixel) {
                     sum.by_row &= tap.dy < 0 || row_by_row[tap.ring];
-                    let rows = &mut program.rings[tap.ring].rows;
-                    *rows = (*rows).max(1 + tap.dy.unsigned_abs());
                 }
+            }
+            if sum.by_row {
+                Self::pair(sum, &mut program.rings, &program.layers);
+            }
+            let taps = sum
+                .phases
+                .iter()
+                .flat_map(|phase| phase.row.iter().chain(&phase.pixel));
+            for tap in taps {
+                let rows = &mut program.rings[tap.ring].rows;
+                *rows = (*rows).max(1 + tap.dy.unsigned_abs());
             }
             let rings = sum.activations.iter().map(|(_, ring)| *ring);
             for ring in rings.chain(sum.value) {

@@ -41,6 +41,9 @@ struct SumWeights {
     /// For every phase where the weights of its row taps and of its pixel taps begin:
     /// \[panels of both halves, taps, inputs, [`PANEL`]\].
     phases: Vec<[usize; 2]>,
+    /// Where the weights of the taps into pairs begin: \[4, panels of both halves, taps, inputs,
+    /// [`PANEL`]\].
+    pairs: usize,
 }
 
 impl Weights {
@@ -53,6 +56,7 @@ impl Weights {
             .collect();
         let mut lanes = Vec::new();
         let sums = program.sums.iter().map(|sum| SumWeights {
+            pairs: pack_pairs(sum, &layers, &mut lanes),
             bias: pack_bias(sum, &layers, parameters, &mut lanes),
             phases: sum
                 .phases
@@ -76,6 +80,11 @@ impl Weights {
     pub fn taps(&self, number: usize, phase: usize, when: When) -> &[f32] {
         let start = self.sums[number].phases[phase][when as usize];
         Lanes::floats(&self.lanes[start..])
+    }
+
+    /// From the weights of the taps into pairs on.
+    pub fn pairs(&self, number: usize) -> &[f32] {
+        Lanes::floats(&self.lanes[self.sums[number].pairs..])
     }
 
     /// Bytes of memory.
@@ -121,7 +130,7 @@ impl<'a> Folded<'a> {
         }
     }
 
-    fn weight(&self, tap: usize, input: usize, output: usize) -> f32 {
+    fn weight(&self, tap: usize, input: usize, output: usize) -> f64 {
         let Layer {
             inputs, outputs, ..
         } = *self.layer;
@@ -129,7 +138,13 @@ impl<'a> Folded<'a> {
             LayerKind::Conv | LayerKind::Dense => (tap * inputs + input) * outputs + output,
             LayerKind::Deconv => (tap * outputs + output) * inputs + input,
         };
-        (f64::from(self.v[at]) * self.scales[output]) as f32
+        f64::from(self.v[at]) * self.scales[output]
+    }
+
+    /// Winograd's transform of the three weights in a row of the kernel.
+    fn paired(&self, row: usize, input: usize, output: usize) -> [f64; 4] {
+        let [w0, w1, w2] = [0, 1, 2].map(|column| self.weight(3 * row + column, input, output));
+        [w0, (w0 + w1 + w2) / 2.0, (w0 - w1 + w2) / 2.0, w2]
     }
 }
 
@@ -159,9 +174,28 @@ fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lanes: &mut Vec<Lanes>)
                 };
                 lanes.push(Lanes(outputs.map(|output| {
                     output.map_or(0.0, |output| {
-                        layer.weight(tap.tap, input, output) + bias(output)
+                        layer.weight(tap.tap, input, output) as f32 + bias(output)
                     })
                 })));
+            }
+        }
+    }
+    start
+}
+
+fn pack_pairs(sum: &Sum, layers: &[Folded], lanes: &mut Vec<Lanes>) -> usize {
+    let start = lanes.len();
+    for product in 0..4 {
+        for outputs in panels(sum) {
+            for tap in &sum.pairs {
+                let layer = &layers[tap.layer];
+                for input in tap.inputs.iter().cloned().flatten() {
+                    lanes.push(Lanes(outputs.map(|output| {
+                        output.map_or(0.0, |output| {
+                            layer.paired(tap.tap / 3, input, output)[product] as f32
+                        })
+                    })));
+                }
             }
         }
     }
