@@ -18,6 +18,8 @@ trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Writes `LANES` values.
     unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
 }
@@ -158,26 +160,48 @@ fn elementwise(f: Nonlinearity, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Winograd's transform of four neighbours, for two outputs of a kernel of three.
+/// Winograd's transform of four neighbours, for two outputs of a kernel of three. All slices are as
+/// long.
 #[inline(always)]
-fn differences([x0, x1, x2, x3]: [&[f32]; 4], [y0, y1, y2, y3]: [&mut [f32]; 4]) {
-    let x = x0.iter().zip(x1).zip(x2).zip(x3);
-    let y = y0.iter_mut().zip(y1).zip(y2).zip(y3);
-    for ((((x0, x1), x2), x3), (((y0, y1), y2), y3)) in x.zip(y) {
-        *y0 = x0 - x2;
-        *y1 = x1 + x2;
-        *y2 = x2 - x1;
-        *y3 = x1 - x3;
+unsafe fn differences<V: Vector>(x: [&[f32]; 4], y: [&mut [f32]; 4]) {
+    let len = x[0].len();
+    debug_assert!(x.iter().all(|x| x.len() == len) && y.iter().all(|y| y.len() == len));
+    let (x, y) = (x.map(<[f32]>::as_ptr), y.map(<[f32]>::as_mut_ptr));
+    let whole = len - len % V::LANES;
+    // SAFETY: the caller has the level's instructions; all indices are below the slices' length.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            let [x0, x1, x2, x3] = x.map(|x| V::load(x.add(i)));
+            x0.sub(x2).store(y[0].add(i));
+            x1.add(x2).store(y[1].add(i));
+            x2.sub(x1).store(y[2].add(i));
+            x1.sub(x3).store(y[3].add(i));
+        }
+        for i in whole..len {
+            let [x0, x1, x2, x3] = x.map(|x| *x.add(i));
+            *y[0].add(i) = x0 - x2;
+            *y[1].add(i) = x1 + x2;
+            *y[2].add(i) = x2 - x1;
+            *y[3].add(i) = x1 - x3;
+        }
     }
 }
 
-/// The two outputs of the products with the transformed kernel.
+/// The two outputs of the products with the transformed kernel. All slices are whole panels, as
+/// many.
 #[inline(always)]
-fn combine([m0, m1, m2, m3]: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
-    let products = m0.iter().zip(m1).zip(m2).zip(m3);
-    for ((((m0, m1), m2), m3), (left, right)) in products.zip(left.iter_mut().zip(right)) {
-        *left = (m0 + m1) + m2;
-        *right = (m1 - m2) - m3;
+unsafe fn combine<V: Vector>(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
+    let len = left.len();
+    debug_assert!(len % PANEL == 0 && right.len() == len);
+    debug_assert!(products.iter().all(|products| products.len() == len));
+    for i in (0..len).step_by(V::LANES) {
+        // SAFETY: the caller has the level's instructions; all indices are below the slices'
+        // length.
+        unsafe {
+            let [m0, m1, m2, m3] = products.map(|m| V::load(m.as_ptr().add(i)));
+            m0.add(m1).add(m2).store(left.as_mut_ptr().add(i));
+            m1.sub(m2).sub(m3).store(right.as_mut_ptr().add(i));
+        }
     }
 }
 
@@ -222,12 +246,14 @@ macro_rules! kernels {
 
         $(#[$features])?
         unsafe fn differences(x: [&[f32]; 4], y: [&mut [f32]; 4]) {
-            super::differences(x, y);
+            // SAFETY: the same as the caller's.
+            unsafe { super::differences::<$vector>(x, y) }
         }
 
         $(#[$features])?
         unsafe fn combine(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
-            super::combine(products, left, right);
+            // SAFETY: the same as the caller's.
+            unsafe { super::combine::<$vector>(products, left, right) }
         }
 
         pub(super) static KERNELS: Kernels = Kernels {
@@ -263,6 +289,16 @@ mod avx512 {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: the caller may write 16 values.
             unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_sub_ps(self, other) }
         }
         #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
@@ -306,6 +342,16 @@ mod avx2 {
             unsafe { _mm256_storeu_ps(to, self) }
         }
         #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
             // SAFETY: as for `splat`.
             unsafe { _mm256_fmadd_ps(self, factor, term) }
@@ -346,6 +392,14 @@ mod plain {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: the caller may write 4 values.
             unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            Lanes(std::array::from_fn(|i| self.0[i] - other.0[i]))
         }
         #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
@@ -481,9 +535,15 @@ mod tests {
                     for (values, factor) in transformed.iter_mut().zip([1.0, 3.5, 1.5, 4.0]) {
                         values.iter_mut().for_each(|value| *value *= factor);
                     }
+                    let panels = n.next_multiple_of(PANEL);
+                    transformed.iter_mut().for_each(|values| values.resize(panels, 0.0));
+                    left.resize(panels, f32::NAN);
+                    right.resize(panels, f32::NAN);
                     let products = transformed.each_ref().map(Vec::as_slice);
                     (kernels.combine)(products, &mut left, &mut right);
                 }
+                left.truncate(n);
+                right.truncate(n);
                 [y, plus, minus, elu, relu, left, right]
             };
             let plain = all(Kernels::of(Level::Plain));
