@@ -8,11 +8,12 @@ use pixelcnn::device::on_threads;
 use tracing_subscriber::EnvFilter;
 
 mod commands;
+mod drawing;
 mod settings;
 mod terminal;
 mod trained;
 
-use commands::{completions, eval, export, import, info, sample, train};
+use commands::{complete, completions, eval, export, import, info, sample, train};
 use terminal::{Result, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -28,8 +29,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where the network runs: auto, cpu, cuda[:N], rocm[:N], metal or wgpu. auto is the GPU that
-    /// the program was built for, else the CPU
+    /// Where the network is trained and evaluated: auto, cpu, cuda[:N], rocm[:N], metal or wgpu.
+    /// auto is the GPU that the program was built for, else the CPU
     #[arg(
         long,
         global = true,
@@ -55,13 +56,15 @@ Examples:
   pixelcnn train                        a small model of CIFAR-10 in a few minutes
   pixelcnn train --data photos --size 32
   pixelcnn eval runs/quick-1            its bits/dim on the test images
-  pixelcnn sample runs/quick-1          images drawn from it, in samples.png";
+  pixelcnn sample runs/quick-1          images drawn from it, in samples.png
+  pixelcnn complete runs/quick-1 horse.png --keep top:16";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::Train>),
     Eval(eval::Eval),
     Sample(sample::Sample),
+    Complete(complete::Complete),
     Info(info::Info),
     Import(import::Import),
     Export(export::Export),
@@ -108,7 +111,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(train) => train.run(&cli.device),
         Command::Eval(eval) => eval.run(&cli.device),
-        Command::Sample(sample) => sample.run(&cli.device),
+        Command::Sample(sample) => sample.run(),
+        Command::Complete(complete) => complete.run(),
         Command::Info(info) => info.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),

@@ -6,6 +6,7 @@ use std::path::{self, Path, PathBuf};
 
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
+use pixelcnn::incremental::Evaluator;
 use pixelcnn::model::Network;
 use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
 use pixelcnn::train::config::RunConfig;
@@ -65,6 +66,15 @@ impl Trained {
             false => &self.state.average,
         };
         Network::new(&self.state.config, parameters, device)
+    }
+
+    /// The same model, to be evaluated pixel by pixel.
+    pub fn evaluator(&self, raw: bool) -> Result<Evaluator> {
+        let parameters = match raw {
+            true => &self.state.parameters,
+            false => &self.state.average,
+        };
+        Ok(Evaluator::new(&self.state.config, parameters)?)
     }
 
     /// The data that the run was trained on.

@@ -4,6 +4,7 @@
 //! The crate `pixelcnn` re-exports all of it and adds data, training and devices.
 
 pub mod config;
+pub mod incremental;
 pub mod kernels;
 pub mod likelihood;
 pub mod network;

@@ -3,7 +3,9 @@
 //!
 //! ```
 //! use pixelcnn::data::{DataConfig, Dataset, Split};
+//! use pixelcnn::incremental::Evaluator;
 //! use pixelcnn::{ModelConfig, device, model, sample};
+//! use std::ops::ControlFlow;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz");
@@ -19,8 +21,9 @@
 //! let network = model::Network::new(&config, &parameters, &device::parse("auto")?);
 //!
 //! // Two images drawn from it, u8 [2, height, width, channels], and how likely it finds them.
+//! let evaluator = Evaluator::new(&config, &parameters)?;
 //! let sampling = sample::Sampling { labels: vec![0; 2], temperature: 1.0, seed: 1 };
-//! let drawn = sample::sample(&network, &sampling, &mut |_| std::ops::ControlFlow::Continue(()));
+//! let drawn = sample::sample(&evaluator, &sampling, &mut |_| ControlFlow::Continue(()))?;
 //! let drawn = drawn.ok_or("stopped")?;
 //! let batch = model::Batch { images: &drawn, labels: &[0; 2] };
 //! for nats in network.nats_per_image(batch) {
@@ -33,6 +36,7 @@
 //! A program that trains calls [`train::train`] and is told of everything as [`train::Event`]s.
 
 mod atomic;
+pub mod complete;
 pub mod data;
 pub mod device;
 pub mod evaluate;
@@ -45,5 +49,5 @@ pub mod train;
 pub mod weights;
 
 pub use pixelcnn_core::{
-    ConfigError, ModelConfig, Nonlinearity, config, kernels, likelihood, network,
+    ConfigError, ModelConfig, Nonlinearity, config, incremental, kernels, likelihood, network,
 };

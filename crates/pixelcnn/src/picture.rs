@@ -1,4 +1,4 @@
-//! Images side by side in one picture, and pictures as PNG files.
+//! Images side by side in one picture, and pictures as PNG files: read, written, and animated.
 
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 
 use crate::atomic;
+use crate::data::picture::decode;
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,14 @@ pub enum PictureError {
     /// The encoder fails.
     #[error("cannot encode a picture as PNG: {0}")]
     Encode(#[from] image::ImageError),
+    /// A file that is not there or not a picture.
+    #[error("cannot read `{path}`: {reason}: give a whole PNG or JPEG file")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The file system refuses.
     #[error("cannot write `{path}`: {source}: make room or choose another folder")]
     Write {
@@ -122,6 +131,70 @@ pub fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), PictureError
     })
 }
 
+/// Reads a PNG or JPEG file as 1 or 3 channels of `u8`: its height and width, and its pixels.
+///
+/// # Errors
+/// [`PictureError::Read`].
+pub fn read(path: &Path, channels: usize) -> Result<([usize; 2], Vec<u8>), PictureError> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string());
+    let decoded = bytes.and_then(|bytes| decode(&bytes, channels, None));
+    decoded.map_err(|reason| PictureError::Read {
+        path: path.into(),
+        reason,
+    })
+}
+
+/// How long a frame of an animation is seen, in milliseconds.
+const FRAME: u16 = 80;
+/// And the last one, before it begins again.
+const LAST_FRAME: u16 = 3000;
+
+/// Writes an animated PNG to `path`, atomically. `frame` gives its `count` frames, which must be
+/// of one size and colour type.
+///
+/// # Errors
+/// Those of `frame`, and [`PictureError::Write`]; what was at `path` before still is.
+pub fn write_animation(
+    path: &Path,
+    count: u32,
+    mut frame: impl FnMut(u32) -> Result<DynamicImage, PictureError>,
+) -> Result<(), PictureError> {
+    let first = frame(0)?;
+    let mut failed = None;
+    let written = atomic::write(path, |w| {
+        let mut encoder = png::Encoder::new(w, first.width(), first.height());
+        encoder.set_color(match first.color().channel_count() {
+            1 => png::ColorType::Grayscale,
+            _ => png::ColorType::Rgb,
+        });
+        encoder.set_animated(count, 0)?;
+        encoder.set_frame_delay(if count == 1 { LAST_FRAME } else { FRAME }, 1000)?;
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(first.as_bytes())?;
+        for number in 1..count {
+            if number + 1 == count {
+                writer.set_frame_delay(LAST_FRAME, 1000)?;
+            }
+            match frame(number) {
+                Ok(frame) => writer.write_image_data(frame.as_bytes())?,
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(io::ErrorKind::Other.into());
+                }
+            }
+        }
+        writer.finish()?;
+        Ok(())
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => written.map_err(|source| PictureError::Write {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +263,50 @@ mod tests {
             assert!(matches!(refused, Err(PictureError::Shape { .. })));
         }
         assert!(grid(&[], [0, 4, 4, 3], 1, 0, 1).is_err());
+    }
+
+    #[test]
+    fn animations_have_their_frames() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("appearing.png");
+        for channels in [1, 3] {
+            let shape = [2, 3, 4, channels];
+            let frame = |number: u32| grid(&vec![40 * number as u8; 24 * channels], shape, 2, 1, 2);
+            write_animation(&path, 5, frame).unwrap();
+            let file = std::fs::read(&path).unwrap();
+            let mut decoder = png::Decoder::new(Cursor::new(&file)).read_info().unwrap();
+            assert_eq!(decoder.info().animation_control().unwrap().num_frames, 5);
+            for number in 0..5 {
+                let mut pixels = vec![0; decoder.output_buffer_size().unwrap()];
+                decoder.next_frame(&mut pixels).unwrap();
+                assert_eq!(pixels, frame(number).unwrap().into_bytes());
+            }
+            // Who knows no animations sees the first frame.
+            assert_eq!(
+                read(&path, channels).unwrap(),
+                ([6, 18], frame(0).unwrap().into_bytes())
+            );
+        }
+        let refused = write_animation(&path, 2, |number| {
+            grid(&[0; 4], [1, 2, 2, 1], 1, 0, 1 - number as usize)
+        });
+        assert!(matches!(refused, Err(PictureError::Grid { .. })));
+        let missing = folder.path().join("missing/a.png");
+        let refused = write_animation(&missing, 1, |_| grid(&[0; 4], [1, 2, 2, 1], 1, 0, 1));
+        assert!(matches!(refused, Err(PictureError::Write { .. })));
+    }
+
+    #[test]
+    fn what_is_no_picture_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("picture.png");
+        assert!(matches!(read(&path, 3), Err(PictureError::Read { .. })));
+        let picture = grid(&[1, 2, 3, 4], [1, 2, 2, 1], 1, 0, 1).unwrap();
+        write_png(&path, &picture).unwrap();
+        assert_eq!(read(&path, 1).unwrap(), ([2, 2], vec![1, 2, 3, 4]));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(matches!(read(&path, 1), Err(PictureError::Read { .. })));
     }
 
     #[test]

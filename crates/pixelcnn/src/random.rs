@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Dropout,
     /// Uniforms of a sampled image.
     Sample,
+    /// Uniforms of a completed image.
+    Complete,
 }
 
 /// The generator for a purpose at an index.

@@ -1,15 +1,22 @@
 //! Images drawn from a model, pixel by pixel (paper, section 2.1).
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
+use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Run};
 use pixelcnn_core::likelihood::{Mixture, to_level};
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 
 use crate::model::{Batch, Network};
 use crate::random::{Purpose, generator};
 
 /// The original keeps its uniforms this far from 0 and 1, where the logistic is infinite.
 const MARGIN: f32 = 1e-5;
+
+/// Images that are drawn side by side: enough that more would not be faster.
+const SIDE_BY_SIDE: usize = 64;
+/// Memory that they take together, unless one alone takes more.
+const MAX_BYTES: usize = 1 << 30;
 
 /// What is drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,22 +30,201 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Draws images, u8 \[N, H, W, C\]: one pass of the network for every pixel, over the rows so far.
-/// `progress` is told the number of pixels done and can stop, which gives `None`.
+/// How far images have come.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Pixels of all images that are done.
+    pub done: usize,
+    /// Pixels of all images.
+    pub total: usize,
+    /// The images u8 \[N, H, W, C\]; what is not done is 0.
+    pub images: &'a [u8],
+}
+
+/// Draws images, u8 \[N, H, W, C\], up to 64 at a time and in a gigabyte of memory if one image
+/// needs no more, on as many threads as rayon has. `progress` is told after every row and can
+/// stop, which gives `None`.
+///
+/// # Errors
+/// A class that the model does not have, or no memory.
 pub fn sample(
+    evaluator: &Evaluator,
+    sampling: &Sampling,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Option<Vec<u8>>, EvaluatorError> {
+    draw(evaluator, sampling.labels.len(), progress, |images| {
+        Rows::new(evaluator, sampling, images)
+    })
+}
+
+/// Draws images a few at a time, the rows of which `rows` gives.
+pub(crate) fn draw(
+    evaluator: &Evaluator,
+    count: usize,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    rows: impl Fn(Range<usize>) -> Result<Rows, EvaluatorError>,
+) -> Result<Option<Vec<u8>>, EvaluatorError> {
+    let config = evaluator.config();
+    let (height, width, dims) = (config.height, config.width, config.dims());
+    let most = (MAX_BYTES / evaluator.bytes_per_image()).clamp(1, SIDE_BY_SIDE);
+    let mut images = vec![0; count * dims];
+    for first in (0..count).step_by(most) {
+        let range = first..count.min(first + most);
+        let drawn = range.len();
+        for (y, row) in rows(range)?.enumerate() {
+            let size = width * config.channels;
+            let targets = images[first * dims..].chunks_exact_mut(dims);
+            for (target, row) in targets.zip(row.chunks_exact(size)) {
+                target[y * size..][..size].copy_from_slice(row);
+            }
+            let progressed = Progress {
+                done: (first * height + (y + 1) * drawn) * width,
+                total: count * height * width,
+                images: &images,
+            };
+            if progress(progressed).is_break() {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(images))
+}
+
+/// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\].
+pub struct Rows {
+    run: Run,
+    mixture: Mixture,
+    width: usize,
+    temperature: f32,
+    generators: Vec<ChaCha8Rng>,
+    /// Levels of the images that are known \[images, H, W, C\], and which of them \[H, W\].
+    known: Option<(Vec<u8>, Vec<bool>)>,
+    row: usize,
+}
+
+impl Rows {
+    /// Begins those of a sampling's images that have these numbers; [`sample`] draws them all.
+    ///
+    /// # Errors
+    /// A class that the model does not have, or no memory.
+    ///
+    /// # Panics
+    /// If there are no such images.
+    pub fn new(
+        evaluator: &Evaluator,
+        sampling: &Sampling,
+        images: Range<usize>,
+    ) -> Result<Rows, EvaluatorError> {
+        let generators = images
+            .clone()
+            .map(|image| generator(sampling.seed, Purpose::Sample, image as u64));
+        let (generators, labels) = (generators.collect(), &sampling.labels[images]);
+        Rows::with(evaluator, labels, sampling.temperature, generators, None)
+    }
+
+    /// Images with random numbers of their own, in which some pixels are known.
+    pub(crate) fn with(
+        evaluator: &Evaluator,
+        labels: &[u32],
+        temperature: f32,
+        generators: Vec<ChaCha8Rng>,
+        known: Option<(Vec<u8>, Vec<bool>)>,
+    ) -> Result<Rows, EvaluatorError> {
+        let config = evaluator.config();
+        Ok(Rows {
+            run: evaluator.run(labels, rayon::current_num_threads())?,
+            mixture: Mixture::of(config),
+            width: config.width,
+            temperature,
+            generators,
+            known,
+            row: 0,
+        })
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let channels = self.mixture.channels;
+        let mut rows = vec![0; self.generators.len() * self.width * channels];
+        let mut uniforms = Uniforms::new(self.mixture);
+        let mut levels = vec![0; self.generators.len() * channels];
+        for x in 0..self.width {
+            let pixel = self.run.position()?[0] * self.width + x;
+            let logits = self.run.logits();
+            let images = logits.chunks_exact(self.mixture.logits_per_pixel());
+            let images = images.zip(&mut self.generators);
+            for ((logits, random), levels) in images.zip(levels.chunks_exact_mut(channels)) {
+                // Known pixels take their random numbers too: the others' do not hang on them.
+                let values = uniforms.sample(random, logits, self.temperature);
+                for (level, value) in levels.iter_mut().zip(values) {
+                    *level = to_level(value);
+                }
+            }
+            if let Some((images, known)) = &self.known
+                && known[pixel]
+            {
+                let dims = known.len() * channels;
+                let images = images.chunks_exact(dims);
+                for (levels, image) in levels.chunks_exact_mut(channels).zip(images) {
+                    levels.copy_from_slice(&image[pixel * channels..][..channels]);
+                }
+            }
+            self.run.push(&levels);
+            let rows = rows.chunks_exact_mut(self.width * channels);
+            for (row, levels) in rows.zip(levels.chunks_exact(channels)) {
+                row[x * channels..][..channels].copy_from_slice(levels);
+            }
+        }
+        self.row += 1;
+        Some(rows)
+    }
+}
+
+/// The random numbers of a pixel.
+struct Uniforms {
+    mixture: Mixture,
+    mix: Vec<f32>,
+    logistic: Vec<f32>,
+}
+
+impl Uniforms {
+    fn new(mixture: Mixture) -> Uniforms {
+        Uniforms {
+            mixture,
+            mix: vec![0.0; mixture.components],
+            logistic: vec![0.0; mixture.channels],
+        }
+    }
+
+    /// Draws a pixel's values from its mixture.
+    fn sample(&mut self, random: &mut ChaCha8Rng, logits: &[f32], temperature: f32) -> [f32; 3] {
+        let mut uniforms = || random.random_range(MARGIN..1.0 - MARGIN);
+        self.mix.fill_with(&mut uniforms);
+        self.logistic.fill_with(&mut uniforms);
+        self.mixture
+            .sample(logits, &self.mix, &self.logistic, temperature)
+    }
+}
+
+/// Draws the same images by one pass of the network for every pixel, over the rows so far, as the
+/// original does: what [`sample`] is compared with. `progress` is told the number of passes done
+/// and can stop, which gives `None`.
+pub fn sample_by_passes(
     network: &Network,
     sampling: &Sampling,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Vec<u8>> {
     let config = network.config();
     let (height, width, channels) = (config.height, config.width, config.channels);
-    let mixture = Mixture::of(config);
+    let mut uniforms = Uniforms::new(Mixture::of(config));
     let n = sampling.labels.len();
     let mut generators: Vec<_> = (0..n as u64)
         .map(|image| generator(sampling.seed, Purpose::Sample, image))
         .collect();
     let mut images = vec![0; n * config.dims()];
-    let (mut u_mix, mut u_logistic) = (vec![0.0; config.nr_logistic_mix], vec![0.0; channels]);
     for y in 0..height {
         // No pixel depends on the rows below it: they need not be computed.
         let rows = (y + 1).next_multiple_of(4);
@@ -54,17 +240,10 @@ pub fn sample(
                 labels: &sampling.labels,
             });
             for (image, random) in generators.iter_mut().enumerate() {
-                let mut uniforms = || random.random_range(MARGIN..1.0 - MARGIN);
-                u_mix.fill_with(&mut uniforms);
-                u_logistic.fill_with(&mut uniforms);
                 let pixel = (image * rows + y) * width + x;
-                let size = mixture.logits_per_pixel();
-                let values = mixture.sample(
-                    &logits[pixel * size..][..size],
-                    &u_mix,
-                    &u_logistic,
-                    sampling.temperature,
-                );
+                let size = config.output_channels();
+                let logits = &logits[pixel * size..][..size];
+                let values = uniforms.sample(random, logits, sampling.temperature);
                 let target = ((image * height + y) * width + x) * channels;
                 for (level, value) in images[target..][..channels].iter_mut().zip(values) {
                     *level = to_level(value);

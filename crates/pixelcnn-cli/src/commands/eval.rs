@@ -152,24 +152,25 @@ fn write_table(path: &Path, bits_per_dim: &[f64], labels: &[u32]) -> io::Result<
     } else {
         let mut file = Cursor::new(Vec::new());
         let mut npz = NpzWriter::new(&mut file);
-        add(&mut npz, "index", &index)?;
-        add(&mut npz, "label", &label)?;
-        add(&mut npz, "bits_per_dim", bits_per_dim)?;
+        let shape = [index.len() as u64];
+        add(&mut npz, "index", &shape, &index)?;
+        add(&mut npz, "label", &shape, &label)?;
+        add(&mut npz, "bits_per_dim", &shape, bits_per_dim)?;
         drop(npz);
         file.into_inner()
     };
     fs::write(path, file)
 }
 
-/// Adds a one-dimensional array to a .npz file.
-fn add<T: npyz::AutoSerialize>(
+/// Adds an array to a .npz file.
+pub(super) fn add<T: npyz::AutoSerialize>(
     npz: &mut NpzWriter<&mut Cursor<Vec<u8>>>,
     name: &str,
+    shape: &[u64],
     values: &[T],
 ) -> io::Result<()> {
     let array = npz.array(name, Default::default())?;
-    let shape = [values.len() as u64];
-    let mut array = array.default_dtype().shape(&shape).begin_nd()?;
+    let mut array = array.default_dtype().shape(shape).begin_nd()?;
     array.extend(values)?;
     array.finish()
 }

@@ -1,25 +1,31 @@
 //! `pixelcnn sample`.
 
 use std::fs;
+use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, value_parser};
-use pixelcnn::device;
-use pixelcnn::picture::{grid, write_png};
+use npyz::npz::NpzWriter;
+use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::sample::{Sampling, sample};
 
-use crate::terminal::{Bar, Result, catch_interrupts, duration, interrupted, left_off, say};
+use super::eval;
+use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
+use crate::terminal::{Bar, Result, catch_interrupts, left_off, say};
 use crate::trained::Trained;
 
-/// White pixels between the images of a grid, before they are enlarged.
-const GAP: usize = 1;
+/// Frames of an animation.
+const FRAMES: usize = 64;
+/// The level of pixels that have not appeared.
+const BLANK: u8 = 127;
 
 /// Draw images from a model.
 ///
 /// Pixel by pixel, each from its distribution given the ones before it. An image depends on the
-/// seed and on its number only: ask for more images, and the first ones stay the same.
+/// seed and on its number only: ask for more images, and the first ones stay the same. Images are
+/// drawn on the CPU, up to 64 side by side.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Sample {
@@ -34,26 +40,17 @@ pub struct Sample {
     /// each class, with equal shares of the images]
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// 1 draws from the model; less draws likelier, smoother images
-    #[arg(long, value_name = "T", default_value = "1", value_parser = temperature)]
-    #[arg(allow_negative_numbers = true)]
-    temperature: f32,
-    /// Another seed draws other images
-    #[arg(long, value_name = "N", default_value = "1")]
-    seed: u64,
+    #[command(flatten)]
+    drawing: Drawing,
     /// PNG file for the grid of all images
     #[arg(long, value_name = "FILE", default_value = "samples.png", value_parser = png)]
     output: PathBuf,
-    /// Folder for each image as a PNG file of its own as well: 0000.png, ... [default: none]
-    #[arg(long, value_name = "DIR")]
-    singles: Option<PathBuf>,
-    /// Enlarge every pixel to K x K
-    #[arg(long, value_name = "K", default_value = "1")]
-    #[arg(value_parser = value_parser!(u8).range(1..=64))]
-    scale: u8,
-    /// Use the parameters as trained last, not their Polyak average
-    #[arg(long)]
-    raw: bool,
+    /// Animated PNG file in which the grid appears row by row [default: none]
+    #[arg(long, value_name = "FILE", value_parser = png)]
+    animate: Option<PathBuf>,
+    /// NumPy file for the levels, images [N, H, W, C], and their classes, labels [N] [default: none]
+    #[arg(long, value_name = "FILE", value_parser = npz)]
+    npz: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -62,91 +59,74 @@ Examples:
       16 images in samples.png
   pixelcnn sample runs/quick-1 --num 64 --temperature 0.9 --seed 7 --scale 4
       more, of likelier images, enlarged
+  pixelcnn sample runs/quick-1 --scale 4 --animate appearing.png
+      and a film of their appearing
   pixelcnn sample runs/classes --class horse --output horses.png
       of one class, where the model was trained with --class-conditional
-  pixelcnn sample runs/quick-1/checkpoints/best.safetensors --singles drawn
-      from the best checkpoint, each image in a file of its own";
+  pixelcnn sample runs/quick-1/checkpoints/best.safetensors --singles drawn --npz drawn.npz
+      from the best checkpoint, each image in a file of its own, and all as an array";
 
-fn temperature(text: &str) -> std::result::Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(temperature) if temperature.is_finite() && temperature > 0.0 => Ok(temperature),
-        _ => Err("must be a number above 0".into()),
-    }
-}
-
-fn png(path: &str) -> std::result::Result<PathBuf, String> {
-    match path.ends_with(".png") {
+fn npz(path: &str) -> std::result::Result<PathBuf, String> {
+    match path.ends_with(".npz") {
         true => Ok(path.into()),
-        false => Err("give a name that ends in .png".into()),
+        false => Err("give a name that ends in .npz".into()),
     }
 }
 
 impl Sample {
     /// Runs the command.
-    pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device = device::parse(device)?;
+    pub fn run(self) -> Result<ExitCode> {
         let trained = Trained::open(&self.run, "sample")?;
         let model = &trained.state.config;
         let (labels, columns) = self.labels(&trained)?;
-        let shape = [labels.len(), model.height, model.width, model.channels];
-        let scale = self.scale.into();
-        // What can't be written is found out before the long work.
-        grid(
-            &vec![0; labels.len() * model.dims()],
-            shape,
-            columns,
-            GAP,
-            scale,
-        )?;
-        if let Some(folder) = self.output.parent() {
-            make_folder(folder)?;
-        }
-        if let Some(folder) = &self.singles {
-            make_folder(folder)?;
-        }
+        let n = labels.len();
+        let shape = [n, model.height, model.width, model.channels];
+        let scale = self.drawing.scale.into();
+        let files = [Some(&self.output), self.animate.as_ref(), self.npz.as_ref()];
+        let singles = self.drawing.singles.as_ref();
+        prepare(n, columns, scale, model, &files, singles)?;
 
-        catch_interrupts("leaving after this pixel")?;
-        let network = trained.network(self.raw, &device);
+        catch_interrupts("leaving after this row")?;
+        let evaluator = trained.evaluator(self.drawing.raw)?;
         let sampling = Sampling {
             labels,
-            temperature: self.temperature,
-            seed: self.seed,
+            temperature: self.drawing.temperature,
+            seed: self.drawing.seed,
         };
-        let n = sampling.labels.len();
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let pixels = model.height * model.width;
-        let images = sample(&network, &sampling, &mut |done| {
-            bar.show(done as u64, pixels as u64, || {
-                let seconds = start.elapsed().as_secs_f64();
-                let share = done as f64 / pixels as f64;
-                format!(
-                    "{done} of {pixels} pixels  {:.2} images/s  {} left",
-                    n as f64 * share / seconds,
-                    duration((seconds / share - seconds).round())
-                )
-            });
-            interrupted()
-        });
+        let images = sample(&evaluator, &sampling, &mut progress(&mut bar, model))?;
         drop(bar);
         let Some(images) = images else {
             return Ok(left_off());
         };
+        let speed = n as f64 / start.elapsed().as_secs_f64();
 
         write_png(&self.output, &grid(&images, shape, columns, GAP, scale)?)?;
-        if let Some(folder) = &self.singles {
-            let one = [1, model.height, model.width, model.channels];
-            for (i, image) in images.chunks_exact(model.dims()).enumerate() {
-                let path = folder.join(format!("{i:04}.png"));
-                write_png(&path, &grid(image, one, 1, 0, scale)?)?;
-            }
+        if let Some(folder) = singles {
+            write_singles(folder, &images, scale, model)?;
+        }
+        if let Some(path) = &self.npz {
+            write_npz(path, shape, &images, &sampling.labels)
+                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+        }
+        if let Some(path) = &self.animate {
+            let frames = model.height.min(FRAMES);
+            write_animation(path, frames as u32 + 1, |frame| {
+                let rows = frame as usize * model.height / frames;
+                let mut images = images.clone();
+                for image in images.chunks_exact_mut(model.dims()) {
+                    image[rows * model.width * model.channels..].fill(BLANK);
+                }
+                grid(&images, shape, columns, GAP, scale)
+            })?;
         }
         say(format_args!(
-            "{n} images in {} ({} weights, step {}, temperature {}, seed {})",
+            "{n} images in {} ({} weights, step {}, temperature {}, seed {}), {speed:.2} images/s",
             self.output.display(),
-            if self.raw { "raw" } else { "averaged" },
+            if self.drawing.raw { "raw" } else { "averaged" },
             trained.state.step,
-            self.temperature,
-            self.seed
+            self.drawing.temperature,
+            self.drawing.seed
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -168,10 +148,12 @@ impl Sample {
     }
 }
 
-fn make_folder(folder: &Path) -> Result {
-    if folder == Path::new("") {
-        return Ok(());
-    }
-    fs::create_dir_all(folder)
-        .map_err(|error| format!("cannot make the folder `{}`: {error}", folder.display()).into())
+fn write_npz(path: &Path, shape: [usize; 4], images: &[u8], labels: &[u32]) -> io::Result<()> {
+    let mut file = Cursor::new(Vec::new());
+    let mut npz = NpzWriter::new(&mut file);
+    eval::add(&mut npz, "images", &shape.map(|n| n as u64), images)?;
+    let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
+    eval::add(&mut npz, "labels", &[labels.len() as u64], &labels)?;
+    drop(npz);
+    fs::write(path, file.into_inner())
 }

@@ -27,7 +27,7 @@ mod arrays;
 mod cifar10;
 mod folder;
 mod imagenet;
-mod picture;
+pub(crate) mod picture;
 mod rows;
 
 /// Up to this many bytes of decoded images a data set is kept in memory.

@@ -36,7 +36,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
 
 /// Decodes a file to [H, W, channels], cropped and resized if `size` is given. Returns the height
 /// and width beside the pixels.
-pub(super) fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     channels: usize,
     size: Option<usize>,

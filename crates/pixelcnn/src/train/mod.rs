@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
+use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::network::Layout;
@@ -21,7 +22,7 @@ use crate::evaluate::{Evaluation, WrongImages, evaluate, expect_images};
 use crate::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use crate::picture::{self, PictureError};
 use crate::random::{Purpose, generator};
-use crate::sample::{Sampling, sample};
+use crate::sample::{Progress, Sampling, sample};
 use checkpoint::{CheckpointError, Checkpoints, Moments, TrainState};
 use config::{PolyakStart, RunConfig, RunConfigError, TrainConfig};
 use metrics::{Metrics, MetricsError, Record, ResumeAt};
@@ -43,6 +44,9 @@ pub enum TrainError {
     /// The metrics could not be written.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// Samples could not be drawn.
+    #[error(transparent)]
+    Samples(#[from] EvaluatorError),
     /// A grid of samples could not be written.
     #[error(transparent)]
     Picture(#[from] PictureError),
@@ -572,10 +576,10 @@ impl Review<'_> {
                 temperature: 1.0,
                 seed: state.seed,
             };
-            let total = config.model.height * config.model.width;
-            let mut progress = |done| observer(Event::Sampling { done, total });
-            let network = Network::new(&config.model, &state.average, device);
-            let Some(images) = sample(&network, &sampling, &mut progress) else {
+            let evaluator = Evaluator::new(model, &state.average)?;
+            let mut progress =
+                |Progress { done, total, .. }: Progress| observer(Event::Sampling { done, total });
+            let Some(images) = sample(&evaluator, &sampling, &mut progress)? else {
                 return Ok(ControlFlow::Break(()));
             };
             let picture = picture::grid(&images, shape, columns, 1, 1)?;

@@ -1,0 +1,222 @@
+//! `pixelcnn complete`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, value_parser};
+use pixelcnn::ModelConfig;
+use pixelcnn::complete::{Completion, complete};
+use pixelcnn::picture::{self, grid, write_png};
+
+use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
+use crate::terminal::{Bar, Result, catch_interrupts, left_off, say};
+use crate::trained::Trained;
+
+/// The level at which missing pixels are shown.
+const MISSING: u8 = 127;
+
+/// Fill in what is missing in images.
+///
+/// Each missing pixel is drawn from its distribution given all pixels before it: those above it,
+/// and those to its left in its row. The model cannot look ahead: pixels that are known but come
+/// later stay as they are, yet nothing that is drawn before them takes notice. So keep the top
+/// (--keep top:16) and let the model go on from there; around a hole in the middle, what is drawn
+/// fits what is above and to the left of it, and meets the rest by chance.
+///
+/// The grid has a row for each image: the image, what is kept of it, and its variants.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Complete {
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    /// PNG or JPEG files of the model's size
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+    /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
+    #[arg(long, value_name = "SIDE:N", value_parser = keep, required_unless_present = "mask")]
+    keep: Option<Keep>,
+    /// Picture of the same size whose black pixels are kept and whose white ones are filled in
+    #[arg(long, value_name = "FILE", conflicts_with = "keep")]
+    mask: Option<PathBuf>,
+    /// Times that each image is completed
+    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(value_parser = value_parser!(u32).range(1..=1_000))]
+    variants: u32,
+    /// Class of all images, by number or by name, of a class-conditional model
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    #[command(flatten)]
+    drawing: Drawing,
+    /// PNG file for the grid
+    #[arg(long, value_name = "FILE", default_value = "completed.png", value_parser = png)]
+    output: PathBuf,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pixelcnn complete runs/quick-1 horse.png --keep top:16
+      four ways to go on below the upper half, in completed.png
+  pixelcnn complete runs/quick-1 a.png b.png --mask hole.png --variants 8 --scale 4
+      the white part of hole.png filled in in both, enlarged
+  pixelcnn complete runs/classes horse.png --keep top:8 --class frog --singles completed
+      as another class would go on, each variant in a file of its own";
+
+/// A side that is kept, and how much of it.
+#[derive(Debug, Clone, Copy)]
+struct Keep {
+    side: Side,
+    count: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Top,
+    Left,
+    Bottom,
+    Right,
+}
+
+fn keep(text: &str) -> std::result::Result<Keep, String> {
+    let parsed = text.split_once(':').and_then(|(side, count)| {
+        let side = match side {
+            "top" => Side::Top,
+            "left" => Side::Left,
+            "bottom" => Side::Bottom,
+            "right" => Side::Right,
+            _ => return None,
+        };
+        let count = count.parse().ok().filter(|count| *count > 0)?;
+        Some(Keep { side, count })
+    });
+    parsed.ok_or_else(|| "give a side and a number above 0, such as top:16".into())
+}
+
+impl Keep {
+    /// Whether each pixel is kept \[H, W\].
+    fn known(self, height: usize, width: usize) -> Vec<bool> {
+        let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
+        let kept = |(y, x)| match self.side {
+            Side::Top => y < self.count,
+            Side::Left => x < self.count,
+            Side::Bottom => height - y <= self.count,
+            Side::Right => width - x <= self.count,
+        };
+        pixels.map(kept).collect()
+    }
+}
+
+impl Complete {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        let trained = Trained::open(&self.run, "complete")?;
+        let model = &trained.state.config;
+        let known = self.known(model)?;
+        let mut originals = Vec::new();
+        for path in &self.images {
+            originals.extend(read(path, model, model.channels)?);
+        }
+        let class = match &self.class {
+            Some(class) => trained.class(class)?,
+            None if model.nr_classes == 0 => 0,
+            None => {
+                return Err(format!(
+                    "the model is class-conditional: give --class, a name or a number from 0 to {}",
+                    model.nr_classes - 1
+                )
+                .into());
+            }
+        };
+        let (n, variants) = (self.images.len(), self.variants as usize);
+        let columns = 2 + variants;
+        let scale = self.drawing.scale.into();
+        let singles = self.drawing.singles.as_ref();
+        let files = [Some(&self.output)];
+        prepare(n * columns, columns, scale, model, &files, singles)?;
+
+        catch_interrupts("leaving after this row")?;
+        let evaluator = trained.evaluator(self.drawing.raw)?;
+        let completion = Completion {
+            images: originals,
+            known,
+            labels: vec![class; n],
+            variants,
+            temperature: self.drawing.temperature,
+            seed: self.drawing.seed,
+        };
+        let (mut bar, start) = (Bar::new(), Instant::now());
+        let completed = complete(&evaluator, &completion, &mut progress(&mut bar, model))?;
+        drop(bar);
+        let Some(completed) = completed else {
+            return Ok(left_off());
+        };
+        let speed = (n * variants) as f64 / start.elapsed().as_secs_f64();
+
+        let mut rows = Vec::new();
+        let dims = model.dims();
+        let originals = completion.images.chunks_exact(dims);
+        for (original, completed) in originals.zip(completed.chunks_exact(variants * dims)) {
+            rows.extend(original);
+            let pixels = original.chunks_exact(model.channels);
+            for (pixel, known) in pixels.zip(&completion.known) {
+                rows.extend(
+                    pixel
+                        .iter()
+                        .map(|level| if *known { *level } else { MISSING }),
+                );
+            }
+            rows.extend(completed);
+        }
+        let shape = [n * columns, model.height, model.width, model.channels];
+        write_png(&self.output, &grid(&rows, shape, columns, GAP, scale)?)?;
+        if let Some(folder) = singles {
+            write_singles(folder, &completed, scale, model)?;
+        }
+        say(format_args!(
+            "{n} images completed {variants} times in {} ({} weights, step {}, temperature {}, \
+             seed {}), {speed:.2} images/s",
+            self.output.display(),
+            if self.drawing.raw { "raw" } else { "averaged" },
+            trained.state.step,
+            self.drawing.temperature,
+            self.drawing.seed
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Which pixels are kept \[H, W\].
+    fn known(&self, model: &ModelConfig) -> Result<Vec<bool>> {
+        let (known, flag) = match (&self.mask, self.keep) {
+            (Some(mask), _) => {
+                let levels = read(mask, model, 1)?;
+                (levels.iter().map(|level| *level < 128).collect(), "--mask")
+            }
+            (None, Some(keep)) => (keep.known(model.height, model.width), "--keep"),
+            (None, None) => (Vec::new(), "--keep"),
+        };
+        if known.iter().all(|known| *known) {
+            let advice = match flag {
+                "--mask" => "make what is to be filled in white",
+                _ => "keep less",
+            };
+            return Err(format!("{flag}: nothing is left to fill in: {advice}").into());
+        }
+        Ok(known)
+    }
+}
+
+/// The levels of a picture of the model's size.
+fn read(path: &Path, model: &ModelConfig, channels: usize) -> Result<Vec<u8>> {
+    let ([height, width], levels) = picture::read(path, channels)?;
+    if [height, width] != [model.height, model.width] {
+        return Err(format!(
+            "{}: {width}x{height} pixels where the model takes {}x{}: crop or resize it first",
+            path.display(),
+            model.width,
+            model.height
+        )
+        .into());
+    }
+    Ok(levels)
+}

@@ -1,0 +1,106 @@
+//! What `sample` and `complete` have in common: how images are drawn and written.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, value_parser};
+use pixelcnn::ModelConfig;
+use pixelcnn::picture::{grid, write_png};
+use pixelcnn::sample::Progress;
+
+use crate::terminal::{Bar, Result, duration, interrupted};
+
+/// White pixels between the images of a grid, before they are enlarged.
+pub const GAP: usize = 1;
+
+/// Flags of both commands.
+#[derive(Debug, Args)]
+pub struct Drawing {
+    /// 1 draws from the model; less draws likelier, smoother images
+    #[arg(long, value_name = "T", default_value = "1", value_parser = temperature)]
+    #[arg(allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Another seed draws other images
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub seed: u64,
+    /// Folder for each image as a PNG file of its own as well: 0000.png, ... [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub singles: Option<PathBuf>,
+    /// Enlarge every pixel to K x K
+    #[arg(long, value_name = "K", default_value = "1")]
+    #[arg(value_parser = value_parser!(u8).range(1..=64))]
+    pub scale: u8,
+    /// Use the parameters as trained last, not their Polyak average
+    #[arg(long)]
+    pub raw: bool,
+}
+
+fn temperature(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(temperature) if temperature.is_finite() && temperature > 0.0 => Ok(temperature),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
+/// Parses the name of a PNG file.
+pub fn png(path: &str) -> std::result::Result<PathBuf, String> {
+    match path.ends_with(".png") {
+        true => Ok(path.into()),
+        false => Err("give a name that ends in .png".into()),
+    }
+}
+
+/// Checks that a grid of so many images can be made, and makes the folders of files, before the
+/// long work.
+pub fn prepare(
+    images: usize,
+    columns: usize,
+    scale: usize,
+    model: &ModelConfig,
+    files: &[Option<&PathBuf>],
+    singles: Option<&PathBuf>,
+) -> Result {
+    let shape = [images, model.height, model.width, model.channels];
+    grid(&vec![0; images * model.dims()], shape, columns, GAP, scale)?;
+    let folders = files.iter().flatten().filter_map(|file| file.parent());
+    for folder in folders.chain(singles.map(PathBuf::as_path)) {
+        if folder != Path::new("") {
+            fs::create_dir_all(folder).map_err(|error| {
+                format!("cannot make the folder `{}`: {error}", folder.display())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows progress until the images are drawn or Ctrl-C is pressed.
+pub fn progress(bar: &mut Bar, model: &ModelConfig) -> impl FnMut(Progress) -> ControlFlow<()> {
+    let start = Instant::now();
+    let pixels = (model.height * model.width) as f64;
+    move |Progress { done, total, .. }| {
+        bar.show(done as u64, total as u64, || {
+            let seconds = start.elapsed().as_secs_f64();
+            let (done, total) = (done as f64, total as f64);
+            format!(
+                "{:.1} of {} images  {:.2} images/s  {} left",
+                done / pixels,
+                total / pixels,
+                done / pixels / seconds,
+                duration((seconds * (total / done - 1.0)).round())
+            )
+        });
+        interrupted()
+    }
+}
+
+/// Writes each image to a PNG file of its own.
+pub fn write_singles(folder: &Path, images: &[u8], scale: usize, model: &ModelConfig) -> Result {
+    let one = [1, model.height, model.width, model.channels];
+    for (i, image) in images.chunks_exact(model.dims()).enumerate() {
+        let path = folder.join(format!("{i:04}.png"));
+        write_png(&path, &grid(image, one, 1, 0, scale)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! `pixelcnn sample` and `pixelcnn complete`, run as a program.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::cargo::cargo_bin;
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use tempfile::TempDir;
+
+/// Runs `pixelcnn ARGUMENTS` in `folder`.
+fn pixelcnn(folder: &Path, arguments: &str) -> Output {
+    std::process::Command::new(cargo_bin!("pixelcnn"))
+        .args(arguments.split_whitespace())
+        .args(["--threads", "2"])
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a run that succeeds.
+fn succeeds(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {errors}");
+    text(&output.stdout)
+}
+
+/// The one line on standard error of a run that fails with status 1.
+fn fails(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{arguments}: {errors}");
+    assert!(errors.starts_with("pixelcnn: "), "{arguments}: {errors}");
+    errors
+}
+
+/// Standard error of a run that is refused as wrong usage.
+fn misused(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments}: {errors}");
+    errors
+}
+
+#[track_caller]
+fn contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in {text:?}");
+}
+
+/// A picture of 12x8 pixels, no two alike.
+fn picture(seed: u32) -> RgbImage {
+    RgbImage::from_fn(12, 8, |x, y| {
+        let level = |factor| (factor * (x + 12 * y) + seed) as u8;
+        Rgb([level(2), level(1), level(2) / 2])
+    })
+}
+
+/// A folder with `run`, a class-conditional model of 12x8 pictures, and the pictures `a.png` and
+/// `b.png`.
+fn trained() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for class in ["dark", "light"] {
+        let photos = folder.path().join("photos").join(class);
+        fs::create_dir_all(&photos).unwrap();
+        for i in 0..12 {
+            picture(7 * i + 50 * u32::from(class == "light"))
+                .save(photos.join(format!("{i}.png")))
+                .unwrap();
+        }
+    }
+    picture(3).save(folder.path().join("a.png")).unwrap();
+    picture(90).save(folder.path().join("b.png")).unwrap();
+    succeeds(
+        folder.path(),
+        "train run --data photos --class-conditional --held-out 0.2 --nr-filters 2 \
+         --nr-logistic-mix 2 --batch-size 8 --init-batch-size 8 --steps 2 --samples 4",
+    );
+    folder
+}
+
+fn open(path: &Path) -> RgbImage {
+    image::open(path).unwrap().into_rgb8()
+}
+
+/// The image at a place of a grid of 12x8 images.
+fn cell(grid: &RgbImage, row: u32, column: u32) -> RgbImage {
+    image::imageops::crop_imm(grid, column * 13, row * 9, 12, 8).to_image()
+}
+
+#[test]
+fn samples_are_written_in_every_form() {
+    let folder = trained();
+    let folder = folder.path();
+    let drawn = succeeds(
+        folder,
+        "sample run --num 4 --seed 5 --temperature 0.8 --output out/grid.png --singles out/single \
+         --npz out/all.npz --animate out/film.png",
+    );
+    contains(&drawn, "4 images in out/grid.png");
+    contains(&drawn, "seed 5");
+    contains(&drawn, "images/s");
+    let grid = open(&folder.join("out/grid.png"));
+    assert_eq!(grid.dimensions(), (2 * 13 - 1, 2 * 9 - 1));
+    let single = |i: u32| open(&folder.join(format!("out/single/{i:04}.png")));
+    for i in 0..4 {
+        assert_eq!(cell(&grid, i / 2, i % 2), single(i));
+    }
+    assert_ne!(single(0), single(1));
+
+    let mut npz = npyz::npz::NpzArchive::open(folder.join("out/all.npz")).unwrap();
+    let images = npz.by_name("images").unwrap().unwrap();
+    assert_eq!(images.shape(), [4, 8, 12, 3]);
+    let images: Vec<u8> = images.into_vec().unwrap();
+    assert_eq!(images[..288], single(0).into_raw());
+    let labels = npz.by_name("labels").unwrap().unwrap();
+    assert_eq!(labels.into_vec::<i64>().unwrap(), [0, 0, 1, 1]);
+
+    // A frame for each row, and one before.
+    let film = fs::read(folder.join("out/film.png")).unwrap();
+    let frames = film.windows(4).filter(|window| window == b"fcTL").count();
+    assert_eq!(frames, 9);
+    // It begins with nothing.
+    let first = open(&folder.join("out/film.png"));
+    assert!(cell(&first, 1, 1).pixels().all(|pixel| pixel.0 == [127; 3]));
+
+    // The same seed draws the same, whatever the threads; another one others.
+    succeeds(
+        folder,
+        "sample run --num 4 --seed 5 --temperature 0.8 --output again.png",
+    );
+    assert_eq!(open(&folder.join("again.png")), grid);
+    succeeds(
+        folder,
+        "sample run --num 4 --seed 6 --temperature 0.8 --output other.png",
+    );
+    assert_ne!(open(&folder.join("other.png")), grid);
+}
+
+#[test]
+fn images_are_completed() {
+    let folder = trained();
+    let folder = folder.path();
+    let completed = succeeds(
+        folder,
+        "complete run a.png b.png --keep top:5 --variants 3 --class light --singles out",
+    );
+    contains(&completed, "2 images completed 3 times in completed.png");
+    let grid = open(&folder.join("completed.png"));
+    assert_eq!(grid.dimensions(), (5 * 13 - 1, 2 * 9 - 1));
+    for (row, name) in [(0, "a.png"), (1, "b.png")] {
+        let original = open(&folder.join(name));
+        assert_eq!(cell(&grid, row, 0), original);
+        let kept = cell(&grid, row, 1);
+        let variants: Vec<_> = (2..5).map(|column| cell(&grid, row, column)).collect();
+        for (x, y, pixel) in original.enumerate_pixels() {
+            let kept = kept.get_pixel(x, y);
+            if y < 5 {
+                assert_eq!(kept, pixel);
+                assert!(
+                    variants
+                        .iter()
+                        .all(|variant| variant.get_pixel(x, y) == pixel)
+                );
+            } else {
+                assert_eq!(kept.0, [127; 3]);
+            }
+        }
+        assert_ne!(variants[0], variants[1]);
+        assert_ne!(variants[0], original);
+        let single = open(&folder.join(format!("out/{:04}.png", 3 * row)));
+        assert_eq!(single, variants[0]);
+    }
+
+    // A mask: white is filled in.
+    let mask = GrayImage::from_fn(12, 8, |x, y| {
+        Luma([if (4..8).contains(&x) && y > 2 { 255 } else { 0 }])
+    });
+    mask.save(folder.join("mask.png")).unwrap();
+    succeeds(
+        folder,
+        "complete run a.png --mask mask.png --variants 1 --class 0 --scale 2 --output hole.png",
+    );
+    let grid = open(&folder.join("hole.png"));
+    assert_eq!(grid.dimensions(), (2 * (3 * 13 - 1), 2 * 8));
+    let original = open(&folder.join("a.png"));
+    let mut changed = 0;
+    for (x, y, pixel) in original.enumerate_pixels() {
+        let filled = grid.get_pixel(2 * (26 + x), 2 * y);
+        if mask.get_pixel(x, y).0 == [0] {
+            assert_eq!(filled, pixel);
+        } else {
+            changed += usize::from(filled != pixel);
+        }
+    }
+    assert!(changed > 10, "{changed} of 20 pixels are drawn");
+}
+
+#[test]
+fn what_cannot_be_completed_is_one_line() {
+    let folder = trained();
+    let folder = folder.path();
+    RgbImage::new(16, 8).save(folder.join("wide.png")).unwrap();
+    GrayImage::new(12, 8)
+        .save(folder.join("black.png"))
+        .unwrap();
+    fs::write(folder.join("text.png"), "not a picture").unwrap();
+    for (arguments, parts) in [
+        (
+            "wide.png --keep top:4 --class 0",
+            ["wide.png: 16x8 pixels", "takes 12x8: crop or resize"],
+        ),
+        (
+            "none.png --keep top:4 --class 0",
+            ["cannot read `none.png`", "PNG or JPEG"],
+        ),
+        (
+            "text.png --keep top:4 --class 0",
+            ["cannot read `text.png`", "PNG or JPEG"],
+        ),
+        (
+            "a.png --keep top:8 --class 0",
+            ["--keep: nothing is left", "keep less"],
+        ),
+        (
+            "a.png --keep right:99 --class 0",
+            ["--keep: nothing is left", "keep less"],
+        ),
+        (
+            "a.png --mask wide.png --class 0",
+            ["wide.png: 16x8 pixels", "takes 12x8"],
+        ),
+        (
+            "a.png --mask black.png --class 0",
+            ["--mask: nothing is left", "white"],
+        ),
+        (
+            "a.png --mask none.png --class 0",
+            ["cannot read `none.png`", ""],
+        ),
+        (
+            "a.png --keep top:4",
+            ["class-conditional: give --class", "from 0 to 1"],
+        ),
+        (
+            "a.png --keep top:4 --class 2",
+            ["--class 2", "choose 0 to 1"],
+        ),
+        (
+            "a.png --keep top:4 --class green",
+            ["--class green", "dark, light"],
+        ),
+        (
+            "a.png --keep top:4 --class 0 --variants 1000 --scale 64",
+            ["a grid of", "choose others"],
+        ),
+    ] {
+        let error = fails(folder, &format!("complete run {arguments}"));
+        parts.iter().for_each(|part| contains(&error, part));
+        assert!(!folder.join("completed.png").exists(), "{arguments}");
+    }
+    contains(
+        &fails(folder, "complete nowhere a.png --keep top:4"),
+        "no such run folder",
+    );
+    for (arguments, part) in [
+        ("a.png", "--keep"),
+        ("--keep top:4", "IMAGE"),
+        ("a.png --keep top", "top:16"),
+        ("a.png --keep top:0", "top:16"),
+        ("a.png --keep middle:3", "top:16"),
+        ("a.png --keep top:4 --mask black.png", "cannot be used with"),
+        ("a.png --keep top:4 --variants 0", "--variants"),
+        (
+            "a.png --keep top:4 --temperature 0",
+            "must be a number above 0",
+        ),
+        ("a.png --keep top:4 --output a.gif", ".png"),
+    ] {
+        contains(&misused(folder, &format!("complete run {arguments}")), part);
+    }
+    contains(&misused(folder, "sample run --animate film.gif"), ".png");
+    contains(&misused(folder, "sample run --npz all.npy"), ".npz");
+    contains(&fails(folder, "sample run --class 2"), "choose 0 to 1");
+
+    let help = succeeds(folder, "complete --help");
+    contains(&help, "The model cannot look ahead");
+    contains(&help, "Examples:\n  pixelcnn complete");
+}

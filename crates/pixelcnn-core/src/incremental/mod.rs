@@ -1,0 +1,787 @@
+//! The network evaluated pixel by pixel, for all that needs one pixel at a time: sampling,
+//! completion, decoding. Nothing is computed twice, so a batch of images costs about as many
+//! multiplications as one forward pass over them, instead of one pass for every pixel.
+//!
+//! The vertical stack advances a row at a time and the horizontal stack a pixel at a time, the
+//! lower resolutions only when their turn comes; of every map the few rows are kept that later
+//! taps read, with the nonlinearity applied.
+//!
+//! Results are the same bits for any number of images side by side, of threads, and for any vector
+//! instructions: every output is one chain of fused multiply-adds in a fixed order (the bias, the
+//! taps known when the row begins, then those of the pixel, input channels ascending), exponentials
+//! are the crate's own polynomials, and weight normalisation is folded into the weights once in
+//! double precision.
+
+mod program;
+mod team;
+#[cfg(test)]
+mod tests;
+mod tile;
+mod weights;
+
+use std::iter::StepBy;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{ConfigError, ModelConfig, Nonlinearity};
+use crate::kernels::simd::{self, Level};
+use crate::likelihood::from_level;
+use crate::network::Layout;
+use program::{Program, Ring, Step, Sum, Tap, When};
+use team::{Member, Team};
+use tile::{Kernels, PANEL};
+use weights::{Lanes, Weights};
+
+/// Images for each thread from which on the images are shared out among the threads, who then do
+/// not wait for each other; with fewer, each layer's output channels are.
+const IMAGES_PER_THREAD: usize = 16;
+
+/// Tiles of pixels that are summed before what follows is done with the sums, so that they are in
+/// the second-level cache then.
+const TILES: usize = 8;
+
+/// Why nothing can be evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvaluatorError {
+    /// A configuration that no model can have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Parameters that are not those of the configuration.
+    #[error("{name} has {found} values where the model has {expected}: use its own parameters")]
+    Parameters {
+        /// The first one that is wrong.
+        name: String,
+        /// Its number of values in the layout.
+        expected: usize,
+        /// And in what was given.
+        found: usize,
+    },
+    /// A class beyond the model's.
+    #[error("class {class}: the model has {nr_classes}: choose one from 0 on")]
+    Class {
+        /// What was asked for.
+        class: u32,
+        /// How many there are.
+        nr_classes: usize,
+    },
+    /// The system gives no memory for so many images.
+    #[error("no memory for {images} images side by side ({bytes} bytes): take fewer at a time")]
+    Memory {
+        /// Images asked for.
+        images: usize,
+        /// What they need.
+        bytes: usize,
+    },
+}
+
+/// A model ready to be evaluated pixel by pixel. Clones share its weights.
+#[derive(Debug, Clone)]
+pub struct Evaluator {
+    model: Arc<Model>,
+}
+
+#[derive(Debug)]
+struct Model {
+    config: ModelConfig,
+    program: Program,
+    weights: Weights,
+}
+
+impl Evaluator {
+    /// Packs `parameters`, in the [`Layout`]'s order.
+    ///
+    /// # Errors
+    /// [`EvaluatorError::Config`] and [`EvaluatorError::Parameters`].
+    pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Evaluator, EvaluatorError> {
+        config.validate()?;
+        let layout = Layout::new(config).parameters;
+        for (i, parameter) in layout.iter().enumerate() {
+            let found = parameters.get(i).map_or(0, Vec::len);
+            if found != parameter.len() {
+                return Err(EvaluatorError::Parameters {
+                    name: parameter.name.clone(),
+                    expected: parameter.len(),
+                    found,
+                });
+            }
+        }
+        let program = Program::new(config);
+        let weights = Weights::pack(&program, parameters);
+        Ok(Evaluator {
+            model: Arc::new(Model {
+                config: config.clone(),
+                program,
+                weights,
+            }),
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Bytes of memory that a run takes for each of its images; all of them are taken when it
+    /// begins.
+    pub fn bytes_per_image(&self) -> usize {
+        self.model.program.floats * size_of::<f32>()
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.model.weights.bytes()
+    }
+
+    /// The packed weights that the mixture at a row and column takes, part by part: what must be
+    /// read for it at the least.
+    pub fn weights_of(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = &[f32]> {
+        let Model {
+            program, weights, ..
+        } = &*self.model;
+        program.steps([y, x]).flat_map(move |step| {
+            let sum = &program.sums[step.sum];
+            let len = |taps: &[Tap]| taps.iter().map(Tap::channels).sum::<usize>() * sum.columns();
+            let taps = len(sum.phases[step.phase].taps(step.when));
+            let pairs = match step.when {
+                When::Row => 4 * len(&sum.pairs),
+                When::Pixel => 0,
+            };
+            [
+                &weights.taps(step.sum, step.phase, step.when)[..taps],
+                &weights.pairs(step.sum)[..pairs],
+            ]
+        })
+    }
+
+    /// Begins images, one for each of `labels`, on so many `threads`, the calling one among them.
+    /// Labels are the images' classes; any value for an unconditional model.
+    ///
+    /// # Errors
+    /// [`EvaluatorError::Class`] and [`EvaluatorError::Memory`].
+    pub fn run(&self, labels: &[u32], threads: usize) -> Result<Run, EvaluatorError> {
+        self.run_at(simd::level(), labels, threads)
+    }
+
+    /// As [`Evaluator::run`], with the vector instructions chosen; the bits are the same.
+    ///
+    /// # Errors
+    /// As [`Evaluator::run`].
+    ///
+    /// # Panics
+    /// If the machine does not have these instructions.
+    pub fn run_at(
+        &self,
+        level: Level,
+        labels: &[u32],
+        threads: usize,
+    ) -> Result<Run, EvaluatorError> {
+        assert!(level <= simd::level(), "this machine has no {level:?}");
+        let nr_classes = self.model.config.nr_classes;
+        let wrong = |&class: &u32| nr_classes > 0 && class as usize >= nr_classes;
+        if let Some(class) = labels.iter().copied().find(|class| wrong(class)) {
+            return Err(EvaluatorError::Class { class, nr_classes });
+        }
+        let team = Team::new(threads.max(1));
+        let threads = team.size();
+        let by_image = labels.len() >= IMAGES_PER_THREAD * threads;
+        let groups = if by_image { threads } else { 1 };
+        let groups = (0..groups)
+            .map(|group| Group::new(&self.model, labels, share(labels.len(), group, groups)))
+            .collect::<Result<_, _>>()?;
+        let output = self.model.config.output_channels();
+        Ok(Run {
+            model: Arc::clone(&self.model),
+            kernels: Kernels::of(level),
+            team,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            groups,
+            images: labels.len(),
+            done: 0,
+            logits: vec![0.0; labels.len() * output],
+            computed: false,
+        })
+    }
+}
+
+/// Images on their way, all at the same pixel, in raster order.
+///
+/// [`Run::logits`] gives the mixtures' parameters of the pixel; [`Run::push`] says what it is, and
+/// turns to the next. So a caller can sample, force what it knows, or read the likelihood.
+pub struct Run {
+    model: Arc<Model>,
+    kernels: &'static Kernels,
+    team: Team,
+    scratch: Vec<Mutex<Scratch>>,
+    /// One, whose output channels the threads share, or one for each thread.
+    groups: Vec<Group>,
+    images: usize,
+    /// Pixels of each image that are known.
+    done: usize,
+    logits: Vec<f32>,
+    /// Whether `logits` are those of the pixel.
+    computed: bool,
+}
+
+impl Run {
+    /// Row and column of the pixel whose turn it is; none when the images are complete.
+    pub fn position(&self) -> Option<[usize; 2]> {
+        let ModelConfig { height, width, .. } = self.model.config;
+        (self.done < height * width).then(|| [self.done / width, self.done % width])
+    }
+
+    /// Images side by side.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given
+    /// all pixels before it. Of complete images they are those of the last pixel.
+    pub fn logits(&mut self) -> &[f32] {
+        if let (false, Some(pixel)) = (self.computed, self.position()) {
+            self.compute(pixel);
+            self.computed = true;
+        }
+        &self.logits
+    }
+
+    /// Says what the pixel is: `levels` \[images, channels\]; and turns to the next.
+    ///
+    /// # Panics
+    /// If the number of levels is another, or the images are complete.
+    pub fn push(&mut self, levels: &[u8]) {
+        let Some(pixel) = self.position() else {
+            panic!("the images are complete");
+        };
+        let channels = self.model.config.channels;
+        assert_eq!(levels.len(), self.images * channels, "levels of each image");
+        // Also where nobody asked for the mixture, later pixels need what it is computed from.
+        self.logits();
+        let [y, x] = pixel;
+        let input = &self.model.program.rings[0];
+        for group in &mut self.groups {
+            let first = group.memory().pixel(input, y as isize, x as isize);
+            let levels = levels[group.images.start * channels..].chunks_exact(channels);
+            let floats = &mut Lanes::floats_mut(&mut group.lanes)[first..];
+            let pixels = floats.chunks_exact_mut(channels + 1).zip(levels);
+            for (pixel, levels) in pixels.take(group.images.len()) {
+                for (value, level) in pixel.iter_mut().zip(levels) {
+                    *value = from_level(*level);
+                }
+                pixel[channels] = 1.0;
+            }
+        }
+        self.done += 1;
+        self.computed = false;
+    }
+
+    fn compute(&mut self, pixel: [usize; 2]) {
+        let Run {
+            model,
+            kernels,
+            team,
+            scratch,
+            groups,
+            ..
+        } = self;
+        let by_image = groups.len() > 1;
+        let threads = team.size();
+        let shared: Vec<Memory> = groups.iter_mut().map(Group::memory).collect();
+        team.run(&|member| {
+            let (group, share) = match by_image {
+                true => (member.index, [0, 1]),
+                false => (0, [member.index, threads]),
+            };
+            let mut scratch = scratch[member.index]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let mut worker = Worker {
+                model,
+                kernels,
+                memory: shared[group],
+                share,
+                member: (!by_image).then_some(member),
+                scratch: &mut scratch,
+            };
+            worker.advance(pixel);
+        });
+
+        let output = model.config.output_channels();
+        let ring = &model.program.rings[model.program.logits()];
+        let [y, x] = pixel.map(|n| n as isize);
+        for group in groups {
+            let first = group.memory().pixel(ring, y, x);
+            let values = Lanes::floats(&group.lanes)[first..].chunks_exact(ring.channels);
+            let logits = &mut self.logits[group.images.start * output..];
+            let pixels = logits.chunks_exact_mut(output).zip(values);
+            for (logits, values) in pixels.take(group.images.len()) {
+                logits.copy_from_slice(&values[..output]);
+            }
+        }
+    }
+}
+
+/// Some of the images, with the memory of their maps.
+struct Group {
+    images: Range<usize>,
+    lanes: Vec<Lanes>,
+}
+
+impl Group {
+    /// Zeros, but for the biases of the images' classes.
+    fn new(model: &Model, labels: &[u32], images: Range<usize>) -> Result<Group, EvaluatorError> {
+        let n = images.len();
+        let refused = EvaluatorError::Memory {
+            images: labels.len(),
+            bytes: labels
+                .len()
+                .saturating_mul(model.program.floats * size_of::<f32>()),
+        };
+        let size = n.checked_mul(model.program.floats / PANEL);
+        let size = size.ok_or_else(|| refused.clone())?;
+        let mut lanes = Vec::new();
+        lanes.try_reserve_exact(size).map_err(|_| refused)?;
+        lanes.resize(size, Lanes::ZERO);
+        let mut group = Group { images, lanes };
+        for (number, sum) in model.program.sums.iter().enumerate() {
+            if sum.conditional.is_some() {
+                let labels = &labels[group.images.clone()];
+                let biases = &mut Lanes::floats_mut(&mut group.lanes)[sum.bias_start * n..];
+                for (bias, &class) in biases.chunks_exact_mut(sum.columns()).zip(labels) {
+                    bias.copy_from_slice(model.weights.bias(number, sum, class as usize));
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    fn memory(&mut self) -> Memory {
+        Memory {
+            floats: Lanes::floats_mut(&mut self.lanes).as_mut_ptr(),
+            images: self.images.len(),
+        }
+    }
+}
+
+/// The memory of a group, as its threads see it: each writes what no other one reads or writes
+/// before the next barrier.
+#[derive(Clone, Copy)]
+struct Memory {
+    floats: *mut f32,
+    images: usize,
+}
+
+// SAFETY: a pointer that is used as said above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Index of the first image's channels at a row and column of a ring's map, on which there is
+    /// also one column on each side and the row above.
+    fn pixel(&self, ring: &Ring, y: isize, x: isize) -> usize {
+        let row = y.rem_euclid(ring.rows as isize) as usize;
+        let column = (x + 1) as usize;
+        (ring.start + (row * (ring.width + 2) + column) * ring.channels) * self.images
+    }
+
+    /// Some values that are only read until the next barrier, or also written by this thread.
+    ///
+    /// # Safety
+    /// They must be that, and lie in the group's memory.
+    unsafe fn read(&self, start: usize, len: usize) -> &[f32] {
+        // SAFETY: the same as the caller's.
+        unsafe { std::slice::from_raw_parts(self.floats.add(start), len) }
+    }
+
+    /// Some values that are this thread's alone until the next barrier.
+    ///
+    /// # Safety
+    /// They must be that, lie in the group's memory, and not be borrowed already.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn write(&self, start: usize, len: usize) -> &mut [f32] {
+        // SAFETY: the same as the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.floats.add(start), len) }
+    }
+}
+
+/// Pointers for the tiles, and which pixels they are.
+#[derive(Default)]
+struct Scratch {
+    /// Index of the pixel's column, and of its image.
+    pixels: Vec<[usize; 2]>,
+    inputs: Vec<usize>,
+    taps: Vec<*const f32>,
+    from: Vec<*const f32>,
+    to: Vec<*mut f32>,
+    /// Of the pairs \[4, pairs, columns\].
+    products: Vec<Lanes>,
+    zeros: Vec<Lanes>,
+}
+
+// SAFETY: the pointers mean nothing between two uses, which both write them first.
+unsafe impl Send for Scratch {}
+
+/// What one thread does for a pixel.
+struct Worker<'a> {
+    model: &'a Model,
+    kernels: &'static Kernels,
+    memory: Memory,
+    /// This thread's number among those who share the output channels, and their number.
+    share: [usize; 2],
+    /// Whom to wait for.
+    member: Option<Member<'a>>,
+    scratch: &'a mut Scratch,
+}
+
+impl Worker<'_> {
+    /// Computes all that a pixel's mixture needs beyond what is there.
+    fn advance(&mut self, [y, x]: [usize; 2]) {
+        let Program { sums, .. } = &self.model.program;
+        for Step {
+            sum: number,
+            phase,
+            when,
+        } in self.model.program.steps([y, x])
+        {
+            let sum = &sums[number];
+            let width = self.model.config.width >> sum.scale;
+            let columns = match when {
+                When::Row => (phase % sum.step..width).step_by(sum.step),
+                When::Pixel => (x >> sum.scale..(x >> sum.scale) + 1).step_by(1),
+            };
+            self.sum(number, phase, when, y >> sum.scale, columns);
+            // Where values were made, others read them next.
+            if when == When::Pixel {
+                self.wait();
+            } else if sum.by_row && phase % sum.step + 1 == sum.step {
+                self.pair_activations(sum, y >> sum.scale);
+                self.wait();
+            }
+        }
+    }
+
+    fn wait(&self) {
+        if let Some(member) = &self.member {
+            member.barrier();
+        }
+    }
+
+    /// Sums the taps of a phase at some columns of a row, and makes the values of complete sums.
+    fn sum(
+        &mut self,
+        number: usize,
+        phase: usize,
+        when: When,
+        row: usize,
+        columns: StepBy<Range<usize>>,
+    ) {
+        let sum = &self.model.program.sums[number];
+        let [index, of] = self.share;
+        let panels = share(sum.panels(), index, of);
+        let complete = sum.by_row || when == When::Pixel;
+        // What the row taps gave is gone on with.
+        let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
+        let (n, paired) = (self.memory.images, !sum.pairs.is_empty());
+        let at_once = if paired { 2 } else { 1 };
+        let [_, tile] = self.kernels.shape(columns.len() / at_once * n);
+        let mut pixels = columns
+            .step_by(at_once)
+            .flat_map(|x| (0..n).map(move |image| [x, image]));
+        loop {
+            let scratch = &mut *self.scratch;
+            scratch.pixels.clear();
+            let chunk = pixels.by_ref().take(TILES / at_once * tile);
+            scratch.pixels.extend(chunk);
+            if scratch.pixels.is_empty() || panels.is_empty() {
+                break;
+            }
+            if paired {
+                self.sum_pairs(number, row, panels.clone());
+                let rights = self.scratch.pixels.len();
+                self.scratch.pixels.extend_from_within(..);
+                let rights = &mut self.scratch.pixels[rights..];
+                rights.iter_mut().for_each(|[x, _]| *x += 1);
+            }
+            if !sum.phases[phase].taps(when).is_empty() || !paired {
+                self.sum_taps(number, phase, when, begun || paired, row, panels.clone());
+            }
+            if complete {
+                self.values(sum, row, panels.clone());
+            }
+        }
+    }
+
+    /// Sums the taps at the pixels in `scratch`, for some panels of each half; from the bias on, or
+    /// going on with what has `begun`.
+    fn sum_taps(
+        &mut self,
+        number: usize,
+        phase: usize,
+        when: When,
+        begun: bool,
+        row: usize,
+        panels: Range<usize>,
+    ) {
+        let Model {
+            program, weights, ..
+        } = self.model;
+        let sum = &program.sums[number];
+        let taps = sum.phases[phase].taps(when);
+        self.point_at_taps(taps, sum.scale, sum.scale, row);
+        self.point_at_sums(number);
+        let Scratch { from, to, .. } = &mut *self.scratch;
+        if begun {
+            from.clear();
+            from.extend(to.iter().map(|to| to.cast_const()));
+        }
+        self.multiply(sum, weights.taps(number, phase, when), panels);
+    }
+
+    /// Sums the taps into pairs at the pairs of pixels whose left ones are in `scratch`.
+    fn sum_pairs(&mut self, number: usize, row: usize, panels: Range<usize>) {
+        let Model {
+            program, weights, ..
+        } = self.model;
+        let sum = &program.sums[number];
+        let columns = sum.columns();
+        let pairs = self.scratch.pixels.len();
+        self.point_at_taps(&sum.pairs, sum.scale, sum.scale + 1, row);
+        self.point_at_sums(number);
+        let Scratch {
+            inputs,
+            from,
+            to,
+            products,
+            zeros,
+            ..
+        } = &mut *self.scratch;
+        products.resize(4 * pairs * columns / PANEL, Lanes::ZERO);
+        zeros.resize(columns / PANEL, Lanes::ZERO);
+        let (zeros, biases) = (Lanes::floats(zeros).as_ptr(), from.clone());
+        let lefts = to.clone();
+        let products = Lanes::floats_mut(products).as_mut_ptr();
+        let at =
+            |product: usize, pair: usize| products.wrapping_add((product * pairs + pair) * columns);
+        let size = inputs.iter().sum::<usize>() * columns;
+        let channels = inputs[0];
+        for product in 0..4 {
+            let Scratch { from, to, .. } = &mut *self.scratch;
+            to.clear();
+            to.extend((0..pairs).map(|pair| at(product, pair)));
+            from.clear();
+            // The second product goes into both sums: so does the bias.
+            match product {
+                1 => from.extend(&biases),
+                _ => from.resize(pairs, zeros),
+            }
+            let weights = &weights.pairs(number)[product * size..][..size];
+            self.multiply(sum, weights, panels.clone());
+            for tap in &mut self.scratch.taps {
+                *tap = tap.wrapping_add(channels);
+            }
+        }
+
+        let len = panels.len() * PANEL;
+        for (pair, left) in lefts.into_iter().enumerate() {
+            for half in 0..sum.halves() {
+                let first = (half * sum.panels() + panels.start) * PANEL;
+                let left = left.wrapping_add(first);
+                let right = left.wrapping_add(self.memory.images * columns);
+                // SAFETY: the products were just made, here; these columns of the sums of the two
+                // pixels are this thread's alone and do not overlap. The run's level is one that
+                // the machine has.
+                unsafe {
+                    let products = std::array::from_fn(|product| {
+                        std::slice::from_raw_parts(at(product, pair).add(first), len)
+                    });
+                    (self.kernels.combine)(
+                        products,
+                        std::slice::from_raw_parts_mut(left, len),
+                        std::slice::from_raw_parts_mut(right, len),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Points `scratch` at what taps read for its pixels, whose columns have the scale
+    /// `column_scale` if they are numbered by that of the map.
+    fn point_at_taps(&mut self, taps: &[Tap], scale: usize, tap_scale: usize, row: usize) {
+        let memory = self.memory;
+        let Scratch {
+            pixels,
+            inputs,
+            taps: pointers,
+            ..
+        } = &mut *self.scratch;
+        inputs.clear();
+        pointers.clear();
+        for tap in taps {
+            inputs.push(tap.channels());
+            let ring = &self.model.program.rings[tap.ring];
+            // A pair has half as many columns.
+            let ring_scale = ring.scale + (tap_scale - scale);
+            let y = ((row << scale) >> ring.scale) as isize + tap.dy;
+            let base = memory.pixel(ring, y, tap.dx);
+            let base = memory.floats.wrapping_add(base).cast_const();
+            pointers.extend(pixels.iter().map(|&[x, image]| {
+                let x = (x << scale) >> ring_scale;
+                base.wrapping_add((x * memory.images + image) * ring.channels)
+            }));
+        }
+    }
+
+    /// Points `scratch` at the sums of its pixels, and at the biases that they begin with.
+    fn point_at_sums(&mut self, number: usize) {
+        let (memory, n) = (self.memory, self.memory.images);
+        let sum = &self.model.program.sums[number];
+        let columns = sum.columns();
+        let bias = self.model.weights.bias(number, sum, 0).as_ptr();
+        let Scratch {
+            pixels, from, to, ..
+        } = &mut *self.scratch;
+        from.clear();
+        to.clear();
+        for &[x, image] in &*pixels {
+            let at = sum.start * n + (x * n + image) * columns;
+            to.push(memory.floats.wrapping_add(at));
+            from.push(match sum.conditional {
+                None => bias,
+                Some(_) => {
+                    let bias = sum.bias_start * n + image * columns;
+                    memory.floats.wrapping_add(bias)
+                }
+            });
+        }
+    }
+
+    /// Runs the tiles for what `scratch` points at, for some panels of each half.
+    fn multiply(&self, sum: &Sum, weights: &[f32], panels: Range<usize>) {
+        let Scratch {
+            inputs,
+            taps,
+            from,
+            to,
+            ..
+        } = &*self.scratch;
+        let pixels = to.len();
+        let stride = inputs.iter().sum::<usize>() * PANEL;
+        let [most, tile] = self.kernels.shape(pixels);
+        let (groups, tiles) = (panels.len().div_ceil(most), pixels.div_ceil(tile));
+        for half in 0..sum.halves() {
+            for group in 0..groups {
+                let group = share(panels.len(), group, groups);
+                let panel = half * sum.panels() + panels.start + group.start;
+                let weights = &weights[panel * stride..][..group.len() * stride];
+                for tile in 0..tiles {
+                    let tile = share(pixels, tile, tiles);
+                    // SAFETY: the run's level is one that the machine has. The taps' rings have
+                    // their pixels and channels in the group's memory, complete since the last
+                    // barrier; the sums' columns of these panels are this thread's alone.
+                    unsafe {
+                        self.kernels.tile(group.len(), tile.len())(
+                            inputs,
+                            taps.as_ptr().wrapping_add(tile.start),
+                            pixels,
+                            weights.as_ptr(),
+                            stride,
+                            from[tile.clone()].as_ptr(),
+                            to[tile].as_ptr(),
+                            panel * PANEL,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes the values of complete sums at the pixels in `scratch`, for some panels.
+    fn values(&mut self, sum: &Sum, row: usize, panels: Range<usize>) {
+        let (memory, n) = (self.memory, self.memory.images);
+        let rings = &self.model.program.rings;
+        let (first, len) = (panels.start * PANEL, panels.len() * PANEL);
+        let channels = len.min(sum.channels - first);
+        let start = |ring: usize| memory.pixel(&rings[ring], row as isize, 0);
+        let (residual, value) = (start(sum.residual), sum.value.map(start));
+        let value_channels = sum.value.map_or(0, |value| rings[value].channels);
+        for &[x, image] in &self.scratch.pixels {
+            let pixel = x * n + image;
+            let sums = sum.start * n + pixel * sum.columns() + first;
+            let at_value = pixel * value_channels + first;
+            // SAFETY: these channels of the sum, of its value and of its activations are this
+            // thread's alone, and those of the residual, a value of as many channels, were made by
+            // this thread too. No two of the slices overlap, and the run's level is one that the
+            // machine has.
+            unsafe {
+                let a = memory.read(sums, len);
+                let value = match value {
+                    Some(value) => {
+                        let value = memory.write(value + at_value, len);
+                        if sum.gated {
+                            let b = memory.read(sums + sum.panels() * PANEL, len);
+                            let x = memory.read(residual + at_value, len);
+                            (self.kernels.gate)(x, a, b, value);
+                        } else {
+                            value.copy_from_slice(a);
+                        }
+                        value
+                    }
+                    None => a,
+                };
+                let value = &value[..channels];
+                for &(f, ring) in &sum.activations {
+                    let to = start(ring) + pixel * rings[ring].channels + first;
+                    if f == Nonlinearity::ConcatElu {
+                        let plus = memory.write(to, channels);
+                        let minus = memory.write(to + sum.channels, channels);
+                        (self.kernels.concat_elu)(value, plus, minus);
+                    } else {
+                        (self.kernels.elementwise)(f, value, memory.write(to, channels));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Transforms the pairs of a complete row's activations, where sums want them.
+    fn pair_activations(&self, sum: &Sum, row: usize) {
+        let [index, of] = self.share;
+        let panels = share(sum.panels(), index, of);
+        let (memory, n) = (self.memory, self.memory.images);
+        let rings = &self.model.program.rings;
+        let first = panels.start * PANEL;
+        let len = (panels.len() * PANEL).min(sum.channels.saturating_sub(first));
+        for &(f, ring) in &sum.activations {
+            let ring = &rings[ring];
+            let Some(pairs) = ring.pairs.map(|pairs| &rings[pairs]) else {
+                continue;
+            };
+            for half in 0..f.outputs(1) {
+                let first = half * sum.channels + first;
+                for x in (0..ring.width).step_by(2) {
+                    let from = memory.pixel(ring, row as isize, x as isize - 1);
+                    let to = memory.pixel(pairs, row as isize, x as isize / 2);
+                    for image in 0..n {
+                        // SAFETY: this thread made these channels of the row, and those of the
+                        // pairs, which are elsewhere, are its alone. The run's level is one that
+                        // the machine has.
+                        unsafe {
+                            let x = std::array::from_fn(|i| {
+                                let pixel = from + (i * n + image) * ring.channels;
+                                memory.read(pixel + first, len)
+                            });
+                            let y = std::array::from_fn(|i| {
+                                let pixel = to + image * pairs.channels;
+                                memory.write(pixel + i * ring.channels + first, len)
+                            });
+                            (self.kernels.differences)(x, y);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Part `index` of `count` things shared out evenly.
+fn share(count: usize, index: usize, parts: usize) -> Range<usize> {
+    count * index / parts..count * (index + 1) / parts
+}

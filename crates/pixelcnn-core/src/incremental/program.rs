@@ -1,0 +1,543 @@
+//! The network as a list of sums, each over taps into the values of earlier ones: what must be
+//! computed when a row begins, and what when its turn comes to a pixel.
+//!
+//! A tap's place alone decides that: one that reads a row above, or a value known for whole rows,
+//! is summed for all of a row at once; the others (the pixel itself and the one to its left) when
+//! the pixel is due. So the vertical stack turns out to advance by rows and the horizontal stack by
+//! pixels, with half of its sums, and all that it takes from the vertical stack, done a row ahead.
+
+use std::ops::Range;
+
+use super::tile::PANEL;
+use crate::config::{ModelConfig, Nonlinearity};
+use crate::network::{GatedResnet, Layer, LayerKind, Pass, Window, pixelcnn};
+
+/// Columns of a map from which on they are summed in pairs.
+const MIN_PAIRED: usize = 16;
+
+/// The sums of a model and the memory that they need.
+#[derive(Debug, Default)]
+pub(super) struct Program {
+    /// In the order in which they are to be computed.
+    pub sums: Vec<Sum>,
+    /// Where values are kept; ring 0 holds the image.
+    pub rings: Vec<Ring>,
+    /// Layers whose weights the taps use.
+    pub layers: Vec<Layer>,
+    /// Floats of memory for each image.
+    pub floats: usize,
+}
+
+/// The latest rows of a map: \[rows, width + 2, images, channels\], one column of zeros on each
+/// side.
+#[derive(Debug)]
+pub(super) struct Ring {
+    /// The map's resolution is the image's divided by 2 to this.
+    pub scale: usize,
+    pub channels: usize,
+    /// Rows kept, the current one among them.
+    pub rows: usize,
+    /// Columns, without the zeros at the sides.
+    pub width: usize,
+    /// Where it starts in the memory of one image.
+    pub start: usize,
+    /// Ring of its pairs: for each pair of columns Winograd's transform of the two and their
+    /// neighbours, \[4, channels\].
+    pub pairs: Option<usize>,
+}
+
+/// A layer's outputs, or a few layers' outputs added up.
+#[derive(Debug)]
+pub(super) struct Sum {
+    pub scale: usize,
+    /// Whether it is complete when a row begins.
+    pub by_row: bool,
+    /// Pixels whose row and column have the same remainders by [`Sum::step`] have the same taps.
+    pub phases: Vec<Phase>,
+    pub step: usize,
+    /// Taps into rings of pairs, one for each row of a kernel of three columns: the sums of two
+    /// neighbours come from four products instead of six (Winograd, 1980). They are known when a
+    /// row begins, and summed before the others.
+    pub pairs: Vec<Tap>,
+    /// Channels of the value made of it.
+    pub channels: usize,
+    /// The second half is a gate for the first one.
+    pub gated: bool,
+    /// Layers whose biases are added.
+    pub biases: Vec<usize>,
+    /// Parameter that adds a bias for each class.
+    pub conditional: Option<usize>,
+    /// Where the sums \[width, images, columns\] are in the memory of one image.
+    pub start: usize,
+    /// Where the biases \[images, columns\] are, if conditional.
+    pub bias_start: usize,
+    /// Ring of the value that the gated sum is added to.
+    pub residual: usize,
+    /// Ring of the value.
+    pub value: Option<usize>,
+    /// Rings of functions of the value.
+    pub activations: Vec<(Nonlinearity, usize)>,
+}
+
+impl Sum {
+    /// Panels of each half.
+    pub fn panels(&self) -> usize {
+        self.channels.div_ceil(PANEL)
+    }
+
+    /// 2 with a gate, else 1.
+    pub fn halves(&self) -> usize {
+        1 + usize::from(self.gated)
+    }
+
+    /// Floats of one pixel's sums, each half filled up to whole panels.
+    pub fn columns(&self) -> usize {
+        self.halves() * self.panels() * PANEL
+    }
+
+    /// The first of the phases that a row has; there are [`Sum::step`].
+    fn first_phase(&self, row: usize) -> usize {
+        row % self.step * self.step
+    }
+}
+
+/// Taps known when a row begins, and those only known at the pixel.
+#[derive(Debug, Default)]
+pub(super) struct Phase {
+    pub row: Vec<Tap>,
+    pub pixel: Vec<Tap>,
+}
+
+/// When taps are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// For all of a row, when it begins.
+    Row,
+    /// When it is the pixel's turn.
+    Pixel,
+}
+
+impl Phase {
+    pub fn taps(&self, when: When) -> &[Tap] {
+        match when {
+            When::Row => &self.row,
+            When::Pixel => &self.pixel,
+        }
+    }
+}
+
+/// Where a sum reads: the pixel at the same place in the ring's resolution, moved by `dy` and `dx`.
+#[derive(Debug, Clone)]
+pub(super) struct Tap {
+    pub ring: usize,
+    pub dy: isize,
+    pub dx: isize,
+    /// The layer and the tap in its window, or 0 for a dense layer.
+    pub layer: usize,
+    pub tap: usize,
+    /// The layer's input channels that the ring's channels are, in order.
+    pub inputs: [Range<usize>; 2],
+    /// Adds the layer's bias to the weight of the last channel, which is the plane of ones.
+    pub bias_on_ones: bool,
+}
+
+impl Tap {
+    /// Channels read.
+    pub fn channels(&self) -> usize {
+        self.inputs.iter().map(Range::len).sum()
+    }
+}
+
+impl Program {
+    /// The program of a model, which must be valid.
+    pub fn new(config: &ModelConfig) -> Program {
+        let mut compiler = Compiler {
+            config,
+            program: Program::default(),
+        };
+        compiler.ring(0, config.channels + 1);
+        pixelcnn(config, &mut compiler, Map(vec![Part::Image]));
+        compiler.finish()
+    }
+
+    /// What must be summed for a row and column of the image once all pixels before are known: if it
+    /// begins a row, that row first.
+    pub fn steps(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = Step> {
+        let due = |sum: &Sum, n: usize| n.is_multiple_of(1 << sum.scale);
+        let sums = self.sums.iter().enumerate();
+        let sums = sums.filter(move |(_, sum)| due(sum, y));
+        let row = sums.clone().filter(move |_| x == 0);
+        let row = row.flat_map(move |(number, sum)| {
+            let first = sum.first_phase(y >> sum.scale);
+            let phases = first..first + sum.step;
+            let phases =
+                phases.filter(|phase| !(sum.phases[*phase].row.is_empty() && sum.pairs.is_empty()));
+            phases.map(move |phase| Step {
+                sum: number,
+                phase,
+                when: When::Row,
+            })
+        });
+        let pixel = sums.filter(move |(_, sum)| !sum.by_row && due(sum, x));
+        let pixel = pixel.map(move |(number, sum)| Step {
+            sum: number,
+            phase: sum.first_phase(y >> sum.scale) + (x >> sum.scale) % sum.step,
+            when: When::Pixel,
+        });
+        row.chain(pixel)
+    }
+
+    /// The ring of the network's output.
+    pub fn logits(&self) -> usize {
+        let last = self.sums.last().and_then(|sum| sum.value);
+        last.unwrap_or_default()
+    }
+}
+
+/// Taps to be summed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub sum: usize,
+    pub phase: usize,
+    pub when: When,
+}
+
+/// The channels of some values, one after the other.
+#[derive(Debug, Clone)]
+struct Map(Vec<Part>);
+
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Image,
+    /// The value of a sum.
+    Value(usize),
+    /// Its elu.
+    Elu(usize),
+}
+
+struct Compiler<'a> {
+    config: &'a ModelConfig,
+    program: Program,
+}
+
+impl Compiler<'_> {
+    fn ring(&mut self, scale: usize, channels: usize) -> usize {
+        self.program.rings.push(Ring {
+            scale,
+            channels,
+            rows: 1,
+            width: self.config.width >> scale,
+            start: 0,
+            pairs: None,
+        });
+        self.program.rings.len() - 1
+    }
+
+    fn sum(&mut self, scale: usize, step: usize, channels: usize) -> usize {
+        self.program.sums.push(Sum {
+            scale,
+            by_row: false,
+            phases: (0..step * step).map(|_| Phase::default()).collect(),
+            step,
+            pairs: Vec::new(),
+            channels,
+            gated: false,
+            biases: Vec::new(),
+            conditional: None,
+            start: 0,
+            bias_start: 0,
+            residual: 0,
+            value: None,
+            activations: Vec::new(),
+        });
+        self.program.sums.len() - 1
+    }
+
+    /// Gives a sum's value a ring.
+    fn keep_value(&mut self, sum: usize) {
+        let Sum {
+            scale, channels, ..
+        } = self.program.sums[sum];
+        let ring = self.ring(scale, channels.next_multiple_of(PANEL));
+        self.program.sums[sum].value = Some(ring);
+    }
+
+    /// The ring of a function of a sum's value, made where it is not there yet.
+    fn activation(&mut self, sum: usize, f: Nonlinearity) -> usize {
+        let found = self.program.sums[sum].activations.iter();
+        if let Some((_, ring)) = found.clone().find(|(found, _)| *found == f) {
+            return *ring;
+        }
+        let Sum {
+            scale, channels, ..
+        } = self.program.sums[sum];
+        let ring = self.ring(scale, f.outputs(channels));
+        self.program.sums[sum].activations.push((f, ring));
+        ring
+    }
+
+    /// Ring, resolution and channels of a layer's input.
+    fn source(&mut self, map: &Map) -> (usize, usize, usize) {
+        let sums = &self.program.sums;
+        match map.0[..] {
+            [Part::Image] => (0, 0, self.config.channels + 1),
+            [Part::Value(sum)] => (
+                sums[sum].value.unwrap_or_default(),
+                sums[sum].scale,
+                sums[sum].channels,
+            ),
+            [Part::Elu(sum)] => {
+                let (scale, channels) = (sums[sum].scale, sums[sum].channels);
+                (self.activation(sum, Nonlinearity::Elu), scale, channels)
+            }
+            _ => unreachable!("only a block's projection reads a concatenation"),
+        }
+    }
+
+    /// Adds the taps of a layer to a sum; all read `ring`, whose channels are the layer's `inputs`.
+    fn taps(&mut self, sum: usize, layer: usize, ring: usize, inputs: [Range<usize>; 2]) {
+        let Layer { kind, window, .. } = self.program.layers[layer];
+        let [up, left] = window.offset.map(|n| n as isize);
+        let target = &mut self.program.sums[sum];
+        let step = target.step as isize;
+        for tap in 0..window.taps() {
+            let [i, j] = [tap / window.kernel[1], tap % window.kernel[1]].map(|n| n as isize);
+            for (phase, taps) in target.phases.iter_mut().enumerate() {
+                let (dy, dx) = match kind {
+                    LayerKind::Conv | LayerKind::Dense => (i - up, j - left),
+                    LayerKind::Deconv => {
+                        let [py, px] = [phase as isize / step, phase as isize % step];
+                        let reach = [py + up - i, px + left - j];
+                        if reach.iter().any(|reach| reach % step != 0) {
+                            continue;
+                        }
+                        (reach[0] / step, reach[1] / step)
+                    }
+                };
+                // Which of them are known when a row begins is seen in the end.
+                taps.pixel.push(Tap {
+                    ring,
+                    dy,
+                    dx,
+                    layer,
+                    tap,
+                    inputs: inputs.clone(),
+                    bias_on_ones: ring == 0 && window.offset == [i as usize, j as usize],
+                });
+            }
+        }
+        if ring != 0 {
+            target.biases.push(layer);
+        }
+    }
+
+    /// Moves taps of a sum that goes by rows to pairs of columns, where its rows are wide enough
+    /// that half as many pixels still make tiles.
+    fn pair(sum: &mut Sum, rings: &mut Vec<Ring>, layers: &[Layer]) {
+        let vertical = Window::down_shifted([2, 3], 1);
+        for tap in std::mem::take(&mut sum.phases[0].row) {
+            let &Ring {
+                scale,
+                channels,
+                width,
+                ..
+            } = &rings[tap.ring];
+            let fits = width >= MIN_PAIRED && width % 2 == 0;
+            if tap.ring == 0 || layers[tap.layer].window != vertical || !fits {
+                sum.phases[0].row.push(tap);
+            } else if tap.dx == 0 {
+                let next = rings.len();
+                let ring = *rings[tap.ring].pairs.get_or_insert(next);
+                if ring == next {
+                    rings.push(Ring {
+                        scale,
+                        channels: 4 * channels,
+                        rows: 2,
+                        width: width / 2,
+                        start: 0,
+                        pairs: None,
+                    });
+                }
+                sum.pairs.push(Tap { ring, ..tap });
+            }
+        }
+    }
+
+    fn finish(mut self) -> Program {
+        let program = &mut self.program;
+        let mut row_by_row = vec![false; program.rings.len()];
+        for sum in &mut program.sums {
+            sum.by_row = true;
+            for (i, phase) in sum.phases.iter_mut().enumerate() {
+                // The lower of the rows that a coarser row covers begins when that is complete.
+                let lower = i / sum.step > 0;
+                let known = |tap: &Tap| tap.dy < 0 || lower || row_by_row[tap.ring];
+                (phase.row, phase.pixel) = phase.pixel.drain(..).partition(known);
+                for tap in phase.row.iter().chain(&phase.pixel) {
+                    sum.by_row &= tap.dy < 0 || row_by_row[tap.ring];
+                }
+            }
+            if sum.by_row {
+                Self::pair(sum, &mut program.rings, &program.layers);
+            }
+            let taps = sum
+                .phases
+                .iter()
+                .flat_map(|phase| phase.row.iter().chain(&phase.pixel));
+            for tap in taps {
+                let rows = &mut program.rings[tap.ring].rows;
+                *rows = (*rows).max(1 + tap.dy.unsigned_abs());
+            }
+            let rings = sum.activations.iter().map(|(_, ring)| *ring);
+            for ring in rings.chain(sum.value) {
+                row_by_row[ring] = sum.by_row;
+            }
+        }
+
+        let mut floats = 0;
+        let mut take = |count: usize| {
+            let start = floats;
+            floats += count.next_multiple_of(PANEL);
+            start
+        };
+        for ring in &mut program.rings {
+            ring.start = take(ring.rows * (ring.width + 2) * ring.channels);
+        }
+        // Sums by row are done with at once and share their memory.
+        let width = self.config.width;
+        let size = |sum: &Sum| (width >> sum.scale) * sum.columns();
+        let rows = program.sums.iter().filter(|sum| sum.by_row);
+        let shared = take(rows.map(size).max().unwrap_or_default());
+        for sum in &mut program.sums {
+            sum.start = match sum.by_row {
+                true => shared,
+                false => take(size(sum)),
+            };
+            if sum.conditional.is_some() {
+                sum.bias_start = take(sum.columns());
+            }
+        }
+        program.floats = floats;
+        self.program
+    }
+}
+
+impl Pass for Compiler<'_> {
+    type Map = Map;
+
+    fn append_ones(&mut self, x: Map) -> Map {
+        x
+    }
+
+    fn layer(&mut self, layer: &Layer, x: &Map) -> Map {
+        let (ring, scale, channels) = self.source(x);
+        let stride = layer.window.stride;
+        let (scale, step) = match layer.kind {
+            LayerKind::Conv | LayerKind::Dense => (scale + stride - 1, 1),
+            LayerKind::Deconv => (scale + 1 - stride, stride),
+        };
+        let sum = self.sum(scale, step, layer.outputs);
+        self.program.layers.push(layer.clone());
+        let number = self.program.layers.len() - 1;
+        self.taps(sum, number, ring, [0..channels, 0..0]);
+        self.keep_value(sum);
+        Map(vec![Part::Value(sum)])
+    }
+
+    fn gated_resnet(&mut self, block: &GatedResnet, x: &Map, a: Option<&Map>) -> Map {
+        let [Part::Value(x)] = x.0[..] else {
+            unreachable!("a block reads the value of one sum");
+        };
+        let f = self.config.nonlinearity;
+        let (scale, filters) = (self.program.sums[x].scale, block.conv_1.outputs);
+        let f_x = self.activation(x, f);
+        let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
+        let [conv_1, nin, conv_2] = layers.map(|layer| {
+            self.program.layers.extend(layer.cloned());
+            self.program.layers.len() - 1
+        });
+
+        let c1 = self.sum(scale, 1, filters);
+        self.taps(c1, conv_1, f_x, [0..f.outputs(filters), 0..0]);
+        let parts = a.map_or(&[][..], |a| &a.0);
+        for (i, part) in parts.iter().enumerate() {
+            let Part::Value(part) = *part else {
+                unreachable!("a block's auxiliary input are values of sums");
+            };
+            let f_a = self.activation(part, f);
+            // A concatenated elu of a concatenation has the halves of each part apart.
+            let inputs = match f {
+                Nonlinearity::ConcatElu => [i, i + parts.len()],
+                Nonlinearity::Elu | Nonlinearity::Relu => [i, i],
+            };
+            let mut inputs = inputs.map(|i| i * filters..(i + 1) * filters);
+            if f != Nonlinearity::ConcatElu {
+                inputs[1] = 0..0;
+            }
+            self.taps(c1, nin, f_a, inputs);
+        }
+        self.program.sums[c1].biases.dedup();
+        let f_c1 = self.activation(c1, f);
+
+        let c2 = self.sum(scale, 1, filters);
+        self.taps(c2, conv_2, f_c1, [0..f.outputs(filters), 0..0]);
+        let residual = self.program.sums[x].value.unwrap_or_default();
+        let sum = &mut self.program.sums[c2];
+        sum.gated = true;
+        sum.residual = residual;
+        sum.conditional = block.conditional;
+        self.keep_value(c2);
+        Map(vec![Part::Value(c2)])
+    }
+
+    /// The biases of the first layers ride on the plane of ones, which is 0 outside the image: so
+    /// what comes in is zero, as it must.
+    fn down_shift(&mut self, x: Map) -> Map {
+        self.move_taps(x, -1, 0)
+    }
+
+    fn right_shift(&mut self, x: Map) -> Map {
+        self.move_taps(x, 0, -1)
+    }
+
+    /// Of the first layers, `y` is the last.
+    fn add(&mut self, x: Map, y: Map) -> Map {
+        let ([Part::Value(sum)], [Part::Value(last)]) = (&x.0[..], &y.0[..]) else {
+            unreachable!("values of sums are added");
+        };
+        debug_assert_eq!(last + 1, self.program.sums.len());
+        if let Some(last) = self.program.sums.pop() {
+            self.program.rings.pop();
+            let sum = &mut self.program.sums[*sum];
+            for (phase, more) in sum.phases.iter_mut().zip(last.phases) {
+                phase.pixel.extend(more.pixel);
+            }
+        }
+        x
+    }
+
+    fn concat(&mut self, x: &Map, y: &Map) -> Map {
+        Map([&x.0[..], &y.0[..]].concat())
+    }
+
+    fn elu(&mut self, x: Map) -> Map {
+        let elu = |part: &Part| match *part {
+            Part::Value(sum) => Part::Elu(sum),
+            part => part,
+        };
+        Map(x.0.iter().map(elu).collect())
+    }
+}
+
+impl Compiler<'_> {
+    fn move_taps(&mut self, x: Map, dy: isize, dx: isize) -> Map {
+        if let [Part::Value(sum)] = x.0[..] {
+            let phases = &mut self.program.sums[sum].phases;
+            for tap in phases.iter_mut().flat_map(|phase| &mut phase.pixel) {
+                tap.dy += dy;
+                tap.dx += dx;
+            }
+        }
+        x
+    }
+}

@@ -1,0 +1,70 @@
+//! Images of which a part is known, completed by a model.
+
+use std::ops::ControlFlow;
+
+use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
+
+use crate::random::{Purpose, generator};
+use crate::sample::{Progress, Rows, draw};
+
+/// What is completed.
+///
+/// A pixel is drawn given all pixels before it in raster order, known or drawn. Known pixels stay
+/// as they are, but those after a missing one cannot tell it anything: the model looks only back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// Images u8 \[N, H, W, C\]; what is not known in them is not looked at.
+    pub images: Vec<u8>,
+    /// Which pixels are known, in all of them alike \[H, W\].
+    pub known: Vec<bool>,
+    /// Class of every image; any value for an unconditional model.
+    pub labels: Vec<u32>,
+    /// How many times each image is completed.
+    pub variants: usize,
+    /// 1 draws from the model; less than 1 draws likelier, more uniform images.
+    pub temperature: f32,
+    /// Variant `k` of image `i` is a function of the seed, `i` and `k`.
+    pub seed: u64,
+}
+
+/// Completes images: u8 \[N, variants, H, W, C\]. Memory, threads and `progress` are as for
+/// [`sample`](crate::sample::sample).
+///
+/// # Errors
+/// A class that the model does not have, or no memory.
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn complete(
+    evaluator: &Evaluator,
+    completion: &Completion,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Option<Vec<u8>>, EvaluatorError> {
+    let config = evaluator.config();
+    let (dims, variants) = (config.dims(), completion.variants);
+    let n = completion.labels.len();
+    assert_eq!(completion.images.len(), n * dims, "a label for each image");
+    assert_eq!(
+        completion.known.len(),
+        config.height * config.width,
+        "every pixel known or not"
+    );
+    draw(evaluator, n * variants, progress, |range| {
+        let images = range.clone().map(|i| i / variants);
+        let labels: Vec<u32> = images.clone().map(|i| completion.labels[i]).collect();
+        let known = images
+            .flat_map(|i| &completion.images[i * dims..(i + 1) * dims])
+            .copied()
+            .collect();
+        let generators = range
+            .map(|i| ((i / variants) as u64) << 32 | (i % variants) as u64)
+            .map(|index| generator(completion.seed, Purpose::Complete, index));
+        Rows::with(
+            evaluator,
+            &labels,
+            completion.temperature,
+            generators.collect(),
+            Some((known, completion.known.clone())),
+        )
+    })
+}

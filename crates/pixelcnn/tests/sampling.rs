@@ -1,0 +1,321 @@
+//! Sampling and completion: the incremental evaluator against the parallel network and against
+//! one pass per pixel, on real images.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Device;
+use pixelcnn::complete::{Completion, complete};
+use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::incremental::Evaluator;
+use pixelcnn::kernels::simd::{self, Level};
+use pixelcnn::likelihood::{Mixture, from_level};
+use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
+use pixelcnn::sample::{Progress, Rows, Sampling, sample, sample_by_passes};
+use pixelcnn::{ModelConfig, Nonlinearity};
+
+/// Images of CIFAR-10, u8 [n, 32, 32, 3].
+fn cifar10(n: usize) -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz");
+    let config = DataConfig {
+        data: path.into(),
+        ..DataConfig::default()
+    };
+    let data = Dataset::open(&config, Split::Train, &()).unwrap();
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    let indices: Vec<usize> = (0..n).map(|i| i % data.len()).collect();
+    data.read(&indices, &mut images, &mut labels).unwrap();
+    images
+}
+
+/// Crops of `n` such images with the size and channels of a model.
+fn crops(config: &ModelConfig, n: usize) -> Vec<u8> {
+    let mut crops = Vec::new();
+    for (i, image) in cifar10(n).chunks_exact(32 * 32 * 3).enumerate() {
+        let (top, left) = (i % (33 - config.height), 3 * i % (33 - config.width));
+        for y in top..top + config.height {
+            for x in left..left + config.width {
+                crops.extend(&image[(y * 32 + x) * 3..][..config.channels]);
+            }
+        }
+    }
+    crops
+}
+
+/// Small models of every kind.
+fn configs() -> Vec<ModelConfig> {
+    let base = ModelConfig {
+        height: 8,
+        width: 12,
+        nr_resnet: 1,
+        nr_filters: 6,
+        nr_logistic_mix: 3,
+        ..ModelConfig::default()
+    };
+    vec![
+        base.clone(),
+        ModelConfig {
+            height: 12,
+            width: 8,
+            channels: 1,
+            nr_classes: 3,
+            nr_resnet: 2,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            nr_filters: 17,
+            nr_classes: 2,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Relu,
+            channels: 1,
+            ..base
+        },
+    ]
+}
+
+/// A model initialised by real images.
+fn model(config: &ModelConfig) -> (Network, Evaluator) {
+    let images = crops(config, 24);
+    let classes = config.nr_classes.max(1) as u32;
+    let labels: Vec<u32> = (0..24).map(|i| i % classes).collect();
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    let mut parameters = draw_parameters(config, 5);
+    initialise(config, &mut parameters, batch, None, &Device::flex());
+    (
+        Network::new(config, &parameters, &Device::flex()),
+        Evaluator::new(config, &parameters).unwrap(),
+    )
+}
+
+fn go_on(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// The logits of images that are forced through an evaluator \[images, pixels, output\].
+fn forced(evaluator: &Evaluator, level: Level, threads: usize, batch: Batch) -> Vec<f32> {
+    let config = evaluator.config();
+    let (pixels, channels) = (config.height * config.width, config.channels);
+    let output = config.output_channels();
+    let n = batch.images.len() / config.dims();
+    let mut run = evaluator.run_at(level, batch.labels, threads).unwrap();
+    let mut all = vec![0.0; n * pixels * output];
+    for pixel in 0..pixels {
+        for (image, logits) in run.logits().chunks_exact(output).enumerate() {
+            all[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
+        }
+        let levels: Vec<u8> = batch
+            .images
+            .chunks_exact(config.dims())
+            .flat_map(|image| image[pixel * channels..][..channels].iter().copied())
+            .collect();
+        run.push(&levels);
+    }
+    assert_eq!(run.position(), None);
+    all
+}
+
+#[test]
+fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
+    let whole = ModelConfig {
+        nr_filters: 20,
+        nr_resnet: 1,
+        nr_logistic_mix: 5,
+        ..ModelConfig::default()
+    };
+    for config in configs().into_iter().chain([whole]) {
+        let (network, evaluator) = model(&config);
+        let images = crops(&config, 5);
+        let labels: Vec<u32> = (0..5)
+            .map(|i| i % config.nr_classes.max(1) as u32)
+            .collect();
+        let batch = Batch {
+            images: &images,
+            labels: &labels,
+        };
+        let (got, want) = (
+            forced(&evaluator, simd::level(), 2, batch),
+            network.logits(batch),
+        );
+        for (got, want) in got.iter().zip(&want) {
+            assert!(
+                (got - want).abs() <= 1e-4 * (1.0 + want.abs()),
+                "{got}, {want}"
+            );
+        }
+        let x: Vec<f32> = images.iter().map(|&level| from_level(level)).collect();
+        let pixels = config.height * config.width;
+        let nats = Mixture::of(&config).nats_per_image(pixels, &x, &got);
+        for (got, want) in nats.iter().zip(network.nats_per_image(batch)) {
+            assert!((got / want - 1.0).abs() < 1e-5, "{config:?}: {got}, {want}");
+        }
+    }
+}
+
+#[test]
+fn samples_are_those_of_one_pass_per_pixel() {
+    for config in configs() {
+        let (network, evaluator) = model(&config);
+        let sampling = Sampling {
+            labels: (0..3)
+                .map(|i| i % config.nr_classes.max(1) as u32)
+                .collect(),
+            temperature: 0.9,
+            seed: 11,
+        };
+        let drawn = sample(&evaluator, &sampling, &mut go_on).unwrap().unwrap();
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let passes = sample_by_passes(&network, &sampling, go_on).unwrap();
+        // A value half-way between two levels could be rounded either way; with this seed none is.
+        assert_eq!(drawn, passes, "{config:?}");
+        let levels: std::collections::HashSet<u8> = drawn.iter().copied().collect();
+        assert!(levels.len() > 20, "hardly anything was drawn: {levels:?}");
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_batch_threads_or_vectors() {
+    let config = ModelConfig {
+        nr_filters: 8,
+        nr_resnet: 1,
+        nr_logistic_mix: 2,
+        ..ModelConfig::default()
+    };
+    let (_, evaluator) = model(&config);
+    let images = cifar10(64);
+    let labels = [0; 64];
+    let bits = |level, threads, n: usize| -> Vec<u32> {
+        let batch = Batch {
+            images: &images[..n * config.dims()],
+            labels: &labels[..n],
+        };
+        let logits = forced(&evaluator, level, threads, batch);
+        logits.iter().map(|value| value.to_bits()).collect()
+    };
+    let want = bits(simd::level(), 2, 64);
+    for (level, threads, n) in [
+        (Level::Avx512, 1, 64),
+        (Level::Avx512, 1, 7),
+        (Level::Avx512, 2, 7),
+        (Level::Avx512, 2, 1),
+        (Level::Avx2, 2, 64),
+        (Level::Avx2, 1, 1),
+        (Level::Plain, 1, 7),
+        (Level::Plain, 2, 1),
+    ] {
+        if level <= simd::level() {
+            let got = bits(level, threads, n);
+            assert!(
+                got == want[..got.len()],
+                "{level:?}, {threads} threads, {n} images"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_image_does_not_hang_on_those_beside_it() {
+    let config = &configs()[1];
+    let (_, evaluator) = model(config);
+    let sampling = |n: u32| Sampling {
+        labels: (0..n).map(|i| i % 3).collect(),
+        temperature: 1.0,
+        seed: 3,
+    };
+    // More than are drawn at a time.
+    let many = sampling(70);
+    let mut last = 0;
+    let mut progress = |Progress {
+                            done,
+                            total,
+                            images,
+                        }: Progress| {
+        assert_eq!(total, 70 * config.height * config.width);
+        assert_eq!(images.len(), 70 * config.dims());
+        assert!(done > last && done <= total);
+        last = done;
+        ControlFlow::Continue(())
+    };
+    let drawn = sample(&evaluator, &many, &mut progress).unwrap().unwrap();
+    assert_eq!(last, 70 * config.height * config.width);
+    let few = sample(&evaluator, &sampling(3), &mut go_on)
+        .unwrap()
+        .unwrap();
+    assert_eq!(few, drawn[..few.len()]);
+
+    let rows: Vec<Vec<u8>> = Rows::new(&evaluator, &many, 66..68).unwrap().collect();
+    assert_eq!(rows.len(), config.height);
+    for (y, row) in rows.iter().enumerate() {
+        for (image, row) in (66..68).zip(row.chunks_exact(config.width)) {
+            let at = image * config.dims() + y * config.width;
+            assert_eq!(*row, drawn[at..at + config.width]);
+        }
+    }
+
+    let stopped = sample(&evaluator, &many, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!(stopped, None);
+    let wrong = Sampling {
+        labels: vec![3],
+        ..many
+    };
+    assert!(sample(&evaluator, &wrong, &mut go_on).is_err());
+}
+
+#[test]
+fn completions_keep_what_is_known_and_go_on_from_it() {
+    let config = &configs()[0];
+    let (_, evaluator) = model(config);
+    let (dims, pixels) = (config.dims(), config.height * config.width);
+    let images = crops(config, 2);
+    let completion = |known: &dyn Fn(usize) -> bool, variants| Completion {
+        images: images.clone(),
+        known: (0..pixels).map(known).collect(),
+        labels: vec![0; 2],
+        variants,
+        temperature: 1.0,
+        seed: 8,
+    };
+    let run = |completion: &Completion| {
+        complete(&evaluator, completion, &mut go_on)
+            .unwrap()
+            .unwrap()
+    };
+
+    // All known but one: everything else stays.
+    let one = run(&completion(&|pixel| pixel != 30, 3));
+    for (i, completed) in one.chunks_exact(dims).enumerate() {
+        let original = &images[i / 3 * dims..][..dims];
+        assert_eq!(completed[..90], original[..90]);
+        assert_eq!(completed[93..], original[93..]);
+    }
+    assert_ne!(one[..dims], one[dims..2 * dims], "variants differ");
+
+    // The top known: the rest goes on from it, a variant is the same among fewer, and what is drawn
+    // can be given back as known.
+    let top = |pixel: usize| pixel < 40;
+    let four = run(&completion(&top, 4));
+    let two = run(&completion(&top, 2));
+    for image in 0..2 {
+        assert_eq!(
+            two[2 * image * dims..][..2 * dims],
+            four[4 * image * dims..][..2 * dims]
+        );
+    }
+    let mut given = completion(&|pixel| pixel < 70, 1);
+    given.images = [&four[..dims], &four[4 * dims..5 * dims]].concat();
+    assert_eq!(run(&given), given.images);
+
+    // What is known later does not change what is drawn before.
+    let mut later = completion(&|pixel| top(pixel) || pixel >= 70, 1);
+    later.images[70 * 3..dims].fill(255);
+    let drawn = run(&later);
+    assert_eq!(drawn[..70 * 3], four[..70 * 3]);
+    assert_eq!(drawn[70 * 3..dims], later.images[70 * 3..dims]);
+    // What is known before does.
+    later.images[..40 * 3].fill(0);
+    assert_ne!(run(&later)[40 * 3..70 * 3], four[40 * 3..70 * 3]);
+}
