@@ -132,7 +132,7 @@ fn kernels_equal_burns_operations() {
 fn parts_of_a_batch_are_the_batch() {
     let mut random = ChaCha8Rng::seed_from_u64(4);
     let config = &configs()[0];
-    let images = Images::random(config, 50, &mut random);
+    let images = Images::random(config, 100, &mut random);
     let parameters = parameters(config, &mut random);
     let dropout = Some(Dropout {
         rate: 0.4,

@@ -75,11 +75,10 @@ impl GatedResnet {
         nin.inputs / self.nonlinearity.outputs(1)
     }
 
-    /// `f(x)`, with dropout where asked for.
-    fn f(&self, channels: usize, dropout: Option<Dropout>, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; self.nonlinearity.outputs(x.len())];
-        nonlinearity(self.nonlinearity, channels, dropout, x, &mut y);
-        y
+    /// `y = f(x)`, with dropout where asked for.
+    fn f(&self, channels: usize, dropout: Option<Dropout>, x: &[f32], y: &mut Vec<f32>) {
+        y.resize(self.nonlinearity.outputs(x.len()), 0.0);
+        nonlinearity(self.nonlinearity, channels, dropout, x, y);
     }
 
     /// The block's output \[n, h, w, filters\] for inputs of `size` \[n, h, w\].
@@ -88,21 +87,22 @@ impl GatedResnet {
         let pixels = size.iter().product::<usize>();
         let [weight, bias] = inputs.conv_1;
         let mut c1 = vec![0.0; pixels * filters];
-        let f_x = self.f(filters, None, inputs.x);
+        // One after the other in the same memory, which is in the cache by then.
+        let mut f_x = Vec::new();
+        self.f(filters, None, inputs.x, &mut f_x);
         self.conv_1
             .forward(size, &f_x, weight, bias, false, &mut c1);
-        drop(f_x);
         if let Some(nin) = self.nin {
             let [weight, bias] = inputs.nin;
-            let f_a = self.f(self.auxiliary(nin), None, inputs.a);
-            nin.forward(size, &f_a, weight, bias, true, &mut c1);
+            self.f(self.auxiliary(nin), None, inputs.a, &mut f_x);
+            nin.forward(size, &f_x, weight, bias, true, &mut c1);
         }
         let [weight, bias] = inputs.conv_2;
         let mut c2 = vec![0.0; pixels * 2 * filters];
-        let f_c1 = self.f(filters, self.dropout, &c1);
+        self.f(filters, self.dropout, &c1, &mut f_x);
         self.conv_2
-            .forward(size, &f_c1, weight, bias, false, &mut c2);
-        drop(f_c1);
+            .forward(size, &f_x, weight, bias, false, &mut c2);
+        drop(f_x);
         let mut out = vec![0.0; pixels * filters];
         let conditional = Some(inputs.conditional).filter(|h_hw| !h_hw.is_empty());
         gate(
@@ -141,11 +141,12 @@ impl GatedResnet {
             );
         }
 
-        let f_c1 = self.f(filters, self.dropout, &c1);
-        gradients.conv_2 = weight_gradients(&self.conv_2, size, &f_c1, &d_c2);
-        let mut d_f = f_c1;
+        // Each `f(x)` and then its gradient, one after the other in the same memory.
+        let mut f_x = Vec::new();
+        self.f(filters, self.dropout, &c1, &mut f_x);
+        gradients.conv_2 = weight_gradients(&self.conv_2, size, &f_x, &d_c2);
         self.conv_2
-            .backward_input(size, &d_c2, inputs.conv_2[0], false, &mut d_f);
+            .backward_input(size, &d_c2, inputs.conv_2[0], false, &mut f_x);
         drop(d_c2);
         let mut d_c1 = vec![0.0; c1.len()];
         nonlinearity_backward(
@@ -153,18 +154,17 @@ impl GatedResnet {
             filters,
             self.dropout,
             &c1,
-            &d_f,
+            &f_x,
             &mut d_c1,
             false,
         );
         drop(c1);
 
-        let through = |conv: &Conv, channels, x: &[f32], weight: &[f32], dx: &mut [f32]| {
-            let f_x = self.f(channels, None, x);
+        let mut through = |conv: &Conv, channels, x: &[f32], weight: &[f32], dx: &mut [f32]| {
+            self.f(channels, None, x, &mut f_x);
             let parameters = weight_gradients(conv, size, &f_x, &d_c1);
-            let mut d_f = f_x;
-            conv.backward_input(size, &d_c1, weight, false, &mut d_f);
-            nonlinearity_backward(self.nonlinearity, channels, None, x, &d_f, dx, true);
+            conv.backward_input(size, &d_c1, weight, false, &mut f_x);
+            nonlinearity_backward(self.nonlinearity, channels, None, x, &f_x, dx, true);
             parameters
         };
         if let Some(nin) = self.nin {

@@ -41,10 +41,11 @@ pub struct Gradients {
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// Pixels of a batch that are computed together: few enough that their maps stay in the cache and
-/// the cores seldom wait for one another, enough that reading the weights and adding up their
-/// gradients costs little beside. It fixes the order in which gradients are summed.
-const PIXELS_PER_PART: usize = 4096;
+/// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
+/// cache and the cores seldom wait for one another, enough to be worth reading the weights for.
+const PIXELS: usize = 4096;
+/// Weights for every pixel of such a part, at most, where their gradients are added up as well.
+const WEIGHTS_PER_PIXEL: usize = 8192;
 
 /// PixelCNN++ with its weights on a device.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl<'a> Network<'a> {
 
     /// The mixture's parameters \[N, H, W, output channels\], without dropout.
     pub fn logits(&self, batch: Batch) -> Vec<f32> {
-        self.in_parts(batch, |part| self.logits_of_part(part))
+        self.in_parts(batch, PIXELS, |part| self.logits_of_part(part))
             .concat()
     }
 
@@ -133,20 +134,18 @@ impl<'a> Network<'a> {
             let logits = self.logits_of_part(part);
             Mixture::of(&self.config).nats_per_image(pixels, &scaled(part.batch.images), &logits)
         };
-        self.in_parts(batch, nats).concat()
+        self.in_parts(batch, PIXELS, nats).concat()
     }
 
     /// The summed nats of a batch and their gradient.
     pub fn gradients(&self, batch: Batch, dropout: Option<Dropout>) -> Gradients {
-        let parts = self.in_parts(batch, |part| self.gradients_of_part(part, dropout));
-        let mut parts = parts.into_iter();
-        let Some(mut sum) = parts.next() else {
-            let zeros = self.parameters.iter().map(|p| vec![0.0; p.len()]);
-            return Gradients {
-                nats: 0.0,
-                gradients: zeros.collect(),
-            };
-        };
+        let least_pixels = PIXELS.max(self.layout.size() / WEIGHTS_PER_PIXEL);
+        let mut parts = self
+            .in_parts(batch, least_pixels, |part| {
+                self.gradients_of_part(part, dropout)
+            })
+            .into_iter();
+        let mut sum = parts.next().expect("there is always a part");
         // In the order of the images, so that the sum is the same whoever computed them.
         for part in parts {
             sum.nats += part.nats;
@@ -157,27 +156,34 @@ impl<'a> Network<'a> {
         sum
     }
 
-    /// Runs `f` on parts of a batch, side by side; gives the results in the images' order.
-    fn in_parts<R: Send>(&self, batch: Batch, f: impl Fn(Part) -> R + Sync) -> Vec<R> {
+    /// Runs `f` on parts of a batch, side by side; gives the results in the images' order. The parts
+    /// follow from the shapes alone: the order in which gradients are summed hangs on them.
+    fn in_parts<R: Send>(
+        &self,
+        batch: Batch,
+        least_pixels: usize,
+        f: impl Fn(Part) -> R + Sync,
+    ) -> Vec<R> {
         let images = batch.len(&self.config);
-        let size = match self.engine {
-            Engine::Kernels => PIXELS_PER_PART.div_ceil(self.config.height * self.config.width),
-            Engine::Portable => images.max(1),
+        let pixels = images * self.config.height * self.config.width;
+        let parts = match self.engine {
+            Engine::Kernels => (pixels / least_pixels).max(1),
+            Engine::Portable => 1,
         };
-        let part = |first: usize| {
-            let range = first..images.min(first + size);
+        let part = |part: usize| {
+            let images = images * part / parts..images * (part + 1) / parts;
+            let [start, end] = [images.start, images.end].map(|image| image * self.config.dims());
+            let first = images.start;
             let batch = Batch {
-                images: &batch.images
-                    [range.start * self.config.dims()..range.end * self.config.dims()],
+                images: &batch.images[start..end],
                 labels: match self.config.nr_classes {
                     0 => &[],
-                    _ => &batch.labels[range],
+                    _ => &batch.labels[images],
                 },
             };
             f(Part { first, batch })
         };
-        let firsts: Vec<usize> = (0..images).step_by(size).collect();
-        firsts.into_par_iter().map(part).collect()
+        (0..parts).into_par_iter().map(part).collect()
     }
 
     fn logits_of_part(&self, part: Part) -> Vec<f32> {
