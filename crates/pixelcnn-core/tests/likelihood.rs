@@ -283,6 +283,33 @@ fn temperature_zero_takes_the_likeliest_mean() {
 }
 
 #[test]
+fn channels_one_by_one_are_the_whole_pixel() {
+    for (seed, (channels, components)) in [(3, 10), (3, 1), (1, 5)].into_iter().enumerate() {
+        let mixture = Mixture {
+            channels,
+            components,
+        };
+        let (x, logits) = random_case(mixture, 60, seed as u64);
+        let nats = mixture.nats_per_pixel(&x, &logits);
+        let pixels = x.chunks_exact(channels);
+        let pixels = pixels.zip(logits.chunks_exact(mixture.logits_per_pixel()));
+        for ((x, logits), nats) in pixels.zip(nats) {
+            let mut sum = 0.0;
+            for channel in 0..channels {
+                let one = mixture.channel(logits, &x[..channel]);
+                let weights: f64 = one.log_weights.iter().map(|w| f64::from(*w).exp()).sum();
+                assert!((weights - 1.0).abs() < 1e-5);
+                sum += one.log_prob(x[channel]);
+            }
+            assert!(
+                (sum + nats).abs() < 1e-4 * (1.0 + nats.abs()),
+                "{sum}, {nats}"
+            );
+        }
+    }
+}
+
+#[test]
 fn levels_round_trip() {
     for level in 0..=255 {
         assert_eq!(to_level(from_level(level)), level);

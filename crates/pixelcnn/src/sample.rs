@@ -42,7 +42,7 @@ pub struct Progress<'a> {
 }
 
 /// Draws images, u8 \[N, H, W, C\], up to 64 at a time and in a gigabyte of memory if one image
-/// needs no more, on as many threads as rayon has. `progress` is told after every row and can
+/// needs no more, on as many threads as rayon has or one where little work is to be shared. `progress` is told after every row and can
 /// stop, which gives `None`.
 ///
 /// # Errors
@@ -132,7 +132,7 @@ impl Rows {
     ) -> Result<Rows, EvaluatorError> {
         let config = evaluator.config();
         Ok(Rows {
-            run: evaluator.run(labels, rayon::current_num_threads())?,
+            run: evaluator.run(labels, useful_threads(evaluator, labels.len()))?,
             mixture: Mixture::of(config),
             width: config.width,
             temperature,
@@ -140,6 +140,19 @@ impl Rows {
             known,
             row: 0,
         })
+    }
+}
+
+/// One thread where a layer of a pixel is so little work that threads would mostly wait for each
+/// other, and on a busy machine for their turn; else as many as rayon has.
+fn useful_threads(evaluator: &Evaluator, images: usize) -> usize {
+    const MULTIPLY_ADDS: usize = 1 << 15;
+    let layers = evaluator.weights_of([1, 1]).map(<[f32]>::len);
+    let layers = layers.filter(|weights| *weights > 0);
+    let (count, weights) = layers.fold((0, 0), |(count, sum), len| (count + 1, sum + len));
+    match weights * images < count * MULTIPLY_ADDS {
+        true => 1,
+        false => rayon::current_num_threads(),
     }
 }
 

@@ -32,9 +32,11 @@ use team::{Member, Team};
 use tile::{Kernels, PANEL};
 use weights::{Lanes, Weights};
 
-/// Images for each thread from which on the images are shared out among the threads, who then do
-/// not wait for each other; with fewer, each layer's output channels are.
-const IMAGES_PER_THREAD: usize = 16;
+/// Images that a thread takes through all of a row or pixel at a time, where there are as many for
+/// each thread: enough for whole tiles, and so few that a layer's maps stay in the second-level
+/// cache. Threads then do not wait for each other; with fewer images, they share out each layer's
+/// output channels.
+const GROUP: usize = 16;
 
 /// Tiles of pixels that are summed before what follows is done with the sums, so that they are in
 /// the second-level cache then.
@@ -183,8 +185,11 @@ impl Evaluator {
         }
         let team = Team::new(threads.max(1));
         let threads = team.size();
-        let by_image = labels.len() >= IMAGES_PER_THREAD * threads;
-        let groups = if by_image { threads } else { 1 };
+        let by_image = labels.len() >= GROUP * threads;
+        let groups = match by_image {
+            true => (labels.len() / threads).div_ceil(GROUP) * threads,
+            false => 1,
+        };
         let groups = (0..groups)
             .map(|group| Group::new(&self.model, labels, share(labels.len(), group, groups)))
             .collect::<Result<_, _>>()?;
@@ -195,6 +200,7 @@ impl Evaluator {
             team,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             groups,
+            by_image,
             images: labels.len(),
             done: 0,
             logits: vec![0.0; labels.len() * output],
@@ -212,8 +218,9 @@ pub struct Run {
     kernels: &'static Kernels,
     team: Team,
     scratch: Vec<Mutex<Scratch>>,
-    /// One, whose output channels the threads share, or one for each thread.
+    /// One, whose output channels the threads share, or as many for each thread.
     groups: Vec<Group>,
+    by_image: bool,
     images: usize,
     /// Pixels of each image that are known.
     done: usize,
@@ -281,28 +288,31 @@ impl Run {
             team,
             scratch,
             groups,
+            by_image,
             ..
         } = self;
-        let by_image = groups.len() > 1;
-        let threads = team.size();
+        let (by_image, threads) = (*by_image, team.size());
         let shared: Vec<Memory> = groups.iter_mut().map(Group::memory).collect();
         team.run(&|member| {
-            let (group, share) = match by_image {
-                true => (member.index, [0, 1]),
-                false => (0, [member.index, threads]),
-            };
             let mut scratch = scratch[member.index]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let mut worker = Worker {
-                model,
-                kernels,
-                memory: shared[group],
-                share,
-                member: (!by_image).then_some(member),
-                scratch: &mut scratch,
+            let (groups, share) = match by_image {
+                true => (share(shared.len(), member.index, threads), [0, 1]),
+                false => (0..1, [member.index, threads]),
             };
-            worker.advance(pixel);
+            let member = (!by_image).then_some(member);
+            for memory in &shared[groups] {
+                let mut worker = Worker {
+                    model,
+                    kernels,
+                    memory: *memory,
+                    share,
+                    member: member.as_ref(),
+                    scratch: &mut scratch,
+                };
+                worker.advance(pixel);
+            }
         });
 
         let output = model.config.output_channels();
@@ -427,7 +437,7 @@ struct Worker<'a> {
     /// This thread's number among those who share the output channels, and their number.
     share: [usize; 2],
     /// Whom to wait for.
-    member: Option<Member<'a>>,
+    member: Option<&'a Member<'a>>,
     scratch: &'a mut Scratch,
 }
 

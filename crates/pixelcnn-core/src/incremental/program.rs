@@ -342,7 +342,7 @@ impl Compiler<'_> {
                 width,
                 ..
             } = &rings[tap.ring];
-            let fits = width >= MIN_PAIRED && width % 2 == 0;
+            let fits = width >= MIN_PAIRED && width.is_multiple_of(2);
             if tap.ring == 0 || layers[tap.layer].window != vertical || !fits {
                 sum.phases[0].row.push(tap);
             } else if tap.dx == 0 {

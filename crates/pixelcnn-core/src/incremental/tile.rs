@@ -41,6 +41,7 @@ pub(super) type Tile = unsafe fn(
 );
 
 /// The code of one vector level.
+#[allow(clippy::type_complexity)]
 pub(super) struct Kernels {
     /// Tiles by panels - 1 and pixels - 1.
     tiles: [&'static [Tile]; 5],
@@ -192,7 +193,7 @@ unsafe fn differences<V: Vector>(x: [&[f32]; 4], y: [&mut [f32]; 4]) {
 #[inline(always)]
 unsafe fn combine<V: Vector>(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
     let len = left.len();
-    debug_assert!(len % PANEL == 0 && right.len() == len);
+    debug_assert!(len.is_multiple_of(PANEL) && right.len() == len);
     debug_assert!(products.iter().all(|products| products.len() == len));
     for i in (0..len).step_by(V::LANES) {
         // SAFETY: the caller has the level's instructions; all indices are below the slices'

@@ -6,7 +6,10 @@
 //! the original's layout. All components of a pixel share their weight across the channels; the
 //! means of green and blue move linearly with the pixel's own lower channels.
 
+mod channel;
 pub mod reference;
+
+pub use channel::ChannelMixture;
 
 use crate::config::ModelConfig;
 use crate::kernels::math::{exp, ln, tanh};
