@@ -75,8 +75,8 @@ fn configs() -> Vec<ModelConfig> {
     ]
 }
 
-/// A model initialised by real images.
-fn model(config: &ModelConfig) -> (Network, Evaluator) {
+/// The parameters of a model initialised by real images.
+fn model(config: &ModelConfig) -> Vec<Vec<f32>> {
     let images = crops(config, 24);
     let classes = config.nr_classes.max(1) as u32;
     let labels: Vec<u32> = (0..24).map(|i| i % classes).collect();
@@ -86,10 +86,7 @@ fn model(config: &ModelConfig) -> (Network, Evaluator) {
     };
     let mut parameters = draw_parameters(config, 5);
     initialise(config, &mut parameters, batch, None, &Device::flex());
-    (
-        Network::new(config, &parameters, &Device::flex()),
-        Evaluator::new(config, &parameters).unwrap(),
-    )
+    parameters
 }
 
 fn go_on(_: Progress) -> ControlFlow<()> {
@@ -128,7 +125,9 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
         ..ModelConfig::default()
     };
     for config in configs().into_iter().chain([whole]) {
-        let (network, evaluator) = model(&config);
+        let parameters = model(&config);
+        let network = Network::new(&config, &parameters, &Device::flex());
+        let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = crops(&config, 5);
         let labels: Vec<u32> = (0..5)
             .map(|i| i % config.nr_classes.max(1) as u32)
@@ -159,7 +158,9 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
 #[test]
 fn samples_are_those_of_one_pass_per_pixel() {
     for config in configs() {
-        let (network, evaluator) = model(&config);
+        let parameters = model(&config);
+        let network = Network::new(&config, &parameters, &Device::flex());
+        let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let sampling = Sampling {
             labels: (0..3)
                 .map(|i| i % config.nr_classes.max(1) as u32)
@@ -185,7 +186,7 @@ fn bits_do_not_depend_on_batch_threads_or_vectors() {
         nr_logistic_mix: 2,
         ..ModelConfig::default()
     };
-    let (_, evaluator) = model(&config);
+    let evaluator = Evaluator::new(&config, &model(&config)).unwrap();
     let images = cifar10(64);
     let labels = [0; 64];
     let bits = |level, threads, n: usize| -> Vec<u32> {
@@ -220,7 +221,7 @@ fn bits_do_not_depend_on_batch_threads_or_vectors() {
 #[test]
 fn an_image_does_not_hang_on_those_beside_it() {
     let config = &configs()[1];
-    let (_, evaluator) = model(config);
+    let evaluator = Evaluator::new(config, &model(config)).unwrap();
     let sampling = |n: u32| Sampling {
         labels: (0..n).map(|i| i % 3).collect(),
         temperature: 1.0,
@@ -268,7 +269,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
 #[test]
 fn completions_keep_what_is_known_and_go_on_from_it() {
     let config = &configs()[0];
-    let (_, evaluator) = model(config);
+    let evaluator = Evaluator::new(config, &model(config)).unwrap();
     let (dims, pixels) = (config.dims(), config.height * config.width);
     let images = crops(config, 2);
     let completion = |known: &dyn Fn(usize) -> bool, variants| Completion {
