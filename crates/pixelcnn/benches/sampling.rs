@@ -10,17 +10,31 @@
 
 use std::error::Error;
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use pixelcnn::ModelConfig;
-use pixelcnn::device::Device;
+use pixelcnn::device::{Device, on_threads};
 use pixelcnn::incremental::Evaluator;
 use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::sample::{Rows, Sampling};
 
 const USAGE: &str = "usage: sampling [--size FILTERS/RESNET] [--batches N,...] [--short]";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    // As the program runs.
+    let done = on_threads(0, || {
+        let done = run();
+        done.inspect_err(|error| eprintln!("sampling: {error}"))
+            .is_ok()
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let mut sizes = vec![[32, 2], [160, 5]];
     let mut batches = vec![1, 16, 64, 256];
     let mut short = false;
@@ -105,7 +119,6 @@ fn table([nr_filters, nr_resnet]: [usize; 2], batches: &[usize], short: bool) {
         2 * passes,
         naive / so_far
     );
-    drop(parameters);
     for &n in batches {
         let pass_batch = n.min(if large { 16 } else { 64 });
         let pass = pass(&network, pass_batch, if large { 1 } else { 3 });
