@@ -38,6 +38,13 @@ use weights::{Lanes, Weights};
 /// output channels.
 const GROUP: usize = 16;
 
+/// As many are enough where all weights of a pixel stay in every thread's second-level cache:
+/// waiting for each other at every small layer would cost more than whole tiles gain.
+const SMALL_GROUP: usize = 4;
+
+/// Weights that do.
+const SMALL: usize = 1 << 18;
+
 /// Tiles of pixels that are summed before what follows is done with the sums, so that they are in
 /// the second-level cache then.
 const TILES: usize = 8;
@@ -185,7 +192,10 @@ impl Evaluator {
         }
         let team = Team::new(threads.max(1));
         let threads = team.size();
-        let by_image = labels.len() >= GROUP * threads;
+        // An odd pixel, at full resolution alone, as most are.
+        let weights: usize = self.weights_of([1, 1]).map(<[f32]>::len).sum();
+        let group = if weights <= SMALL { SMALL_GROUP } else { GROUP };
+        let by_image = labels.len() >= group * threads;
         let groups = match by_image {
             true => (labels.len() / threads).div_ceil(GROUP) * threads,
             false => 1,
