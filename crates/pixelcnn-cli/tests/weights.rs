@@ -85,6 +85,15 @@ const FLAGS: &str = "--image-size 8 --data images.npz --batch-size 4 --dropout 0
 fn the_originals_checkpoints_become_runs() {
     let folder = folder();
     let folder = folder.path();
+    let file = golden("tf_checkpoint_v2/params_cifar.ckpt");
+    let said = succeeds(
+        folder,
+        &format!(
+            "import {} --out resized --data photos --size 8",
+            file.display()
+        ),
+    );
+    contains(&said, "8x8x3 images");
     for (run, file) in [
         ("v1", "tf_checkpoint_v1/params_cifar.ckpt"),
         ("v2", "tf_checkpoint_v2/params_cifar.ckpt"),

@@ -35,7 +35,8 @@ pub struct Import {
     /// Folder for the new run
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
-    /// Size of the images: a side or WIDTHxHEIGHT [default: 32, or that of config.json]
+    /// Size of the images: a side or WIDTHxHEIGHT [default: --size, else 32 or that of
+    /// config.json]
     #[arg(long, value_name = "SIZE", value_parser = image_size)]
     image_size: Option<[usize; 2]>,
     /// Nonlinearity of the gated resnet blocks [default: concat_elu where the shapes fit it;
@@ -73,7 +74,7 @@ with: CIFAR-10 where they are left out.
 Examples:
   pixelcnn import save/params_cifar.ckpt --out runs/original
       a checkpoint of the original code
-  pixelcnn import pcnn.pth --out runs/port --data photos --size 64 --image-size 64
+  pixelcnn import pcnn.pth --out runs/port --data photos --size 64
       one of its PyTorch port, of pictures of 64x64
   pixelcnn import exported/model.safetensors --out runs/again
       one that export wrote";
@@ -105,7 +106,8 @@ impl Import {
         expect_new(&self.out)?;
 
         let unsaid = Unsaid {
-            size: self.image_size,
+            // Pictures resized to a side are for a model of that size.
+            size: self.image_size.or(data.size.map(|side| [side; 2])),
             nonlinearity: self.nonlinearity,
             train,
         };
