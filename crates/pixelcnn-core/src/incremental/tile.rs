@@ -5,24 +5,10 @@
 use crate::config::Nonlinearity;
 use crate::kernels::math::{exp_m1_negative, sigmoid};
 use crate::kernels::simd::Level;
+use crate::kernels::vector::Vector;
 
-/// Output channels that lie side by side in a packed weight.
+/// Output channels that lie side by side in a packed weight: whole vectors on every level.
 pub(super) const PANEL: usize = 16;
-
-/// A vector register of f32 lanes, of which a whole number makes a panel. All its functions need
-/// the instructions of its level.
-trait Vector: Copy {
-    const LANES: usize;
-    unsafe fn splat(value: f32) -> Self;
-    /// Reads `LANES` values.
-    unsafe fn load(from: *const f32) -> Self;
-    /// Writes `LANES` values.
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
-    /// `self * factor + term`, rounded once.
-    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
-}
 
 /// Continues the sums of `M` pixels and a few panels of output channels: for every tap `t` and
 /// input channel `k`, in this order, it adds the product of the channel at
@@ -272,41 +258,7 @@ macro_rules! kernels {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{Kernels, Nonlinearity, PANEL, Vector};
-    use std::arch::x86_64::*;
-
-    impl Vector for __m512 {
-        const LANES: usize = 16;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            // SAFETY: the caller has AVX-512, as for all below.
-            unsafe { _mm512_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: the caller may read 16 values.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller may write 16 values.
-            unsafe { _mm512_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm512_add_ps(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm512_sub_ps(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm512_fmadd_ps(self, factor, term) }
-        }
-    }
+    use std::arch::x86_64::__m512;
 
     kernels!(
         __m512,
@@ -323,41 +275,7 @@ mod avx512 {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::{Kernels, Nonlinearity, PANEL, Vector};
-    use std::arch::x86_64::*;
-
-    impl Vector for __m256 {
-        const LANES: usize = 8;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            // SAFETY: the caller has AVX2 and FMA, as for all below.
-            unsafe { _mm256_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: the caller may read 8 values.
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller may write 8 values.
-            unsafe { _mm256_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm256_add_ps(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm256_sub_ps(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
-            // SAFETY: as for `splat`.
-            unsafe { _mm256_fmadd_ps(self, factor, term) }
-        }
-    }
+    use std::arch::x86_64::__m256;
 
     kernels!(
         __m256,
@@ -374,44 +292,10 @@ mod avx2 {
 /// slow, but the same bits.
 mod plain {
     use super::{Kernels, Nonlinearity, PANEL, Vector};
-
-    #[derive(Clone, Copy)]
-    pub(super) struct Lanes([f32; 4]);
-
-    impl Vector for Lanes {
-        const LANES: usize = 4;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            Lanes([value; 4])
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: the caller may read 4 values.
-            Lanes(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller may write 4 values.
-            unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            Lanes(std::array::from_fn(|i| self.0[i] - other.0[i]))
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
-            Lanes(std::array::from_fn(|i| {
-                self.0[i].mul_add(factor.0[i], term.0[i])
-            }))
-        }
-    }
+    use crate::kernels::vector::Lanes;
 
     kernels!(
-        Lanes,
+        Lanes<true>,
         [],
         [1: 1 2 3 4 5 6]
         [2: 1 2 3]
@@ -424,15 +308,10 @@ mod plain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd;
+    use crate::kernels::simd::levels;
     use proptest::prelude::*;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
-
-    fn levels() -> impl Iterator<Item = Level> {
-        let all = [Level::Plain, Level::Avx2, Level::Avx512];
-        all.into_iter().filter(|level| *level <= simd::level())
-    }
 
     fn random(n: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
         (0..n)

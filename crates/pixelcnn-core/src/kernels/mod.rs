@@ -8,6 +8,7 @@ pub mod conv;
 pub mod gated_resnet;
 pub mod math;
 pub mod pointwise;
+pub(crate) mod vector;
 pub mod weight_norm;
 
 pub(crate) use vectorized;

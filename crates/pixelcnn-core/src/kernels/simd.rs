@@ -20,6 +20,13 @@ pub fn level() -> Level {
     *LEVEL.get_or_init(detect)
 }
 
+/// All levels that this machine has, for tests of each.
+#[cfg(test)]
+pub(crate) fn levels() -> impl Iterator<Item = Level> {
+    let all = [Level::Plain, Level::Avx2, Level::Avx512];
+    all.into_iter().filter(|found| *found <= level())
+}
+
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");

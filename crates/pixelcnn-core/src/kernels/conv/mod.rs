@@ -377,8 +377,7 @@ impl Gather {
             return;
         }
         let panels = Panels::new(tiles, outputs);
-        let mut padded_bias = vec![0.0; panels.count() * panels.width];
-        padded_bias[..bias.len()].copy_from_slice(bias);
+        let padded_bias = panels.padded(bias);
         let zeros = vec![0.0; inputs];
 
         // Tiles of as even a number of pixels as can be, a few to a task.
@@ -540,6 +539,13 @@ impl Panels {
         let columns = first..self.columns.min(first + self.width);
         let vectors = columns.len().div_ceil(self.width / 2);
         (columns, vectors)
+    }
+
+    /// A value for every column, or none at all, with zeros up to whole panels.
+    fn padded(&self, values: &[f32]) -> Vec<f32> {
+        let mut padded = vec![0.0; self.count() * self.width];
+        padded[..values.len()].copy_from_slice(values);
+        padded
     }
 
     /// All columns, rounded up to vectors.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernels::simd::levels;
 use proptest::prelude::*;
 
 /// Every pair of pixels that a tap joins, found by trying all.
@@ -75,11 +76,6 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len)
         .map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5)
         .collect()
-}
-
-fn levels() -> impl Iterator<Item = Level> {
-    let all = [Level::Plain, Level::Avx2, Level::Avx512];
-    all.into_iter().filter(|level| *level <= simd::level())
 }
 
 struct Case {

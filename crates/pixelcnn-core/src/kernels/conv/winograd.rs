@@ -16,8 +16,9 @@
 
 use rayon::prelude::*;
 
-use super::tile::{self, Tiles, Vector};
+use super::tile::{self, Tiles};
 use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
+use crate::kernels::vector::Vector;
 
 /// Rows of the kernels: the shift is down, by one.
 const ROWS: usize = 2;
@@ -431,7 +432,7 @@ impl Winograd {
         [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| self.pixel(image, top + i, left + j))
     }
 
-    /// `out` = the convolution of `x`, or `out` += it. The bias is padded to whole panels.
+    /// `out` = the convolution of `x`, or `out` += it.
     pub(super) fn run(
         &self,
         tiles: &'static Tiles,
@@ -448,8 +449,7 @@ impl Winograd {
         assert_eq!(x.len(), pixels * inputs, "length of what is read");
         assert_eq!(out.len(), pixels * outputs, "length of what is written");
         let panels = Panels::new(tiles, outputs);
-        let mut padded_bias = vec![0.0; panels.count() * panels.width];
-        padded_bias[..bias.len()].copy_from_slice(bias);
+        let padded_bias = panels.padded(bias);
         let zeros = vec![0.0; inputs];
         let transforms = self.transforms(tiles);
 
