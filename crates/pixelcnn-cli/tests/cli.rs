@@ -1,58 +1,17 @@
 //! The program, run as a program.
 
+mod program;
+
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use assert_cmd::cargo::cargo_bin;
 use npyz::WriterBuilder;
 use tempfile::TempDir;
 
-/// Runs `pixelcnn ARGUMENTS` in `folder`.
-fn pixelcnn(folder: &Path, arguments: &str) -> Output {
-    std::process::Command::new(cargo_bin!("pixelcnn"))
-        .args(arguments.split_whitespace())
-        .args(["--threads", "2"])
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Standard output of a run that succeeds.
-fn succeeds(folder: &Path, arguments: &str) -> String {
-    let output = pixelcnn(folder, arguments);
-    let errors = text(&output.stderr);
-    assert!(output.status.success(), "{arguments}: {errors}");
-    text(&output.stdout)
-}
-
-/// The one line on standard error of a run that fails with status 1.
-fn fails(folder: &Path, arguments: &str) -> String {
-    let output = pixelcnn(folder, arguments);
-    let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
-    assert_eq!(errors.lines().count(), 1, "{arguments}: {errors}");
-    assert!(errors.starts_with("pixelcnn: "), "{arguments}: {errors}");
-    errors
-}
-
-/// Standard error of a run that is refused as wrong usage.
-fn misused(folder: &Path, arguments: &str) -> String {
-    let output = pixelcnn(folder, arguments);
-    let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments}: {errors}");
-    errors
-}
-
-#[track_caller]
-fn contains(text: &str, part: &str) {
-    assert!(text.contains(part), "{part:?} is not in {text:?}");
-}
+use program::{contains, fails, misused, succeeds, text};
 
 /// A folder with `tiny.npy`: 40 images of 8x8x3, no two alike.
 fn tiny() -> TempDir {

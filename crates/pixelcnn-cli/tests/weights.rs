@@ -1,47 +1,15 @@
 //! `pixelcnn import` and `export`, run as a program.
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 
-use assert_cmd::cargo::cargo_bin;
 use npyz::WriterBuilder;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
-fn pixelcnn(folder: &Path, arguments: &str) -> Output {
-    std::process::Command::new(cargo_bin!("pixelcnn"))
-        .args(arguments.split_whitespace())
-        .args(["--threads", "2"])
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn succeeds(folder: &Path, arguments: &str) -> String {
-    let output = pixelcnn(folder, arguments);
-    let errors = text(&output.stderr);
-    assert!(output.status.success(), "{arguments}: {errors}");
-    text(&output.stdout)
-}
-
-fn fails(folder: &Path, arguments: &str) -> String {
-    let output = pixelcnn(folder, arguments);
-    let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
-    assert_eq!(errors.lines().count(), 1, "{arguments}: {errors}");
-    assert!(errors.starts_with("pixelcnn: "), "{arguments}: {errors}");
-    errors
-}
-
-#[track_caller]
-fn contains(text: &str, part: &str) {
-    assert!(text.contains(part), "{part:?} is not in {text:?}");
-}
+use program::{contains, fails, succeeds};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
