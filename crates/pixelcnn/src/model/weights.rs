@@ -21,11 +21,13 @@ pub(super) fn weights(layers: &[Layer], parameters: &[Vec<f32>]) -> Vec<Vec<f32>
         }
     });
     let made: Vec<Vec<f32>> = made.collect();
-    let mut weights = parameters.to_vec();
+    let mut weights: Vec<Option<Vec<f32>>> = vec![None; parameters.len()];
     for (layer, weight) in layers.iter().zip(made) {
-        weights[layer.parameter] = weight;
+        weights[layer.parameter] = Some(weight);
     }
-    weights
+    let rest = weights.into_iter().zip(parameters);
+    rest.map(|(weight, parameter)| weight.unwrap_or_else(|| parameter.clone()))
+        .collect()
 }
 
 /// Turns the gradients for [`weights`] into those for the parameters.
