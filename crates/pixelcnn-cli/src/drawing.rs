@@ -37,6 +37,18 @@ pub struct Drawing {
     pub raw: bool,
 }
 
+impl Drawing {
+    /// From what images were drawn, and how fast.
+    pub fn summary(&self, step: u64, images_per_second: f64) -> String {
+        let weights = if self.raw { "raw" } else { "averaged" };
+        format!(
+            "({weights} weights, step {step}, temperature {}, seed {}), {images_per_second:.2} \
+             images/s",
+            self.temperature, self.seed
+        )
+    }
+}
+
 fn temperature(text: &str) -> std::result::Result<f32, String> {
     match text.parse::<f32>() {
         Ok(temperature) if temperature.is_finite() && temperature > 0.0 => Ok(temperature),

@@ -59,22 +59,22 @@ impl Trained {
         })
     }
 
-    /// The model with its averaged parameters, or with the raw ones.
-    pub fn network(&self, raw: bool, device: &Device) -> Network<'_> {
-        let parameters = match raw {
+    /// The averaged parameters, or the raw ones.
+    pub fn parameters(&self, raw: bool) -> &[Vec<f32>] {
+        match raw {
             true => &self.state.parameters,
             false => &self.state.average,
-        };
-        Network::new(&self.state.config, parameters, device)
+        }
+    }
+
+    /// The model with its averaged parameters, or with the raw ones.
+    pub fn network(&self, raw: bool, device: &Device) -> Network<'_> {
+        Network::new(&self.state.config, self.parameters(raw), device)
     }
 
     /// The same model, to be evaluated pixel by pixel.
     pub fn evaluator(&self, raw: bool) -> Result<Evaluator> {
-        let parameters = match raw {
-            true => &self.state.parameters,
-            false => &self.state.average,
-        };
-        Ok(Evaluator::new(&self.state.config, parameters)?)
+        Ok(Evaluator::new(&self.state.config, self.parameters(raw))?)
     }
 
     /// The data that the run was trained on.

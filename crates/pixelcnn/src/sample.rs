@@ -42,8 +42,8 @@ pub struct Progress<'a> {
 }
 
 /// Draws images, u8 \[N, H, W, C\], up to 64 at a time and in a gigabyte of memory if one image
-/// needs no more, on as many threads as rayon has or one where little work is to be shared. `progress` is told after every row and can
-/// stop, which gives `None`.
+/// needs no more, on as many threads as rayon has or one where little work is to be shared.
+/// `progress` is told after every row and can stop, which gives `None`.
 ///
 /// # Errors
 /// A class that the model does not have, or no memory.

@@ -174,13 +174,9 @@ impl Complete {
             write_singles(folder, &completed, scale, model)?;
         }
         say(format_args!(
-            "{n} images completed {variants} times in {} ({} weights, step {}, temperature {}, \
-             seed {}), {speed:.2} images/s",
+            "{n} images completed {variants} times in {} {}",
             self.output.display(),
-            if self.drawing.raw { "raw" } else { "averaged" },
-            trained.state.step,
-            self.drawing.temperature,
-            self.drawing.seed
+            self.drawing.summary(trained.state.step, speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -106,10 +106,7 @@ impl Export {
             }
         };
         let state = &trained.state;
-        let parameters = match self.raw {
-            true => &state.parameters,
-            false => &state.average,
-        };
+        let parameters = trained.parameters(self.raw);
         let data = trained.data().cloned().unwrap_or_default();
         let file = match self.format {
             Format::Safetensors => {

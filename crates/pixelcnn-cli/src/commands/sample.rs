@@ -121,12 +121,9 @@ impl Sample {
             })?;
         }
         say(format_args!(
-            "{n} images in {} ({} weights, step {}, temperature {}, seed {}), {speed:.2} images/s",
+            "{n} images in {} {}",
             self.output.display(),
-            if self.drawing.raw { "raw" } else { "averaged" },
-            trained.state.step,
-            self.drawing.temperature,
-            self.drawing.seed
+            self.drawing.summary(trained.state.step, speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -147,12 +147,7 @@ pub(super) fn assemble(
     optimizer: Option<(u64, Moments)>,
     unsaid: &Unsaid,
 ) -> TrainState {
-    let (step, moments) = optimizer.unwrap_or_else(|| {
-        let zeros = |values: &Vec<f32>| vec![0.0; values.len()];
-        let zeros: Vec<Vec<f32>> = parameters.iter().map(zeros).collect();
-        let (first, second) = (zeros.clone(), zeros);
-        (0, Moments { first, second })
-    });
+    let (step, moments) = optimizer.unwrap_or_else(|| (0, Moments::zeros(&Layout::new(&config))));
     let train = &unsaid.train;
     // As the original computes it, a product at a time.
     let learning_rate = (0..step).fold(train.learning_rate, |rate, _| {
