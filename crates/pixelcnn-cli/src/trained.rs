@@ -26,6 +26,22 @@ pub struct Trained {
 }
 
 impl Trained {
+    /// Opens the model off the front of the files given to `pixelcnn COMMAND`, and gives the rest.
+    pub fn open_first<'a>(files: &'a [PathBuf], command: &str) -> Result<(Trained, &'a [PathBuf])> {
+        match split_model(files) {
+            (Some(model), rest) => Ok((Trained::open(model, command)?, rest)),
+            (None, _) => Err(format!(
+                "{}: no such run folder or checkpoint file: name one first: \
+                 `pixelcnn train` makes it",
+                files
+                    .first()
+                    .map_or(Path::new(""), PathBuf::as_path)
+                    .display()
+            )
+            .into()),
+        }
+    }
+
     /// Opens a run folder or a checkpoint file for `pixelcnn COMMAND`.
     pub fn open(path: &Path, command: &str) -> Result<Trained> {
         let (run, checkpoint, state) = if path.is_dir() {
@@ -112,6 +128,20 @@ impl Trained {
             };
             format!("--class {class}: there is no such class: choose {choice}").into()
         })
+    }
+}
+
+/// Takes the model off the front of a command's files: a run folder or a checkpoint file, where the
+/// first one is such.
+fn split_model(paths: &[PathBuf]) -> (Option<&Path>, &[PathBuf]) {
+    match paths {
+        [first, rest @ ..]
+            if first.join("checkpoints").is_dir()
+                || first.extension().is_some_and(|ext| ext == "safetensors") =>
+        {
+            (Some(first), rest)
+        }
+        _ => (None, paths),
     }
 }
 

@@ -27,13 +27,12 @@ const MISSING: u8 = 127;
 /// The grid has a row for each image: the image, what is kept of it, and its variants.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
+#[command(override_usage = "pixelcnn complete [OPTIONS] <RUN|FILE> <IMAGE>...")]
 pub struct Complete {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
-    #[arg(value_name = "RUN|FILE")]
-    run: PathBuf,
-    /// PNG or JPEG files of the model's size
-    #[arg(value_name = "IMAGE", required = true)]
-    images: Vec<PathBuf>,
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file; then PNG or JPEG
+    /// files of the model's size
+    #[arg(value_name = "FILES", required = true)]
+    files: Vec<PathBuf>,
     /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
     #[arg(long, value_name = "SIDE:N", value_parser = keep, required_unless_present = "mask")]
     keep: Option<Keep>,
@@ -110,11 +109,11 @@ impl Keep {
 impl Complete {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let trained = Trained::open(&self.run, "complete")?;
+        let (trained, images) = Trained::open_first(&self.files, "complete")?;
         let model = &trained.state.config;
         let known = self.known(model)?;
         let mut originals = Vec::new();
-        for path in &self.images {
+        for path in images {
             originals.extend(read(path, model, model.channels)?);
         }
         let class = match &self.class {
@@ -128,7 +127,7 @@ impl Complete {
                 .into());
             }
         };
-        let (n, variants) = (self.images.len(), self.variants as usize);
+        let (n, variants) = (images.len(), self.variants as usize);
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
         let singles = self.drawing.singles.as_ref();
