@@ -7,6 +7,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use pixelcnn::device::on_threads;
 use tracing_subscriber::EnvFilter;
 
+mod chart;
 mod commands;
 mod drawing;
 mod settings;
