@@ -51,6 +51,14 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Evaluates some more images.
+    pub(crate) fn add(&mut self, network: &Network, batch: Batch) {
+        let nats = network.nats_per_image(batch);
+        let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
+        self.bits_per_dim.extend(bits);
+        self.labels.extend(batch.labels);
+    }
+
     /// Mean bits/dim over the images.
     pub fn mean(&self) -> f64 {
         self.bits_per_dim.iter().sum::<f64>() / self.bits_per_dim.len() as f64
@@ -80,21 +88,31 @@ pub fn evaluate(
 ) -> Result<Option<Evaluation>, DataError> {
     let count = images.min(data.len());
     let mut evaluation = Evaluation::default();
+    let done = in_batches(data, 0..count, batch_size, |batch| {
+        evaluation.add(network, batch);
+        Ok::<_, DataError>(progress(&evaluation))
+    })?;
+    Ok(done.is_continue().then_some(evaluation))
+}
+
+/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time, until it breaks.
+pub(crate) fn in_batches<E: From<DataError>>(
+    data: &Dataset,
+    indices: impl IntoIterator<Item = usize>,
+    batch_size: usize,
+    mut each: impl FnMut(Batch) -> Result<ControlFlow<()>, E>,
+) -> Result<ControlFlow<()>, E> {
+    let indices: Vec<usize> = indices.into_iter().collect();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
-    while evaluation.bits_per_dim.len() < count {
-        let start = evaluation.bits_per_dim.len();
-        let indices: Vec<usize> = (start..count.min(start + batch_size)).collect();
-        data.read(&indices, &mut images, &mut labels)?;
-        let nats = network.nats_per_image(Batch {
+    for indices in indices.chunks(batch_size.max(1)) {
+        data.read(indices, &mut images, &mut labels)?;
+        let batch = Batch {
             images: &images,
             labels: &labels,
-        });
-        let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
-        evaluation.bits_per_dim.extend(bits);
-        evaluation.labels.append(&mut labels);
-        if progress(&evaluation).is_break() {
-            return Ok(None);
+        };
+        if each(batch)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
     }
-    Ok(Some(evaluation))
+    Ok(ControlFlow::Continue(()))
 }

@@ -45,6 +45,7 @@ pub mod ops;
 pub mod picture;
 mod random;
 pub mod sample;
+pub mod score;
 pub mod train;
 pub mod weights;
 

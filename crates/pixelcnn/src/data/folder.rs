@@ -453,6 +453,12 @@ impl Pictures {
         self.files.len()
     }
 
+    /// The relative name of picture `index`.
+    pub fn name(&self, index: usize) -> Option<&str> {
+        let file = *self.files.get(index)?;
+        Some(&self.listing.files[file].name)
+    }
+
     /// Reads picture `index`, which is below `len()`, as [H, W, C].
     pub fn read(&self, index: usize, image: &mut [u8]) -> Result<(), DataError> {
         match self.decoded.get(index) {

@@ -387,6 +387,15 @@ impl Dataset {
         &self.class_names
     }
 
+    /// What the image at `index` is called: its path in the folder or tar, with `/` between its
+    /// parts. Nothing where images have no names, or there is no such image.
+    pub fn image_name(&self, index: usize) -> Option<&str> {
+        match &self.images {
+            Images::Rows(_) => None,
+            Images::Pictures(pictures) => pictures.name(index),
+        }
+    }
+
     /// For example `CIFAR-10 test: 10000 images 32x32x3, 10 classes`.
     pub fn describe(&self) -> String {
         let [height, width, channels] = self.shape;

@@ -137,6 +137,16 @@ impl<'a> Network<'a> {
         self.in_parts(batch, PIXELS, nats).concat()
     }
 
+    /// Nats of every pixel \[N, H, W\], all its channels together, given those before it: where in an
+    /// image its nats are spent. Without dropout.
+    pub fn nats_per_pixel(&self, batch: Batch) -> Vec<f32> {
+        let nats = |part: Part| {
+            let logits = self.logits_of_part(part);
+            Mixture::of(&self.config).nats_per_pixel(&scaled(part.batch.images), &logits)
+        };
+        self.in_parts(batch, PIXELS, nats).concat()
+    }
+
     /// The summed nats of a batch and their gradient.
     pub fn gradients(&self, batch: Batch, dropout: Option<Dropout>) -> Gradients {
         let least_pixels = PIXELS.max(self.layout.size() / WEIGHTS_PER_PIXEL);
