@@ -53,9 +53,9 @@ pub struct Series {
 #[derive(Debug, Clone)]
 pub enum Shape {
     /// Points (x, y) joined by a line.
+    #[allow(dead_code)] // For training curves.
     Line(Vec<(f64, f64)>),
     /// Bars that stand on 0, side by side: bar i reaches from edge i to edge i + 1.
-    #[allow(dead_code)]
     Bars {
         /// One more than there are bars, ascending.
         edges: Vec<f64>,
@@ -96,7 +96,7 @@ impl Chart {
 
     /// RGB \[HEIGHT, WIDTH, 3\].
     fn pixels(&self) -> std::result::Result<Vec<u8>, Box<dyn Error>> {
-        register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is damaged")?;
+        carry_font()?;
         let mut pixels = vec![255; (WIDTH * HEIGHT * 3) as usize];
         let area = BitMapBackend::with_buffer(&mut pixels, (WIDTH, HEIGHT)).into_drawing_area();
         let corners: Vec<Vec<(f64, f64)>> = self.series.iter().map(Series::corners).collect();
@@ -154,6 +154,12 @@ impl Chart {
         drop(area);
         Ok(pixels)
     }
+}
+
+/// Makes `sans-serif` the font that is carried along.
+pub fn carry_font() -> Result {
+    let carried = register_font("sans-serif", FontStyle::Normal, FONT);
+    Ok(carried.map_err(|_| "the font is damaged")?)
 }
 
 /// From the least to the greatest value, wider by a share of that on either side, but not across

@@ -10,11 +10,12 @@ use tracing_subscriber::EnvFilter;
 mod chart;
 mod commands;
 mod drawing;
+mod heat;
 mod settings;
 mod terminal;
 mod trained;
 
-use commands::{complete, completions, eval, export, import, info, sample, train};
+use commands::{complete, completions, eval, export, import, info, sample, score, train};
 use terminal::{Result, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -58,7 +59,8 @@ Examples:
   pixelcnn train --data photos --size 32
   pixelcnn eval runs/quick-1            its bits/dim on the test images
   pixelcnn sample runs/quick-1          images drawn from it, in samples.png
-  pixelcnn complete runs/quick-1 horse.png --keep top:16";
+  pixelcnn complete runs/quick-1 horse.png --keep top:16
+  pixelcnn score runs/quick-1 photos    how unusual each picture is, in scores";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -66,6 +68,7 @@ enum Command {
     Eval(eval::Eval),
     Sample(sample::Sample),
     Complete(complete::Complete),
+    Score(score::Score),
     Info(info::Info),
     Import(import::Import),
     Export(export::Export),
@@ -114,6 +117,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(eval) => eval.run(&cli.device),
         Command::Sample(sample) => sample.run(),
         Command::Complete(complete) => complete.run(),
+        Command::Score(score) => score.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),

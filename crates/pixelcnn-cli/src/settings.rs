@@ -193,15 +193,7 @@ impl DataFlags {
             data.size = self.size;
         }
         set(&mut data.held_out, &self.held_out);
-        let built_in = ["cifar10", "imagenet32", "imagenet64"].contains(&data.data.as_str());
-        if let (false, Ok(path)) = (built_in, path::absolute(&data.data))
-            && let Some(path) = path.to_str()
-        {
-            data.data = path.to_owned();
-        }
-        if let Some(Ok(path)) = data.data_dir.as_ref().map(path::absolute) {
-            data.data_dir = Some(path);
-        }
+        absolute(data);
     }
 
     /// Checks that a run which goes on keeps its data; they may have moved within `--data-dir`.
@@ -211,6 +203,19 @@ impl DataFlags {
         kept("--data", Some(asked.data), &data.data)?;
         kept("--size", self.size.map(Some), &data.size)?;
         kept("--held-out", self.held_out, &data.held_out)
+    }
+}
+
+/// Makes paths absolute.
+pub fn absolute(data: &mut DataConfig) {
+    let built_in = ["cifar10", "imagenet32", "imagenet64"].contains(&data.data.as_str());
+    if let (false, Ok(path)) = (built_in, path::absolute(&data.data))
+        && let Some(path) = path.to_str()
+    {
+        data.data = path.to_owned();
+    }
+    if let Some(Ok(path)) = data.data_dir.as_ref().map(path::absolute) {
+        data.data_dir = Some(path);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::model::{Batch, Network};
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{data}: the model takes {model}: choose other --data, or --size, or train a model on these"
+    "{data}: the model takes {model}: choose other images, or --size, or train a model on these"
 )]
 pub struct WrongImages {
     /// What the images are.

@@ -63,7 +63,8 @@ Examples:
   pixelcnn eval runs/quick-1 --data photos --size 32
       how unusual other pictures are under the model";
 
-fn split() -> impl TypedValueParser<Value = Split> {
+/// The name of a split.
+pub(super) fn split() -> impl TypedValueParser<Value = Split> {
     PossibleValuesParser::new(["train", "test"]).map(|name| match name.as_str() {
         "train" => Split::Train,
         _ => Split::Test,

@@ -7,4 +7,5 @@ pub mod export;
 pub mod import;
 pub mod info;
 pub mod sample;
+pub mod score;
 pub mod train;

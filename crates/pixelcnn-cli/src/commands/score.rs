@@ -1,0 +1,407 @@
+//! `pixelcnn score`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, value_parser};
+use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
+use pixelcnn::device;
+use pixelcnn::evaluate::expect_images;
+use pixelcnn::model::Network;
+use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
+
+use super::eval::split;
+use crate::chart::{Chart, Series, Shape};
+use crate::heat::{self, Group};
+use crate::settings::absolute;
+use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
+use crate::trained::Trained;
+
+/// The images that are named in the terminal as the most unusual.
+const NAMED: usize = 5;
+
+/// Measure how unusual images are.
+///
+/// An image that the model spends many bits on is unlike those that it was trained on, or it is just
+/// complex: the likelihood alone finds simple images usual whatever they show. So the size of the
+/// image's PNG or JPEG XL file, whichever is smaller, is taken off (Serrà et al., 2020): what is
+/// left is higher the more unusual an image is.
+///
+/// Writes a folder: scores.csv has each image's bits/dim under the model, as PNG, as JPEG XL, and
+/// the corrected ones; histogram.png and corrected.png show how the first and the last are spread.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+#[command(override_usage = "pixelcnn score [OPTIONS] <RUN|FILE> <DATA>")]
+pub struct Score {
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file; then the images:
+    /// cifar10, imagenet32, imagenet64, or the path of a folder or .tar of PNG and JPEG files, or
+    /// of a .npy or .npz file
+    #[arg(value_name = "FILES", required = true)]
+    files: Vec<PathBuf>,
+    /// Other images, given as DATA is: tells how well the scores find them among those of DATA, and
+    /// writes against.csv as well
+    #[arg(long, value_name = "DATA")]
+    against: Option<PathBuf>,
+    /// Which images of the data [default: the test images, or all where there is no such split; of
+    /// the run's own data those that it was not trained on]
+    #[arg(long, value_name = "SPLIT", value_parser = split())]
+    split: Option<Split>,
+    /// Score the first N images only [default: all]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Cut the largest centred square out of each picture and resize it to this side [default:
+    /// pictures as they are]
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Folder in which cifar10, imagenet32 or imagenet64 lies [default: the user's cache, into
+    /// which cifar10 is fetched]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Draw the N most and the N least unusual images beside heat maps of their bits per pixel, in
+    /// maps.png, those of --against in maps-against.png [default: none]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1_000))]
+    maps: Option<u16>,
+    /// Use the parameters as trained last, not their Polyak average
+    #[arg(long)]
+    raw: bool,
+    /// Images evaluated side by side; changes the time and memory taken, not the result
+    #[arg(long, value_name = "N", default_value = "16")]
+    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
+    batch_size: u32,
+    /// Folder for all files
+    #[arg(short, long, value_name = "DIR", default_value = "scores")]
+    output: PathBuf,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pixelcnn score runs/quick-1 photos --size 32
+      how unusual each picture in a folder is, in scores/scores.csv
+  pixelcnn score runs/quick-1 cifar10 --limit 1000 --maps 12
+      with pictures of where the unusual ones are unusual, in scores/maps.png
+  pixelcnn score runs/quick-1 cifar10 --against photos --size 32 -o unlike
+      how well the score tells the two sets apart, and their histograms";
+
+/// A data set with its scores.
+struct Scored {
+    /// As it was given, with the split.
+    name: String,
+    data: Dataset,
+    scores: Scores,
+    /// Corrected by the smallest file.
+    corrected: Vec<f64>,
+}
+
+impl Score {
+    /// Runs the command.
+    pub fn run(self, device: &str) -> Result<ExitCode> {
+        let device = device::parse(device)?;
+        let (trained, rest) = Trained::open_first(&self.files, "score")?;
+        let [data] = rest else {
+            return Err(format!(
+                "{} data sets beside the model: give one, and another with --against",
+                rest.len()
+            )
+            .into());
+        };
+        let model = &trained.state.config;
+        let mut sets = Vec::new();
+        for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
+            let (name, data) = self.open(data, &trained)?;
+            expect_images(model, &data)?;
+            let count = self
+                .limit
+                .map_or(data.len(), |n| data.len().min(n as usize));
+            if let Some(n) = self.maps {
+                let n = usize::from(n).min(count);
+                heat::fits(model, &[n, n]).map_err(|error| format!("--maps {n}: {error}"))?;
+            }
+            sets.push((name, data, count));
+        }
+        catch_interrupts("leaving after this batch")?;
+        fs::create_dir_all(&self.output).map_err(|error| {
+            format!(
+                "cannot make the folder `{}`: {error}",
+                self.output.display()
+            )
+        })?;
+        let network = trained.network(self.raw, &device);
+        let mut scored = Vec::new();
+        for (name, data, count) in sets {
+            let Some(scores) = self.measure(&network, &data, count)? else {
+                return Ok(left_off());
+            };
+            let corrected = scores.corrected(&Codec::ALL);
+            scored.push(Scored {
+                name,
+                data,
+                scores,
+                corrected,
+            });
+        }
+        let mut pictures = Vec::new();
+        if let Some(n) = self.maps {
+            for set in &scored {
+                let Some(groups) = self.groups(&network, set, n.into())? else {
+                    return Ok(left_off());
+                };
+                pictures.push(groups);
+            }
+        }
+
+        for (set, name) in scored.iter().zip(["scores.csv", "against.csv"]) {
+            let path = self.output.join(name);
+            write_table(&path, set)
+                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+        }
+        let likelihoods = |set: &Scored| set.scores.likelihood.bits_per_dim.clone();
+        let corrected = |set: &Scored| set.corrected.clone();
+        for (file, x_label, of) in [
+            (
+                "histogram.png",
+                "bits/dim",
+                &likelihoods as &dyn Fn(&Scored) -> Vec<f64>,
+            ),
+            (
+                "corrected.png",
+                "bits/dim less those of the smaller file",
+                &corrected,
+            ),
+        ] {
+            let sets = scored.iter().map(|set| (set.name.clone(), of(set)));
+            histogram(sets.collect(), x_label).write(&self.output.join(file))?;
+        }
+        let tops = pictures.iter().map(|groups| heat::top(groups));
+        let top = tops.reduce(f32::max);
+        for (groups, name) in pictures.iter().zip(["maps.png", "maps-against.png"]) {
+            heat::write(&self.output.join(name), model, groups, top.unwrap_or(1.0))?;
+        }
+
+        for set in &scored {
+            summary(set)?;
+        }
+        if let [usual, unusual] = &scored[..] {
+            comparison(usual, unusual)?;
+        }
+        let weights = if self.raw { "raw" } else { "averaged" };
+        let scale = top.map(|top| format!(", heat maps from 0 to {top:.1} bits/pixel"));
+        say(format_args!(
+            "in {}{} ({weights} weights, step {})",
+            self.output.display(),
+            scale.unwrap_or_default(),
+            trained.state.step
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Opens what is given as DATA, and names it.
+    fn open(&self, data: &Path, trained: &Trained) -> Result<(String, Dataset)> {
+        let name = data.to_str();
+        let name = name.ok_or_else(|| format!("{}: not UTF-8: rename it", data.display()))?;
+        let mut config = DataConfig {
+            data: name.into(),
+            data_dir: self.data_dir.clone(),
+            size: self.size,
+            ..DataConfig::default()
+        };
+        absolute(&mut config);
+        let own = trained.data().filter(|own| own.data == config.data);
+        if let Some(own) = own {
+            config = DataConfig {
+                data_dir: config.data_dir.or(own.data_dir.clone()),
+                size: config.size.or(own.size),
+                ..own.clone()
+            };
+        }
+        let open = |config: &DataConfig, split| Dataset::open(config, split, &Opening::new());
+        if self.split.is_some() || own.is_some() {
+            let split = self.split.unwrap_or(Split::Test);
+            return Ok((format!("{name} {split}"), open(&config, split)?));
+        }
+        // With nothing held out, there are test images only where the data have a split of their
+        // own; the others are all images.
+        config.held_out = 0.0;
+        match open(&config, Split::Test) {
+            Err(DataError::Empty { .. }) => Ok((name.into(), open(&config, Split::Train)?)),
+            opened => Ok((format!("{name} {}", Split::Test), opened?)),
+        }
+    }
+
+    /// Scores the first `count` images and shows how far it is; none where Ctrl-C stopped it.
+    fn measure(&self, network: &Network, data: &Dataset, count: usize) -> Result<Option<Scores>> {
+        let (mut bar, start) = (Bar::new(), Instant::now());
+        let mut progress = |so_far: &Scores| {
+            let done = so_far.likelihood.bits_per_dim.len();
+            bar.show(done as u64, count as u64, || {
+                let speed = done as f64 / start.elapsed().as_secs_f64();
+                let mean = so_far.likelihood.mean();
+                format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
+            });
+            interrupted()
+        };
+        let batch_size = self.batch_size as usize;
+        Ok(score(network, data, count, batch_size, &mut progress)?)
+    }
+
+    /// The heat maps of the `n` most and least unusual images; none where Ctrl-C stopped it.
+    fn groups(&self, network: &Network, set: &Scored, n: usize) -> Result<Option<Vec<Group>>> {
+        let most = set.most_unusual();
+        let least: Vec<usize> = most.iter().rev().copied().collect();
+        let mut groups = Vec::new();
+        for (title, indices) in [("Most unusual", most), ("Least unusual", least)] {
+            let mut images: Vec<(String, Map)> = Vec::new();
+            let batch_size = self.batch_size as usize;
+            for indices in indices[..n.min(indices.len())].chunks(batch_size) {
+                let maps = maps(network, &set.data, indices, batch_size)?;
+                images.extend(indices.iter().map(|&image| set.caption(image)).zip(maps));
+                if interrupted().is_break() {
+                    return Ok(None);
+                }
+            }
+            let title = format!("{title}: number, bits/dim (corrected)");
+            groups.push(Group { title, images });
+        }
+        Ok(Some(groups))
+    }
+}
+
+impl Scored {
+    /// The images' indices, the most unusual one first.
+    fn most_unusual(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.corrected.len()).collect();
+        order.sort_by(|&a, &b| self.corrected[b].total_cmp(&self.corrected[a]));
+        order
+    }
+
+    /// The line above an image.
+    fn caption(&self, image: usize) -> String {
+        format!(
+            "{image}   {:.2} ({:+.2})",
+            self.scores.likelihood.bits_per_dim[image], self.corrected[image]
+        )
+    }
+}
+
+/// Writes the scores of every image.
+fn write_table(path: &Path, set: &Scored) -> io::Result<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record([
+        "index",
+        "label",
+        "name",
+        "bits_per_dim",
+        "png_bits_per_dim",
+        "jpeg_xl_bits_per_dim",
+        "corrected",
+    ])?;
+    for (image, corrected) in set.corrected.iter().enumerate() {
+        let likelihood = &set.scores.likelihood;
+        let label = likelihood.labels.get(image);
+        table.serialize((
+            image,
+            label.map_or(-1, |&label| i64::from(label)),
+            set.data.image_name(image).unwrap_or_default(),
+            likelihood.bits_per_dim[image],
+            set.scores.complexity(Codec::Png)[image],
+            set.scores.complexity(Codec::JpegXl)[image],
+            corrected,
+        ))?;
+    }
+    fs::write(
+        path,
+        table.into_inner().map_err(|error| error.into_error())?,
+    )
+}
+
+/// How the scores of one or two sets are spread: images, or for two sets, which may differ in size,
+/// the share of each.
+fn histogram(sets: Vec<(String, Vec<f64>)>, x_label: &str) -> Chart {
+    let all = sets.iter().flat_map(|(_, scores)| scores.iter().copied());
+    let finite: Vec<f64> = all.filter(|score| score.is_finite()).collect();
+    let least = finite.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = finite.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let bins = (finite.len() / sets.len().max(1)).isqrt().clamp(10, 50);
+    // A bar for equal scores is narrow, but there.
+    let width = ((most - least) / bins as f64).max(1e-3);
+    let share = sets.len() > 1;
+    let series = sets.into_iter().map(|(label, scores)| {
+        let unit = if share {
+            100.0 / scores.len() as f64
+        } else {
+            1.0
+        };
+        let mut heights = vec![0.0; bins];
+        for score in scores.iter().filter(|score| score.is_finite()) {
+            heights[(((score - least) / width) as usize).min(bins - 1)] += unit;
+        }
+        let edges = (0..=bins).map(|edge| least + edge as f64 * width).collect();
+        Series {
+            label,
+            shape: Shape::Bars { edges, heights },
+        }
+    });
+    Chart {
+        title: "How unusual the images are".into(),
+        x_label: x_label.into(),
+        y_label: if share {
+            "% of the set's images"
+        } else {
+            "images"
+        }
+        .into(),
+        series: series.collect(),
+    }
+}
+
+/// Prints the means of a set, and its most unusual images.
+fn summary(set: &Scored) -> Result {
+    let likelihood = &set.scores.likelihood;
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    say(format_args!(
+        "{}: {} images  {:.4} ± {:.4} bits/dim  PNG {:.4}  JPEG XL {:.4}  corrected {:+.4}",
+        set.name,
+        set.corrected.len(),
+        likelihood.mean(),
+        likelihood.standard_error(),
+        mean(set.scores.complexity(Codec::Png)),
+        mean(set.scores.complexity(Codec::JpegXl)),
+        mean(&set.corrected)
+    ))?;
+    let named = set.most_unusual().into_iter().take(NAMED).map(|image| {
+        let name = set.data.image_name(image).map(|name| format!(" {name}"));
+        format!(
+            "{image}{} ({:+.2})",
+            name.unwrap_or_default(),
+            set.corrected[image]
+        )
+    });
+    say(format_args!(
+        "  most unusual: {}",
+        named.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// Prints how well each score tells two sets apart.
+fn comparison(usual: &Scored, unusual: &Scored) -> Result {
+    say(format_args!(
+        "AUROC, how often an image of {} scores as more unusual than one of {} (0.5: can't tell; \
+         1: always):",
+        unusual.name, usual.name
+    ))?;
+    for (name, codecs) in [
+        ("likelihood alone", &[][..]),
+        ("corrected by PNG", &[Codec::Png]),
+        ("corrected by JPEG XL", &[Codec::JpegXl]),
+        ("corrected by the smaller", &Codec::ALL),
+    ] {
+        let auroc = auroc(
+            &usual.scores.corrected(codecs),
+            &unusual.scores.corrected(codecs),
+        );
+        say(format_args!("  {name:24} {auroc:.3}"))?;
+    }
+    Ok(())
+}
