@@ -188,7 +188,7 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
 fn number(value: f64) -> String {
     let places = match value.abs() {
         0.0 => return "0".into(),
-        size if size < 1e-3 || size >= 1e7 => return format!("{value:.1e}"),
+        size if !(1e-3..1e7).contains(&size) => return format!("{value:.1e}"),
         size => (4.0 - size.log10().floor()).clamp(0.0, 7.0) as usize,
     };
     let text = format!("{value:.places$}");

@@ -46,8 +46,10 @@ fn trained() -> TempDir {
     folder
 }
 
-/// The columns of a table.
-fn table(path: &Path) -> HashMap<String, Vec<String>> {
+/// The columns of a table, by their names.
+type Table = HashMap<String, Vec<String>>;
+
+fn table(path: &Path) -> Table {
     let mut table = csv::Reader::from_path(path).unwrap();
     let names = table.headers().unwrap().clone();
     let rows: Vec<_> = table.records().map(|row| row.unwrap()).collect();
@@ -144,7 +146,7 @@ fn two_sets_are_compared() {
     let (usual, unusual) = (of("scores.csv"), of("against.csv"));
     assert_eq!(unusual["name"][2], "2.png");
     assert_eq!(unusual["label"][2], "-1");
-    let auroc = |score: &dyn Fn(&HashMap<String, Vec<String>>) -> Vec<f64>| {
+    let auroc = |score: &dyn Fn(&Table) -> Vec<f64>| {
         let (usual, unusual) = (score(&usual), score(&unusual));
         let pairs = unusual
             .iter()
