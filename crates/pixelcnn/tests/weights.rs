@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use pixelcnn::model::{Batch, Network, draw_parameters};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::checkpoint::{Moments, Precision, TrainState};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::update;
 use pixelcnn::weights::{
@@ -18,7 +18,7 @@ use pixelcnn::weights::{
 use pixelcnn::{ModelConfig, Nonlinearity};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -474,7 +474,10 @@ fn card() -> hub::Card {
     hub::Card {
         name: "a model".into(),
         averaged: true,
+        precision: Precision::Single,
         step: 12,
+        images_seen: 192,
+        seconds: 5400.0,
         data: "cifar10".into(),
         measured: Some(hub::Measured {
             bits_per_dim: 2.9213,
@@ -541,6 +544,113 @@ fn the_hubs_layout_comes_back() {
         let error = said(Unsaid::default());
         assert!(!error.contains('\n'), "{error}");
     }
+}
+
+#[test]
+fn half_precision_comes_back_rounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let card = hub::Card {
+        precision: Precision::Half,
+        ..card()
+    };
+    let config = tiny();
+    let mut state = random_state(&config, 1);
+    // The largest that there is and what is rounded to it, a denormal, and what vanishes.
+    let special = [65504.0, -65519.9, 6e-8, 1e-9];
+    state.average[0][..4].copy_from_slice(&special);
+    hub::export(folder.path(), &config, &state.average, &card).unwrap();
+
+    let file = fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    assert!(
+        tensors
+            .tensors()
+            .iter()
+            .all(|(_, t)| t.dtype() == Dtype::F16)
+    );
+    let again = import(&path, &Unsaid::default()).unwrap();
+    assert_eq!(
+        again.parameters[0][..4],
+        [65504.0, -65504.0, 2.0f32.powi(-24), 0.0]
+    );
+    for (read, written) in again.parameters.iter().zip(&state.average).skip(1) {
+        for (read, written) in read.iter().zip(written) {
+            assert!(
+                (read - written).abs() <= written.abs() / 2048.0 + 3e-8,
+                "{read} {written}"
+            );
+        }
+    }
+    let rounded = hub::rounded_to_half(&config, &state.average).unwrap();
+    assert_eq!(again.parameters, rounded);
+    assert_eq!(again.average, rounded);
+    let zeros = Moments::zeros(&Layout::new(&config));
+    assert_eq!((again.step, again.moments), (0, Some(zeros)));
+
+    // The file can stand alone, and any damage to it is found.
+    let weights = hub::Weights::parse(&file, "file").unwrap();
+    assert_eq!(weights.card, card);
+    assert_eq!((&weights.config, &weights.parameters), (&config, &rounded));
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for _ in 0..500 {
+        let mut flipped = file.clone();
+        flipped[random.random_range(0..file.len())] ^= 1 << random.random_range(0..8);
+        // Some bits of the header mean nothing.
+        if let Ok(found) = hub::Weights::parse(&flipped, "file") {
+            assert_eq!(found, weights);
+        }
+        let cut = &file[..random.random_range(0..file.len())];
+        assert!(hub::Weights::parse(cut, "file").is_err());
+    }
+
+    for value in [65520.0, -1e9, f32::INFINITY, f32::NAN] {
+        state.average[2][0] = value;
+        let error = hub::export(folder.path(), &config, &state.average, &card).unwrap_err();
+        let expected = format!("has the value {value}, which half precision can't hold");
+        assert!(error.to_string().contains(&expected), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), file);
+    }
+}
+
+#[test]
+fn other_dtypes_are_read_where_they_are_floats() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let config = tiny();
+    let state = random_state(&config, 1);
+    hub::export(folder.path(), &config, &state.parameters, &card()).unwrap();
+    let layout = Layout::new(&config);
+    let write = |dtype: Dtype, value: &dyn Fn(f32) -> Vec<u8>| {
+        let parameters = layout.parameters.iter().zip(&state.parameters);
+        let bytes: Vec<(_, _, Vec<u8>)> = parameters
+            .map(|(p, values)| {
+                (
+                    &p.name,
+                    &p.shape,
+                    values.iter().flat_map(|&x| value(x)).collect(),
+                )
+            })
+            .collect();
+        let views = bytes.iter().map(|(name, shape, bytes)| {
+            (name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap())
+        });
+        fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    // The upper half of a float is a bfloat.
+    write(Dtype::BF16, &|x| x.to_le_bytes()[2..].to_vec());
+    let again = import(&path, &Unsaid::default()).unwrap();
+    for (read, written) in again
+        .parameters
+        .iter()
+        .flatten()
+        .zip(state.parameters.iter().flatten())
+    {
+        assert_eq!(read.to_bits(), written.to_bits() & 0xffff_0000);
+    }
+    write(Dtype::F64, &|x| f64::from(x).to_le_bytes().to_vec());
+    let error = import(&path, &Unsaid::default()).unwrap_err().to_string();
+    assert!(error.contains("is F64, not F32, F16 or BF16"), "{error}");
 }
 
 #[test]

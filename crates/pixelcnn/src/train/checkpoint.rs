@@ -12,10 +12,12 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use half::{bf16, f16};
 use pixelcnn_core::config::ModelConfig;
 use pixelcnn_core::network::Layout;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -237,15 +239,7 @@ impl TrainState {
         if version != VERSION {
             return Err(CheckpointError::Version { path, version });
         }
-        let invalid = |reason: String| CheckpointError::Config {
-            path: path.clone(),
-            reason,
-        };
-        let config: String = file.scalar("config").map_err(malformed)?;
-        let config: ModelConfig = serde_json::from_str(&config)
-            .map_err(|error| invalid(error.to_string().escape_debug().to_string()))?;
-        config.validate().map_err(|e| invalid(e.to_string()))?;
-
+        let config = file.config()?;
         let layout = Layout::new(&config);
         let parameters = file.take(&layout, PARAMETER)?;
         let average = file.take(&layout, AVERAGE)?;
@@ -341,7 +335,33 @@ impl TrainState {
         for (suffix, values) in arrays {
             name(path, &layout, suffix, values, &mut tensors)?;
         }
-        Encoded::new(path, metadata, tensors)
+        Encoded::new(path, metadata, tensors, Precision::Single)
+    }
+}
+
+/// How exactly the tensors of a file are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Precision {
+    /// As they are: F32.
+    #[default]
+    Single,
+    /// Rounded to F16, half as large.
+    Half,
+}
+
+impl Precision {
+    fn dtype(self) -> Dtype {
+        match self {
+            Precision::Single => Dtype::F32,
+            Precision::Half => Dtype::F16,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Precision::Single => 4,
+            Precision::Half => 2,
+        }
     }
 }
 
@@ -371,7 +391,8 @@ fn name<'a>(
     Ok(())
 }
 
-/// Writes weights alone, for use elsewhere, to the safetensors file at `path`, atomically.
+/// Writes weights alone, for use elsewhere, to the safetensors file at `path`, atomically. Their
+/// model and `description` are among the metadata.
 ///
 /// # Errors
 /// As [`TrainState::write`].
@@ -379,6 +400,8 @@ pub(crate) fn write_weights(
     path: &Path,
     config: &ModelConfig,
     parameters: &[Vec<f32>],
+    precision: Precision,
+    description: String,
 ) -> Result<(), CheckpointError> {
     let mut tensors = Named::new();
     name(
@@ -388,8 +411,13 @@ pub(crate) fn write_weights(
         parameters,
         &mut tensors,
     )?;
-    let metadata = [("format".into(), WEIGHTS_FORMAT.into())].into();
-    let encoded = Encoded::new(path, metadata, tensors)?;
+    let metadata = [
+        ("format", WEIGHTS_FORMAT.into()),
+        ("config", json!(config).to_string()),
+        ("description", description),
+    ]
+    .map(|(key, value)| (key.into(), value));
+    let encoded = Encoded::new(path, metadata.into(), tensors, precision)?;
     atomic::write(path, |w| encoded.write_to(w)).map_err(writing(path))
 }
 
@@ -401,16 +429,32 @@ pub(crate) fn read_weights(
     path: &Path,
     config: &ModelConfig,
 ) -> Result<Vec<Vec<f32>>, CheckpointError> {
-    let mut file = CheckpointFile::open(path, WEIGHTS_FORMAT)?;
-    let parameters = file.take(&Layout::new(config), PARAMETER)?;
-    file.expect_empty()?;
-    Ok(parameters)
+    CheckpointFile::open(path, WEIGHTS_FORMAT)?.weights(config)
+}
+
+/// Model, weights and description of a file in memory that [`write_weights`] has written; `name`
+/// stands for it in errors.
+///
+/// # Errors
+/// Every [`CheckpointError`] that concerns one file.
+pub(crate) fn parse_weights(
+    file: &[u8],
+    name: &str,
+) -> Result<(ModelConfig, Vec<Vec<f32>>, String), CheckpointError> {
+    let file = CheckpointFile::read(file, file.len() as u64, Path::new(name), WEIGHTS_FORMAT)?;
+    let description = file
+        .scalar("description")
+        .map_err(|reason| file.malformed(reason))?;
+    let config = file.config()?;
+    let parameters = file.weights(&config)?;
+    Ok((config, parameters, description))
 }
 
 /// A checkpoint that is ready to be written.
 struct Encoded<'a> {
     header: Vec<u8>,
     tensors: Vec<&'a [f32]>,
+    precision: Precision,
 }
 
 impl<'a> Encoded<'a> {
@@ -418,16 +462,17 @@ impl<'a> Encoded<'a> {
         path: &Path,
         mut metadata: BTreeMap<String, String>,
         tensors: Named<'a>,
+        precision: Precision,
     ) -> Result<Encoded<'a>, CheckpointError> {
         let mut checksum = Checksum::new(&metadata);
         for (name, (shape, values)) in &tensors {
             let mut bytes = Sha256::new();
-            in_bytes(values, |chunk| {
+            in_bytes(values, precision, |chunk| {
                 bytes.update(chunk);
                 Ok(())
             })
             .map_err(writing(path))?;
-            checksum.tensor(name, shape, bytes);
+            checksum.tensor(name, precision.dtype(), shape, bytes);
         }
         metadata.insert("sha256".into(), checksum.finish());
 
@@ -435,10 +480,10 @@ impl<'a> Encoded<'a> {
         header.insert("__metadata__".into(), json!(metadata));
         let mut offset = 0;
         for (name, (shape, values)) in &tensors {
-            let end = offset + 4 * values.len();
+            let end = offset + precision.bytes() * values.len();
             header.insert(
                 name.clone(),
-                json!({"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}),
+                json!({"dtype": precision.dtype(), "shape": shape, "data_offsets": [offset, end]}),
             );
             offset = end;
         }
@@ -448,6 +493,7 @@ impl<'a> Encoded<'a> {
         Ok(Encoded {
             header,
             tensors: tensors.into_values().map(|(_, values)| values).collect(),
+            precision,
         })
     }
 
@@ -455,20 +501,28 @@ impl<'a> Encoded<'a> {
         w.write_all(&(self.header.len() as u64).to_le_bytes())?;
         w.write_all(&self.header)?;
         for values in &self.tensors {
-            in_bytes(values, |chunk| w.write_all(chunk))?;
+            in_bytes(values, self.precision, |chunk| w.write_all(chunk))?;
         }
         Ok(())
     }
 }
 
 /// Hands `values` to `each` as little-endian bytes, a small piece at a time.
-fn in_bytes(values: &[f32], mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+fn in_bytes(
+    values: &[f32],
+    precision: Precision,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut buffer = [0; 1 << 14];
-    for chunk in values.chunks(buffer.len() / 4) {
-        for (bytes, value) in buffer.chunks_exact_mut(4).zip(chunk) {
-            bytes.copy_from_slice(&value.to_le_bytes());
+    let size = precision.bytes();
+    for chunk in values.chunks(buffer.len() / size) {
+        for (bytes, &value) in buffer.chunks_exact_mut(size).zip(chunk) {
+            match precision {
+                Precision::Single => bytes.copy_from_slice(&value.to_le_bytes()),
+                Precision::Half => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+            }
         }
-        each(&buffer[..4 * chunk.len()])?;
+        each(&buffer[..size * chunk.len()])?;
     }
     Ok(())
 }
@@ -488,9 +542,9 @@ impl Checksum {
         checksum
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], bytes: Sha256) {
+    fn tensor(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Sha256) {
         self.text(name);
-        self.text("F32");
+        self.text(&dtype.to_string());
         self.number(shape.len());
         shape.iter().for_each(|&n| self.number(n));
         self.0.update(bytes.finalize());
@@ -586,17 +640,23 @@ impl CheckpointFile {
             let Some(info) = header.info(&name) else {
                 return Err(malformed(format!("tensor `{name}` is missing")));
             };
-            if info.dtype != Dtype::F32 {
-                return Err(malformed(format!("tensor `{name}` is not F32")));
-            }
-            let (values, hash) =
-                read_tensor(&mut file, info.shape.iter().product()).map_err(failed)?;
-            hashes.insert(name.clone(), hash);
+            let count = info.shape.iter().product();
+            let read = match info.dtype {
+                Dtype::F32 => read_tensor(&mut file, count, f32::from_le_bytes),
+                Dtype::F16 => read_tensor(&mut file, count, |b| f16::from_le_bytes(b).to_f32()),
+                Dtype::BF16 => read_tensor(&mut file, count, |b| bf16::from_le_bytes(b).to_f32()),
+                other => {
+                    let reason = format!("tensor `{name}` is {other}, not F32, F16 or BF16");
+                    return Err(malformed(reason));
+                }
+            };
+            let (values, hash) = read.map_err(failed)?;
+            hashes.insert(name.clone(), (info.dtype, hash));
             tensors.insert(name, (info.shape.clone(), values));
         }
         let mut checksum = Checksum::new(&metadata);
-        for (name, hash) in hashes {
-            checksum.tensor(&name, &tensors[&name].0, hash);
+        for (name, (dtype, hash)) in hashes {
+            checksum.tensor(&name, dtype, &tensors[&name].0, hash);
         }
         if expected.is_some_and(|expected| checksum.finish() != expected) {
             return Err(CheckpointError::Altered { path: path.into() });
@@ -606,6 +666,33 @@ impl CheckpointFile {
             metadata,
             tensors,
         })
+    }
+
+    fn malformed(&self, reason: String) -> CheckpointError {
+        CheckpointError::NotACheckpoint {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    /// The model that the metadata tell of.
+    fn config(&self) -> Result<ModelConfig, CheckpointError> {
+        let invalid = |reason: String| CheckpointError::Config {
+            path: self.path.clone(),
+            reason,
+        };
+        let config: String = self.scalar("config").map_err(|r| self.malformed(r))?;
+        let config: ModelConfig = serde_json::from_str(&config)
+            .map_err(|error| invalid(error.to_string().escape_debug().to_string()))?;
+        config.validate().map_err(|e| invalid(e.to_string()))?;
+        Ok(config)
+    }
+
+    /// The parameters of a file that holds nothing else.
+    fn weights(mut self, config: &ModelConfig) -> Result<Vec<Vec<f32>>, CheckpointError> {
+        let parameters = self.take(&Layout::new(config), PARAMETER)?;
+        self.expect_empty()?;
+        Ok(parameters)
     }
 
     /// A number or text of the metadata.
@@ -649,18 +736,22 @@ impl CheckpointFile {
     }
 }
 
-/// Reads `count` values and hashes their bytes.
-fn read_tensor(file: &mut impl Read, count: usize) -> io::Result<(Vec<f32>, Sha256)> {
+/// Reads `count` values of `SIZE` bytes and hashes their bytes.
+fn read_tensor<const SIZE: usize>(
+    file: &mut impl Read,
+    count: usize,
+    value: impl Fn([u8; SIZE]) -> f32,
+) -> io::Result<(Vec<f32>, Sha256)> {
     let mut values = Vec::new();
     values.try_reserve_exact(count).map_err(io::Error::other)?;
     let mut hash = Sha256::new();
     let mut buffer = [0; 1 << 14];
     while values.len() < count {
-        let bytes = &mut buffer[..(4 * (count - values.len())).min(1 << 14)];
+        let bytes = &mut buffer[..(SIZE * (count - values.len())).min(1 << 14)];
         file.read_exact(bytes)?;
         hash.update(&bytes);
         let (words, _) = bytes.as_chunks();
-        values.extend(words.iter().map(|&word| f32::from_le_bytes(word)));
+        values.extend(words.iter().map(|&word| value(word)));
     }
     Ok((values, hash))
 }
@@ -954,7 +1045,7 @@ mod tests {
             bytes.insert(name, (shape, raw));
         }
         for (name, (shape, raw)) in &bytes {
-            checksum.tensor(name, shape, Sha256::new_with_prefix(raw));
+            checksum.tensor(name, Dtype::F32, shape, Sha256::new_with_prefix(raw));
         }
         let mut metadata: HashMap<_, _> = metadata.into_iter().collect();
         metadata.insert("sha256".into(), checksum.finish());

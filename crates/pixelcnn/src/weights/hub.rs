@@ -1,17 +1,23 @@
 //! The layout of model hubs: a folder with `model.safetensors`, `config.json` and the model card
-//! `README.md`. The tensors are one set of weights under the original's names; a checksum is among
-//! the metadata, and is checked where a file has it.
+//! `README.md`. The tensors are one set of weights under the original's names, in single or half
+//! precision. Among the metadata are the model and the card, with which the file can stand alone
+//! ([`Weights`]), and a checksum, which is checked where a file has it.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
+use half::f16;
 use pixelcnn_core::network::Layout;
 use pixelcnn_core::{ModelConfig, Nonlinearity};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Fault, Unsaid, WeightsError, original, write};
-use crate::train::checkpoint::{TrainState, read_weights, write_weights};
+use crate::train::checkpoint::{
+    CheckpointError, Precision, TrainState, parse_weights, read_weights, write_weights,
+};
 
 /// What `model_type` is in `config.json`.
 const MODEL_TYPE: &str = "pixelcnn++";
@@ -20,7 +26,7 @@ const MODEL_TYPE: &str = "pixelcnn++";
 const MAX_CONFIG: u64 = 1 << 16;
 
 /// How good a set of weights is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Mean over the images.
     pub bits_per_dim: f64,
@@ -30,15 +36,31 @@ pub struct Measured {
     pub images: String,
 }
 
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.4}", self.bits_per_dim)?;
+        if let Some(error) = self.standard_error {
+            write!(f, " ± {error:.4}")?;
+        }
+        write!(f, " on {}", self.images)
+    }
+}
+
 /// What a model card says of a set of weights.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// The model's name.
     pub name: String,
     /// Whether they are the Polyak average or the parameters as trained last.
     pub averaged: bool,
+    /// How exactly they are stored.
+    pub precision: Precision,
     /// Optimizer steps taken.
     pub step: u64,
+    /// Images trained on, repeated ones counted again.
+    pub images_seen: u64,
+    /// Seconds of training.
+    pub seconds: f64,
     /// The data that its run is for.
     pub data: String,
     /// How good it is.
@@ -48,21 +70,85 @@ pub struct Card {
 /// Writes weights, their configuration and their card to a folder.
 ///
 /// # Errors
-/// [`WeightsError::Write`], or [`WeightsError::Checkpoint`] where `parameters` are not the model's.
+/// [`WeightsError::Write`], [`WeightsError::Checkpoint`] where `parameters` are not the model's, or
+/// [`WeightsError::BeyondHalf`].
 pub fn export(
     folder: &Path,
     config: &ModelConfig,
     parameters: &[Vec<f32>],
     card: &Card,
 ) -> Result<(), WeightsError> {
+    if card.precision == Precision::Half {
+        rounded_to_half(config, parameters)?;
+    }
     fs::create_dir_all(folder).map_err(WeightsError::write(folder))?;
-    write_weights(&folder.join("model.safetensors"), config, parameters)?;
+    write_weights(
+        &folder.join("model.safetensors"),
+        config,
+        parameters,
+        card.precision,
+        json!(card).to_string(),
+    )?;
     let mut json = json!(config);
     json["model_type"] = MODEL_TYPE.into();
     write(folder, "config.json", |w| writeln!(w, "{json:#}"))?;
     write(folder, "README.md", |w| {
         w.write_all(card.text(config).as_bytes())
     })
+}
+
+/// The parameters that are read again from a file in half precision.
+///
+/// # Errors
+/// [`WeightsError::BeyondHalf`] where one would become infinite, or is not a number.
+pub fn rounded_to_half(
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>, WeightsError> {
+    let layout = Layout::new(config);
+    let named = layout.parameters.iter().zip(parameters);
+    named
+        .map(|(parameter, values)| {
+            let round = |&value: &f32| match f16::from_f32(value) {
+                half if half.is_finite() => Ok(half.to_f32()),
+                _ => Err(WeightsError::BeyondHalf {
+                    tensor: parameter.name.clone(),
+                    value,
+                }),
+            };
+            values.iter().map(round).collect()
+        })
+        .collect()
+}
+
+/// A set of weights that says what it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// The model.
+    pub config: ModelConfig,
+    /// Its parameters, in the order of [`Layout`].
+    pub parameters: Vec<Vec<f32>>,
+    /// How they came about, and how good they are.
+    pub card: Card,
+}
+
+impl Weights {
+    /// Parses a `model.safetensors` of [`export`]; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// Every [`CheckpointError`] that concerns one file.
+    pub fn parse(file: &[u8], name: &str) -> Result<Weights, CheckpointError> {
+        let (config, parameters, card) = parse_weights(file, name)?;
+        let card = serde_json::from_str(&card).map_err(|_| CheckpointError::NotACheckpoint {
+            path: name.into(),
+            reason: "its metadata lack a valid `description`".into(),
+        })?;
+        Ok(Weights {
+            config,
+            parameters,
+            card,
+        })
+    }
 }
 
 impl Card {
@@ -91,13 +177,13 @@ impl Card {
             true => "Polyak average of the parameters",
             false => "parameters as trained last",
         };
+        let precision = match self.precision {
+            Precision::Single => "",
+            Precision::Half => ", in half precision",
+        };
         let measured = match &self.measured {
             None => "not measured".into(),
-            Some(measured) => {
-                let error = measured.standard_error;
-                let error = error.map_or(String::new(), |error| format!(" ± {error:.4}"));
-                format!("{:.4}{error} on {}", measured.bits_per_dim, measured.images)
-            }
+            Some(measured) => measured.to_string(),
         };
         format!(
             "\
@@ -116,8 +202,8 @@ a model of images with an exact likelihood.
 | bits/dim | {measured} |
 | images | {width}x{height}, {channels} channels, 8 bits |
 | data | {data} |
-| steps | {step} |
-| weights | {weights} |
+| steps, images seen, hours of training | {step}, {images_seen}, {hours:.1} |
+| weights | {weights}{precision} |
 | parameters | {parameters} |
 | blocks, filters, mixture components | {nr_resnet}, {nr_filters}, {nr_logistic_mix} |
 | nonlinearity | {nonlinearity} |
@@ -135,6 +221,8 @@ pixelcnn sample run
             name = self.name,
             data = self.data,
             step = self.step,
+            images_seen = self.images_seen,
+            hours = self.seconds / 3600.0,
             parameters = Layout::new(config).size(),
         )
     }

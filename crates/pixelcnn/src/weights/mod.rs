@@ -126,6 +126,16 @@ pub enum WeightsError {
         "the checkpoint has weights alone, without the optimizer's state: export it as safetensors or npz"
     )]
     NoMoments,
+    /// Half precision ends at 65504.
+    #[error(
+        "tensor {tensor:?} has the value {value}, which half precision can't hold: export it in single precision"
+    )]
+    BeyondHalf {
+        /// The first such tensor.
+        tensor: String,
+        /// Its value.
+        value: f32,
+    },
     /// A batch is not a whole number of images for each GPU.
     #[error(
         "{batch_size} images in a batch can't be shared by {nr_gpu} GPUs: choose another --nr-gpu"
