@@ -55,12 +55,13 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  pixelcnn sample                       images drawn from the shipped model, in samples.png
   pixelcnn train                        a small model of CIFAR-10 in a few minutes
   pixelcnn train --data photos --size 32
   pixelcnn eval runs/quick-1            its bits/dim on the test images
   pixelcnn sample runs/quick-1          images drawn from it, in samples.png
-  pixelcnn complete runs/quick-1 horse.png --keep top:16
-  pixelcnn score runs/quick-1 photos    how unusual each picture is, in scores";
+  pixelcnn complete horse.png --keep top:16
+  pixelcnn score photos                 how unusual each picture is, in scores";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -160,6 +160,13 @@ impl ModelSettings {
     }
 }
 
+/// Whether this is the name of a data set, not a path.
+pub fn is_data_set(name: &Path) -> bool {
+    ["cifar10", "imagenet32", "imagenet64"]
+        .map(Path::new)
+        .contains(&name)
+}
+
 /// Which images.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data")]
@@ -208,7 +215,7 @@ impl DataFlags {
 
 /// Makes paths absolute.
 pub fn absolute(data: &mut DataConfig) {
-    let built_in = ["cifar10", "imagenet32", "imagenet64"].contains(&data.data.as_str());
+    let built_in = is_data_set(Path::new(&data.data));
     if let (false, Ok(path)) = (built_in, path::absolute(&data.data))
         && let Some(path) = path.to_str()
     {

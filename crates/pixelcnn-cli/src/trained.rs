@@ -1,106 +1,125 @@
 //! The trained model that a command is given: a run folder, of which the newest checkpoint is
-//! taken, or a checkpoint file.
+//! taken, or a checkpoint file; the shipped model where none is named.
 
 use std::error::Error;
 use std::path::{self, Path, PathBuf};
 
+use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::incremental::Evaluator;
 use pixelcnn::model::Network;
 use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
 use pixelcnn::train::config::RunConfig;
+use pixelcnn::weights::hub;
 
+use crate::settings::is_data_set;
+#[cfg(feature = "pretrained")]
+use crate::terminal::note;
 use crate::terminal::{Result, quoted};
 
-/// A model with what its run folder says about it.
-pub struct Trained {
+/// A trained model.
+pub enum Trained {
+    /// From a checkpoint of a training.
+    Run(Box<Run>),
+    /// The one that is part of this program.
+    #[cfg_attr(not(feature = "pretrained"), allow(dead_code))]
+    Shipped(Box<Shipped>),
+}
+
+/// A checkpoint with what its run folder says about it.
+pub struct Run {
     /// The run's `config.toml`, unless the file lies outside a run folder.
     pub config: Option<RunConfig>,
     /// The run folder: where a checkpoint file lies, two folders up.
-    pub run: PathBuf,
+    pub folder: PathBuf,
     /// The file.
     pub checkpoint: PathBuf,
     /// What is in it.
     pub state: TrainState,
 }
 
+/// The shipped model.
+pub struct Shipped {
+    /// Averaged weights alone, and how they came about.
+    pub weights: hub::Weights,
+    /// What it was trained on.
+    pub data: DataConfig,
+}
+
 impl Trained {
-    /// Opens the model off the front of the files given to `pixelcnn COMMAND`, and gives the rest.
+    /// Opens the model off the front of the files given to `pixelcnn COMMAND`, and gives the rest:
+    /// the shipped model and all of them where the first one is none.
     pub fn open_first<'a>(files: &'a [PathBuf], command: &str) -> Result<(Trained, &'a [PathBuf])> {
-        match split_model(files) {
-            (Some(model), rest) => Ok((Trained::open(model, command)?, rest)),
-            (None, _) => Err(format!(
-                "{}: no such run folder or checkpoint file: name one first: \
-                 `pixelcnn train` makes it",
-                files
-                    .first()
-                    .map_or(Path::new(""), PathBuf::as_path)
-                    .display()
-            )
-            .into()),
+        let (model, rest) = match files {
+            [first, rest @ ..] if is_model(first) => (Some(first.as_path()), rest),
+            // A model's mistyped name is not to be taken for an image's.
+            [first, ..] if !first.exists() && !is_data_set(first) => {
+                return Err(no_such_file(first));
+            }
+            _ => (None, files),
+        };
+        Ok((Trained::open(model, command)?, rest))
+    }
+
+    /// Opens a run folder or a checkpoint file for `pixelcnn COMMAND`, or the shipped model.
+    pub fn open(path: Option<&Path>, command: &str) -> Result<Trained> {
+        match path {
+            Some(path) => Ok(Trained::Run(Run::open(path, command)?.into())),
+            None => shipped(),
         }
     }
 
-    /// Opens a run folder or a checkpoint file for `pixelcnn COMMAND`.
-    pub fn open(path: &Path, command: &str) -> Result<Trained> {
-        let (run, checkpoint, state) = if path.is_dir() {
-            let (state, checkpoint) = checkpoints(path).latest().map_err(|error| {
-                offer(error, path, |whole| {
-                    format!("pixelcnn {command} {}", quoted(whole))
-                })
-            })?;
-            (path.to_owned(), checkpoint, state)
-        } else if path.exists() {
-            let state = TrainState::read(path)?;
-            let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let run = absolute.parent().and_then(Path::parent);
-            (run.unwrap_or(&absolute).to_owned(), path.to_owned(), state)
-        } else {
-            return Err(format!(
-                "{}: no such run folder or checkpoint file: `pixelcnn train` makes one",
-                path.display()
-            )
-            .into());
-        };
-        let config = match run.join("config.toml").exists() {
-            true => Some(RunConfig::read(&run)?),
-            false => None,
-        };
-        Ok(Trained {
-            config,
-            run,
-            checkpoint,
-            state,
-        })
+    /// The model's shape.
+    pub fn model(&self) -> &ModelConfig {
+        match self {
+            Trained::Run(run) => &run.state.config,
+            Trained::Shipped(shipped) => &shipped.weights.config,
+        }
+    }
+
+    /// Optimizer steps taken.
+    pub fn step(&self) -> u64 {
+        match self {
+            Trained::Run(run) => run.state.step,
+            Trained::Shipped(shipped) => shipped.weights.card.step,
+        }
     }
 
     /// The averaged parameters, or the raw ones.
-    pub fn parameters(&self, raw: bool) -> &[Vec<f32>] {
-        match raw {
-            true => &self.state.parameters,
-            false => &self.state.average,
+    pub fn parameters(&self, raw: bool) -> Result<&[Vec<f32>]> {
+        match self {
+            Trained::Run(run) if raw => Ok(&run.state.parameters),
+            Trained::Run(run) => Ok(&run.state.average),
+            Trained::Shipped(_) if raw => {
+                Err("--raw: the shipped model has its averaged weights alone: leave it out".into())
+            }
+            Trained::Shipped(shipped) => Ok(&shipped.weights.parameters),
         }
     }
 
     /// The model with its averaged parameters, or with the raw ones.
-    pub fn network(&self, raw: bool, device: &Device) -> Network<'_> {
-        Network::new(&self.state.config, self.parameters(raw), device)
+    pub fn network(&self, raw: bool, device: &Device) -> Result<Network<'_>> {
+        let parameters = self.parameters(raw)?;
+        Ok(Network::new(self.model(), parameters, device))
     }
 
     /// The same model, to be evaluated pixel by pixel.
     pub fn evaluator(&self, raw: bool) -> Result<Evaluator> {
-        Ok(Evaluator::new(&self.state.config, self.parameters(raw))?)
+        Ok(Evaluator::new(self.model(), self.parameters(raw)?)?)
     }
 
-    /// The data that the run was trained on.
+    /// The data that it was trained on.
     pub fn data(&self) -> Option<&DataConfig> {
-        self.config.as_ref().map(|config| &config.data)
+        match self {
+            Trained::Run(run) => run.config.as_ref().map(|config| &config.data),
+            Trained::Shipped(shipped) => Some(&shipped.data),
+        }
     }
 
     /// A class given by its number or by its name in the run's data.
     pub fn class(&self, class: &str) -> Result<u32> {
-        let nr_classes = self.state.config.nr_classes;
+        let nr_classes = self.model().nr_classes;
         if nr_classes == 0 {
             return Err("--class: the model is not class-conditional: leave it out".into());
         }
@@ -131,18 +150,65 @@ impl Trained {
     }
 }
 
-/// Takes the model off the front of a command's files: a run folder or a checkpoint file, where the
-/// first one is such.
-fn split_model(paths: &[PathBuf]) -> (Option<&Path>, &[PathBuf]) {
-    match paths {
-        [first, rest @ ..]
-            if first.join("checkpoints").is_dir()
-                || first.extension().is_some_and(|ext| ext == "safetensors") =>
-        {
-            (Some(first), rest)
-        }
-        _ => (None, paths),
+impl Run {
+    fn open(path: &Path, command: &str) -> Result<Run> {
+        let (folder, checkpoint, state) = if path.is_dir() {
+            let (state, checkpoint) = checkpoints(path).latest().map_err(|error| {
+                offer(error, path, |whole| {
+                    format!("pixelcnn {command} {}", quoted(whole))
+                })
+            })?;
+            (path.to_owned(), checkpoint, state)
+        } else if path.exists() {
+            let state = TrainState::read(path)?;
+            let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            let run = absolute.parent().and_then(Path::parent);
+            (run.unwrap_or(&absolute).to_owned(), path.to_owned(), state)
+        } else {
+            return Err(no_such_file(path));
+        };
+        let config = match folder.join("config.toml").exists() {
+            true => Some(RunConfig::read(&folder)?),
+            false => None,
+        };
+        Ok(Run {
+            config,
+            folder,
+            checkpoint,
+            state,
+        })
     }
+}
+
+/// Says which model it is, since none was named.
+#[cfg(feature = "pretrained")]
+fn shipped() -> Result<Trained> {
+    note("using the shipped CIFAR-10 model (name a run to use another)");
+    let shipped = Shipped {
+        weights: pixelcnn::pretrained::cifar10()?,
+        data: DataConfig::default(),
+    };
+    Ok(Trained::Shipped(shipped.into()))
+}
+
+#[cfg(not(feature = "pretrained"))]
+fn shipped() -> Result<Trained> {
+    Err("this program was built without a model: name a run: `pixelcnn train` makes one".into())
+}
+
+/// Whether a file is meant as a model: a run folder or a checkpoint file.
+fn is_model(path: &Path) -> bool {
+    path.join("checkpoints").is_dir()
+        || path.join("config.toml").is_file()
+        || path.extension().is_some_and(|ext| ext == "safetensors")
+}
+
+fn no_such_file(path: &Path) -> Box<dyn Error> {
+    format!(
+        "{}: no such file, run folder or checkpoint: `pixelcnn train` makes a run",
+        path.display()
+    )
+    .into()
 }
 
 /// The checkpoints of a run.

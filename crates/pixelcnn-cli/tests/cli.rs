@@ -104,7 +104,6 @@ fn wrong_usage_is_refused() {
     misused("eval run --batch-size 0");
     misused("eval run --limit 0");
     misused("sample run --num 0");
-    misused("info");
     misused("info run --threads 0");
 }
 
@@ -171,7 +170,7 @@ fn what_is_not_a_run_is_refused() {
     for command in ["eval", "sample", "info"] {
         contains(
             &fails(folder.path(), &format!("{command} nowhere")),
-            "no such run folder",
+            "nowhere: no such file, run folder or checkpoint",
         );
     }
     contains(
@@ -450,4 +449,16 @@ fn a_folder_of_pictures_makes_a_class_conditional_model() {
     let whole = fs::read(folder.join("photos/dark/3.png")).unwrap();
     fs::write(folder.join("photos/dark/3.png"), &whole[..whole.len() / 2]).unwrap();
     contains(&error(&train), "3.png");
+}
+
+#[cfg(not(feature = "pretrained"))]
+#[test]
+fn without_the_shipped_model_a_run_is_to_be_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["sample", "eval", "info", "export"] {
+        contains(
+            &fails(folder.path(), command),
+            "built without a model: name a run",
+        );
+    }
 }

@@ -223,11 +223,14 @@ fn what_cannot_be_completed_is_one_line() {
     }
     contains(
         &fails(folder, "complete nowhere a.png --keep top:4"),
-        "no such run folder",
+        "nowhere: no such file, run folder or checkpoint",
+    );
+    contains(
+        &fails(folder, "complete run --keep top:4"),
+        "no image is named",
     );
     for (arguments, part) in [
         ("a.png", "--keep"),
-        ("--keep top:4", "IMAGE"),
         ("a.png --keep top", "top:16"),
         ("a.png --keep top:0", "top:16"),
         ("a.png --keep middle:3", "top:16"),

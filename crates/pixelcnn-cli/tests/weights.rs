@@ -149,6 +149,44 @@ fn what_is_exported_is_imported_again() {
     contains(&raw, "| bits/dim | not measured |");
     contains(&raw, "parameters as trained last");
 
+    // In half precision: next to no worse, and trained on.
+    contains(
+        &succeeds(folder, "export run --half --out half"),
+        "half/model.safetensors (averaged weights in half precision, step 4)",
+    );
+    let half = || fs::read_to_string(folder.join("half/README.md")).unwrap();
+    contains(&half(), "images.npz, before they were rounded |");
+    contains(
+        &half(),
+        "Polyak average of the parameters, in half precision",
+    );
+    contains(&half(), "| 4, 16, 0.0 |");
+    succeeds(folder, "export run --half --measure --out half");
+    let size = |file: &str| fs::metadata(folder.join(file)).unwrap().len();
+    let single = size("run/export/safetensors/model.safetensors");
+    assert!(2 * size("half/model.safetensors") < single + 20_000);
+    succeeds(
+        folder,
+        "import half/model.safetensors --out halved --data images.npz --batch-size 4",
+    );
+    let eval = |run: &str| {
+        let said = succeeds(folder, &format!("eval {run}"));
+        let figure = said
+            .split("  ")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
+        (figure.parse::<f64>().unwrap(), figure)
+    };
+    let (rounded, figure) = eval("halved");
+    contains(&half(), &format!("| bits/dim | {figure} ±"));
+    assert!((rounded - eval("run").0).abs() < 0.001);
+    let resumed = succeeds(folder, "train --resume halved --steps 1 --samples 0");
+    contains(&resumed, "on from step 0");
+
     succeeds(folder, "export run --format npz --raw --out raw");
     let mut npz = npyz::npz::NpzArchive::open(folder.join("raw/weights.npz")).unwrap();
     let array = npz.by_name("model/conv2d_0/V").unwrap().unwrap();
@@ -159,6 +197,10 @@ fn what_is_exported_is_imported_again() {
     contains(
         &fails(folder, "export run --format npz --measure"),
         "model card",
+    );
+    contains(
+        &fails(folder, "export run --format npz --half"),
+        "--half: only safetensors has half precision",
     );
     fs::copy(
         folder.join("run/checkpoints/step-00000004.safetensors"),

@@ -34,6 +34,8 @@
 //! ```
 //!
 //! A program that trains calls [`train::train`] and is told of everything as [`train::Event`]s.
+//! A trained model comes with the library: `pretrained::cifar10`, under the cargo feature
+//! `pretrained`, which is on by default.
 
 mod atomic;
 pub mod complete;
@@ -43,6 +45,8 @@ pub mod evaluate;
 pub mod model;
 pub mod ops;
 pub mod picture;
+#[cfg(feature = "pretrained")]
+pub mod pretrained;
 mod random;
 pub mod sample;
 pub mod score;

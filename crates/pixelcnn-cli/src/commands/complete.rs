@@ -27,10 +27,10 @@ const MISSING: u8 = 127;
 /// The grid has a row for each image: the image, what is kept of it, and its variants.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-#[command(override_usage = "pixelcnn complete [OPTIONS] <RUN|FILE> <IMAGE>...")]
+#[command(override_usage = "pixelcnn complete [OPTIONS] [RUN|FILE] <IMAGE>...")]
 pub struct Complete {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file; then PNG or JPEG
-    /// files of the model's size
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]; then PNG or JPEG files of the model's size
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
@@ -55,8 +55,8 @@ pub struct Complete {
 
 const EXAMPLES: &str = "\
 Examples:
-  pixelcnn complete runs/quick-1 horse.png --keep top:16
-      four ways to go on below the upper half, in completed.png
+  pixelcnn complete horse.png --keep top:16
+      four ways of the shipped model to go on below the upper half, in completed.png
   pixelcnn complete runs/quick-1 a.png b.png --mask hole.png --variants 8 --scale 4
       the white part of hole.png filled in in both, enlarged
   pixelcnn complete runs/classes horse.png --keep top:8 --class frog --singles completed
@@ -110,7 +110,10 @@ impl Complete {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
         let (trained, images) = Trained::open_first(&self.files, "complete")?;
-        let model = &trained.state.config;
+        let model = trained.model();
+        if images.is_empty() {
+            return Err("no image is named: name the PNG or JPEG files to complete".into());
+        }
         let known = self.known(model)?;
         let mut originals = Vec::new();
         for path in images {
@@ -175,7 +178,7 @@ impl Complete {
         say(format_args!(
             "{n} images completed {variants} times in {} {}",
             self.output.display(),
-            self.drawing.summary(trained.state.step, speed)
+            self.drawing.summary(trained.step(), speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -26,9 +26,10 @@ use crate::trained::Trained;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Eval {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]
     #[arg(value_name = "RUN|FILE")]
-    run: PathBuf,
+    run: Option<PathBuf>,
     /// Which images of the data
     #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = split())]
     split: Split,
@@ -51,9 +52,11 @@ pub struct Eval {
 }
 
 const EXAMPLES: &str = "\
-The data flags stand for the run's own data where they are left out.
+The data are the run's own where the data flags leave them out, CIFAR-10 for the shipped model.
 
 Examples:
+  pixelcnn eval
+      bits/dim of the shipped model on all test images of CIFAR-10
   pixelcnn eval runs/quick-1
       bits/dim on all test images
   pixelcnn eval runs/quick-1 --split train --limit 1000
@@ -82,14 +85,14 @@ impl Eval {
     /// Runs the command.
     pub fn run(self, device: &str) -> Result<ExitCode> {
         let device = device::parse(device)?;
-        let trained = Trained::open(&self.run, "eval")?;
+        let trained = Trained::open(self.run.as_deref(), "eval")?;
         let mut data = trained.data().cloned().unwrap_or_default();
         self.data.apply(&mut data);
         let data = Dataset::open(&data, self.split, &Opening::new())?;
-        expect_images(&trained.state.config, &data)?;
+        expect_images(trained.model(), &data)?;
 
         catch_interrupts("leaving after this batch")?;
-        let network = trained.network(self.raw, &device);
+        let network = trained.network(self.raw, &device)?;
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
@@ -109,7 +112,7 @@ impl Eval {
             figures.mean(),
             figures.standard_error(),
             if self.raw { "raw" } else { "averaged" },
-            trained.state.step
+            trained.step()
         ))?;
         Ok(ExitCode::SUCCESS)
     }

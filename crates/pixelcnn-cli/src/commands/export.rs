@@ -8,15 +8,17 @@ use clap::{Args, ValueEnum};
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
+use pixelcnn::model::Network;
+use pixelcnn::train::checkpoint::Precision;
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::metrics::Record;
 use pixelcnn::weights::hub::{Card, Measured};
-use pixelcnn::weights::{hub, npz, original, tensorflow};
+use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
 use super::eval::measure;
 use crate::settings::DataFlags;
 use crate::terminal::{Opening, Result, catch_interrupts, left_off, say};
-use crate::trained::Trained;
+use crate::trained::{Run, Trained};
 
 /// Write a model's weights for use elsewhere.
 ///
@@ -26,9 +28,10 @@ use crate::trained::Trained;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Export {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]
     #[arg(value_name = "RUN|FILE")]
-    run: PathBuf,
+    run: Option<PathBuf>,
     /// What to write
     #[arg(long, value_name = "FORMAT", default_value = "safetensors")]
     format: Format,
@@ -38,6 +41,9 @@ pub struct Export {
     /// The parameters as trained last, not their Polyak average
     #[arg(long)]
     raw: bool,
+    /// Half precision: half the size of safetensors, and next to no worse
+    #[arg(long)]
+    half: bool,
     /// Measure the bits/dim on all test images for the model card of safetensors [default: what
     /// training measured, where it did]
     #[arg(long)]
@@ -59,6 +65,8 @@ Examples:
       model.safetensors, config.json and a model card (README.md), as model hubs have them
   pixelcnn export runs/quick-1/checkpoints/best.safetensors --measure --out best
       the best checkpoint, with its bits/dim on the test images in the card
+  pixelcnn export runs/quick-1 --half --measure
+      in half precision, with the bits/dim of the rounded weights
   pixelcnn export runs/quick-1 --format npz
       weights.npz for NumPy
   pixelcnn export runs/quick-1 --format tensorflow --out save
@@ -85,71 +93,92 @@ impl Export {
                     .into(),
             );
         }
-        if self.measure && self.format != Format::Safetensors {
-            return Err("--measure: only safetensors has a model card: leave it out".into());
+        if self.format != Format::Safetensors {
+            for (given, flag, why) in [
+                (self.measure, "--measure", "has a model card"),
+                (self.half, "--half", "has half precision"),
+            ] {
+                if given {
+                    return Err(format!("{flag}: only safetensors {why}: leave it out").into());
+                }
+            }
         }
-        let trained = Trained::open(&self.run, "export")?;
+        let trained = Trained::open(self.run.as_deref(), "export")?;
         let format = match self.format {
             Format::Safetensors => "safetensors",
             Format::Npz => "npz",
             Format::Tensorflow => "tensorflow",
         };
-        let folder = match (&self.out, &trained.config) {
+        let folder = match (&self.out, &trained) {
             (Some(folder), _) => folder.clone(),
-            (None, Some(_)) => trained.run.join("export").join(format),
-            (None, None) => {
+            (None, Trained::Run(run)) if run.config.is_some() => {
+                run.folder.join("export").join(format)
+            }
+            (None, Trained::Run(run)) => {
                 return Err(format!(
                     "{}: not in a run folder: say where to write with --out",
-                    self.run.display()
+                    run.checkpoint.display()
                 )
                 .into());
             }
+            (None, Trained::Shipped(_)) => {
+                return Err(
+                    "the shipped model has no run folder: say where to write with --out".into(),
+                );
+            }
         };
-        let state = &trained.state;
-        let parameters = trained.parameters(self.raw);
+        let model = trained.model();
+        let parameters = trained.parameters(self.raw)?;
         let data = trained.data().cloned().unwrap_or_default();
         let file = match self.format {
             Format::Safetensors => {
-                let measured = match self.measure {
-                    true => {
-                        let mut data = data.clone();
-                        self.data.apply(&mut data);
-                        let images = Dataset::open(&data, Split::Test, &Opening::new())?;
-                        expect_images(&state.config, &images)?;
-                        catch_interrupts("leaving after this batch")?;
-                        let network = trained.network(self.raw, &device);
-                        let Some(figures) = measure(&network, &images, images.len(), 16)? else {
-                            return Ok(left_off());
-                        };
-                        Some(Measured {
-                            bits_per_dim: figures.mean(),
-                            standard_error: Some(figures.standard_error()),
-                            images: format!("{} test images of {}", images.len(), name(&data)),
-                        })
-                    }
-                    false => measured(&trained).filter(|_| !self.raw),
+                let precision = match self.half {
+                    true => Precision::Half,
+                    false => Precision::Single,
                 };
-                let run = trained.run.file_name().unwrap_or_default();
-                let card = Card {
-                    name: format!("PixelCNN++ {}", run.to_string_lossy())
-                        .trim_end()
-                        .into(),
-                    averaged: !self.raw,
-                    step: state.step,
-                    data: trained.data().map_or_else(|| "unknown".into(), name),
-                    measured,
+                let mut card = match &trained {
+                    Trained::Run(run) => card(run, self.raw, precision),
+                    Trained::Shipped(shipped) => shipped.weights.card.clone(),
                 };
-                hub::export(&folder, &state.config, parameters, &card)?;
+                card.precision = precision;
+                if self.measure {
+                    let mut data = data.clone();
+                    self.data.apply(&mut data);
+                    let images = Dataset::open(&data, Split::Test, &Opening::new())?;
+                    expect_images(model, &images)?;
+                    catch_interrupts("leaving after this batch")?;
+                    let rounded;
+                    let written = match self.half {
+                        true => {
+                            rounded = hub::rounded_to_half(model, parameters)?;
+                            &rounded
+                        }
+                        false => parameters,
+                    };
+                    let network = Network::new(model, written, &device);
+                    let Some(figures) = measure(&network, &images, images.len(), 16)? else {
+                        return Ok(left_off());
+                    };
+                    card.measured = Some(Measured {
+                        bits_per_dim: figures.mean(),
+                        standard_error: Some(figures.standard_error()),
+                        images: format!("{} test images of {}", images.len(), name(&data)),
+                    });
+                }
+                hub::export(&folder, model, parameters, &card)?;
                 "model.safetensors"
             }
             Format::Npz => {
-                npz::export(&folder, "weights.npz", &state.config, parameters)?;
+                npz::export(&folder, "weights.npz", model, parameters)?;
                 "weights.npz"
             }
             Format::Tensorflow => {
-                let train = trained.config.as_ref().map(|config| &config.train);
+                let Trained::Run(run) = &trained else {
+                    return Err(WeightsError::NoMoments.into());
+                };
+                let train = run.config.as_ref().map(|config| &config.train);
                 let batch_size = train.unwrap_or(&TrainConfig::default()).batch_size;
-                let variables = original::variables(state, batch_size, self.nr_gpu.into())?;
+                let variables = original::variables(&run.state, batch_size, self.nr_gpu.into())?;
                 // As the original calls them, which knows two data sets.
                 let name = match data.data.starts_with("imagenet") {
                     true => "params_imagenet.ckpt",
@@ -164,10 +193,14 @@ impl Export {
             (_, true) => "raw weights",
             (_, false) => "averaged weights",
         };
+        let weights = match self.half {
+            true => format!("{weights} in half precision"),
+            false => weights.into(),
+        };
         say(format_args!(
             "{} ({weights}, step {})",
             folder.join(file).display(),
-            state.step
+            trained.step()
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -179,14 +212,37 @@ fn name(data: &DataConfig) -> String {
     name.to_string_lossy().into_owned()
 }
 
+/// The card of a run's weights, with what training measured.
+fn card(run: &Run, raw: bool, precision: Precision) -> Card {
+    let state = &run.state;
+    let data = run.config.as_ref().map(|config| &config.data);
+    let mut measured = measured(run, data).filter(|_| !raw);
+    if let (Precision::Half, Some(measured)) = (precision, &mut measured) {
+        measured.images += ", before they were rounded";
+    }
+    let folder = run.folder.file_name().unwrap_or_default();
+    Card {
+        name: format!("PixelCNN++ {}", folder.to_string_lossy())
+            .trim_end()
+            .into(),
+        averaged: !raw,
+        precision,
+        step: state.step,
+        images_seen: state.images_seen,
+        seconds: state.seconds,
+        data: data.map_or_else(|| "unknown".into(), name),
+        measured,
+    }
+}
+
 /// What training measured after the very step that was saved, with the averaged weights.
-fn measured(trained: &Trained) -> Option<Measured> {
-    let (evaluated, bits_per_dim) = trained.state.last_evaluation?;
-    if evaluated != trained.state.step {
+fn measured(run: &Run, data: Option<&DataConfig>) -> Option<Measured> {
+    let (evaluated, bits_per_dim) = run.state.last_evaluation?;
+    if evaluated != run.state.step {
         return None;
     }
     // The state has no standard error; the metrics beside it do.
-    let metrics = fs::read_to_string(trained.run.join("metrics.jsonl")).unwrap_or_default();
+    let metrics = fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
     let records = metrics.lines();
     let mut records = records.filter_map(|line| serde_json::from_str(line).ok());
     let standard_error = records.find_map(|record| match record {
@@ -198,7 +254,7 @@ fn measured(trained: &Trained) -> Option<Measured> {
         } if (step, test_bits_per_dim) == (evaluated, bits_per_dim) => Some(standard_error),
         _ => None,
     });
-    let images = match trained.data() {
+    let images = match data {
         Some(data) => format!("all test images of {}", name(data)),
         None => "all test images".into(),
     };

@@ -7,17 +7,20 @@ use clap::Args;
 use pixelcnn::ModelConfig;
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::TrainState;
+use pixelcnn::weights::hub::Weights;
 
 use crate::settings::{Settings, preset_name};
 use crate::terminal::{Result, duration, grouped, say};
-use crate::trained::{Trained, checkpoints};
+use crate::trained::{Run, Trained, checkpoints};
 
-/// Show what a run, a checkpoint or a preset is: its settings, size, cost and progress.
+/// Show what a run, a checkpoint, the shipped model or a preset is: its settings, size, cost and
+/// progress.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Info {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
-    #[arg(value_name = "RUN|FILE", required_unless_present = "preset")]
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]
+    #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
     /// Show what a preset would be on CIFAR-10 instead
     #[arg(long, value_name = "NAME", value_parser = preset_name(), conflicts_with = "run")]
@@ -26,6 +29,8 @@ pub struct Info {
 
 const EXAMPLES: &str = "\
 Examples:
+  pixelcnn info
+      the shipped model
   pixelcnn info runs/quick-1
   pixelcnn info runs/quick-1/checkpoints/best.safetensors
   pixelcnn info --preset cifar10
@@ -39,29 +44,49 @@ impl Info {
             say(format_args!("preset {name}, on CIFAR-10\n"))?;
             show_model(&settings.model([32, 32, 3, 10]))?;
             show_settings("data", &settings.data)?;
-            show_settings("train", &settings.train)?;
+            return show_settings("train", &settings.train).map(|()| ExitCode::SUCCESS);
         }
-        if let Some(path) = &self.run {
-            let trained = Trained::open(path, "info")?;
-            say(format_args!("{}\n", trained.checkpoint.display()))?;
-            show_model(&trained.state.config)?;
-            if let Some(config) = &trained.config {
-                show_settings("data", &config.data)?;
-                show_settings("train", &config.train)?;
-            }
-            show_state(&trained.state)?;
-            let checkpoints = checkpoints(&trained.run);
-            let mut found = checkpoints.list()?;
-            found.extend(Some(checkpoints.best()).filter(|best| best.exists()));
-            if !found.is_empty() {
-                say("checkpoints, newest first")?;
-            }
-            for path in found {
-                say(format_args!("  {}", path.display()))?;
-            }
+        match Trained::open(self.run.as_deref(), "info")? {
+            Trained::Run(run) => show_run(&run)?,
+            Trained::Shipped(shipped) => show_weights(&shipped.weights)?,
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn show_run(run: &Run) -> Result {
+    say(format_args!("{}\n", run.checkpoint.display()))?;
+    show_model(&run.state.config)?;
+    if let Some(config) = &run.config {
+        show_settings("data", &config.data)?;
+        show_settings("train", &config.train)?;
+    }
+    show_state(&run.state)?;
+    let checkpoints = checkpoints(&run.folder);
+    let mut found = checkpoints.list()?;
+    found.extend(Some(checkpoints.best()).filter(|best| best.exists()));
+    if !found.is_empty() {
+        say("checkpoints, newest first")?;
+    }
+    for path in found {
+        say(format_args!("  {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn show_weights(weights: &Weights) -> Result {
+    let card = &weights.card;
+    say(format_args!("{}\n", card.name))?;
+    show_model(&weights.config)?;
+    say("training")?;
+    line("data", &card.data)?;
+    line("step", grouped(card.step))?;
+    line("images seen", grouped(card.images_seen))?;
+    line("time", duration(card.seconds.round()))?;
+    if let Some(measured) = &card.measured {
+        line("bits/dim", measured)?;
+    }
+    Ok(())
 }
 
 fn show_model(model: &ModelConfig) -> Result {

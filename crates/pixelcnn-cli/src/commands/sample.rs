@@ -29,9 +29,10 @@ const BLANK: u8 = 127;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Sample {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]
     #[arg(value_name = "RUN|FILE")]
-    run: PathBuf,
+    run: Option<PathBuf>,
     /// Images to draw
     #[arg(long, value_name = "N", default_value = "16", alias = "num-samples")]
     #[arg(value_parser = value_parser!(u32).range(1..=10_000))]
@@ -55,8 +56,10 @@ pub struct Sample {
 
 const EXAMPLES: &str = "\
 Examples:
+  pixelcnn sample
+      16 images of the shipped model in samples.png
   pixelcnn sample runs/quick-1
-      16 images in samples.png
+      of one that you trained
   pixelcnn sample runs/quick-1 --num 64 --temperature 0.9 --seed 7 --scale 4
       more, of likelier images, enlarged
   pixelcnn sample runs/quick-1 --scale 4 --animate appearing.png
@@ -76,8 +79,8 @@ fn npz(path: &str) -> std::result::Result<PathBuf, String> {
 impl Sample {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let trained = Trained::open(&self.run, "sample")?;
-        let model = &trained.state.config;
+        let trained = Trained::open(self.run.as_deref(), "sample")?;
+        let model = trained.model();
         let (labels, columns) = self.labels(&trained)?;
         let n = labels.len();
         let shape = [n, model.height, model.width, model.channels];
@@ -123,7 +126,7 @@ impl Sample {
         say(format_args!(
             "{n} images in {} {}",
             self.output.display(),
-            self.drawing.summary(trained.state.step, speed)
+            self.drawing.summary(trained.step(), speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -132,7 +135,7 @@ impl Sample {
     fn labels(&self, trained: &Trained) -> Result<(Vec<u32>, usize)> {
         let num = self.num as usize;
         let square = num.isqrt() + usize::from(num.isqrt().pow(2) < num);
-        let classes = trained.state.config.nr_classes.min(num);
+        let classes = trained.model().nr_classes.min(num);
         Ok(match &self.class {
             Some(class) => (vec![trained.class(class)?; num], square),
             None if classes == 0 => (vec![0; num], square),

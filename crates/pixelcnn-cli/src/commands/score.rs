@@ -34,11 +34,11 @@ const NAMED: usize = 5;
 /// the corrected ones; histogram.png and corrected.png show how the first and the last are spread.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-#[command(override_usage = "pixelcnn score [OPTIONS] <RUN|FILE> <DATA>")]
+#[command(override_usage = "pixelcnn score [OPTIONS] [RUN|FILE] <DATA>")]
 pub struct Score {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file; then the images:
-    /// cifar10, imagenet32, imagenet64, or the path of a folder or .tar of PNG and JPEG files, or
-    /// of a .npy or .npz file
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]; then the images: cifar10, imagenet32, imagenet64, or the path of a folder or
+    /// .tar of PNG and JPEG files, or of a .npy or .npz file
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// Other images, given as DATA is: tells how well the scores find them among those of DATA, and
@@ -107,7 +107,7 @@ impl Score {
             )
             .into());
         };
-        let model = &trained.state.config;
+        let model = trained.model();
         let mut sets = Vec::new();
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
             let (name, data) = self.open(data, &trained)?;
@@ -128,7 +128,7 @@ impl Score {
                 self.output.display()
             )
         })?;
-        let network = trained.network(self.raw, &device);
+        let network = trained.network(self.raw, &device)?;
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let Some(scores) = self.measure(&network, &data, count)? else {
@@ -192,7 +192,7 @@ impl Score {
             "in {}{} ({weights} weights, step {})",
             self.output.display(),
             scale.unwrap_or_default(),
-            trained.state.step
+            trained.step()
         ))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,0 +1,133 @@
+//! The shipped model, where a command is given none.
+#![cfg(feature = "pretrained")]
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+
+use program::{contains, fails, pixelcnn, succeeds, text};
+
+/// 256 images of CIFAR-10 to train on, 64 to test on.
+const DATA: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../pixelcnn/tests/data/cifar10-sample.npz"
+);
+const NOTE: &str = "using the shipped CIFAR-10 model (name a run to use another)\n";
+
+/// Standard output of a run that succeeds with the shipped model, and says so.
+fn ships(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {errors}");
+    assert_eq!(errors.matches(NOTE).count(), 1, "{errors}");
+    text(&output.stdout)
+}
+
+/// The error of a run that fails with the shipped model, which it names first.
+fn fails_with_it(folder: &Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments}");
+    let errors = text(&output.stderr);
+    let error = errors
+        .strip_prefix(NOTE)
+        .unwrap_or_else(|| panic!("{errors}"));
+    assert_eq!(error.lines().count(), 1, "{errors}");
+    error.to_owned()
+}
+
+#[test]
+fn images_are_drawn_and_completed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    contains(
+        &ships(folder, "sample --num 2 --singles out"),
+        "2 images in samples.png",
+    );
+    let [first, second] =
+        ["out/0000.png", "out/0001.png"].map(|name| image::open(folder.join(name)).unwrap());
+    assert_eq!((first.width(), first.height()), (32, 32));
+    assert_ne!(first, second);
+
+    // The picture is no model, and the first one of the files.
+    let completed = ships(
+        folder,
+        "complete out/0000.png --keep top:30 --variants 1 --singles done",
+    );
+    contains(&completed, "1 images completed 1 times");
+    let done = image::open(folder.join("done/0000.png")).unwrap();
+    assert_eq!(done.crop_imm(0, 0, 32, 30), first.crop_imm(0, 0, 32, 30));
+}
+
+#[test]
+fn it_is_measured_explained_and_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let measured = ships(folder, &format!("eval --data {DATA}"));
+    let figure = measured.strip_prefix("test: 64 images  ").unwrap();
+    let bits: f64 = figure.split(' ').next().unwrap().parse().unwrap();
+    assert!((2.0..4.5).contains(&bits), "{bits} bits/dim");
+
+    let info = ships(folder, "info");
+    contains(&info, "  nr_filters ");
+    contains(&info, "  images seen ");
+
+    // What it says of itself goes with it, and it is the same model.
+    ships(folder, "export --half --out exported");
+    let card = fs::read_to_string(folder.join("exported/README.md")).unwrap();
+    contains(&card, "| data | cifar10 |");
+    succeeds(
+        folder,
+        &format!("import exported/model.safetensors --out run --data {DATA}"),
+    );
+    let again = succeeds(folder, "eval run");
+    let (figures, _) = figure.split_once(" (").unwrap();
+    contains(&again, figures);
+}
+
+#[test]
+fn what_it_cannot_do_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    image::RgbImage::new(16, 8)
+        .save(folder.join("wide.png"))
+        .unwrap();
+    fs::create_dir_all(folder.join("run/checkpoints")).unwrap();
+    for (arguments, part) in [
+        (
+            "sample --raw",
+            "--raw: the shipped model has its averaged weights alone",
+        ),
+        ("eval --raw --data wide", "wide"),
+        ("sample --class horse", "not class-conditional"),
+        (
+            "export",
+            "the shipped model has no run folder: say where to write with --out",
+        ),
+        (
+            "export --format tensorflow --out x",
+            "without the optimizer's state",
+        ),
+        ("complete wide.png --keep top:4", "the model takes 32x32"),
+    ] {
+        contains(&fails_with_it(folder, arguments), part);
+    }
+    // A model that was meant is not passed over.
+    for (arguments, part) in [
+        (
+            "complete rnu wide.png --keep top:4",
+            "rnu: no such file, run folder",
+        ),
+        (
+            "complete none.safetensors wide.png --keep top:4",
+            "none.safetensors: no such file",
+        ),
+        (
+            "complete run wide.png --keep top:4",
+            "no checkpoint in `run/checkpoints`",
+        ),
+        ("sample rnu", "rnu: no such file, run folder"),
+    ] {
+        contains(&fails(folder, arguments), part);
+    }
+}
