@@ -17,11 +17,14 @@ const HEIGHT: u32 = 600;
 const FONT: &[u8] = include_bytes!("../fonts/DejaVuSans.ttf");
 
 /// Colours that the colour-blind tell apart (Okabe and Ito, 2008); more series begin again.
-const COLOURS: [RGBColor; 4] = [
+const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
 ];
 
 /// Up to so many points of a line get a mark each.
@@ -53,7 +56,6 @@ pub struct Series {
 #[derive(Debug, Clone)]
 pub enum Shape {
     /// Points (x, y) joined by a line.
-    #[allow(dead_code)] // For training curves.
     Line(Vec<(f64, f64)>),
     /// Bars that stand on 0, side by side: bar i reaches from edge i to edge i + 1.
     Bars {

@@ -15,7 +15,7 @@ mod settings;
 mod terminal;
 mod trained;
 
-use commands::{complete, completions, eval, export, import, info, sample, score, train};
+use commands::{complete, completions, eval, export, import, info, plot, sample, score, train};
 use terminal::{Result, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -71,6 +71,7 @@ enum Command {
     Complete(complete::Complete),
     Score(score::Score),
     Info(info::Info),
+    Plot(plot::Plot),
     Import(import::Import),
     Export(export::Export),
     Completions(completions::Completions),
@@ -120,6 +121,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Complete(complete) => complete.run(),
         Command::Score(score) => score.run(&cli.device),
         Command::Info(info) => info.run(),
+        Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),
         Command::Completions(completions) => completions.run(),

@@ -1,6 +1,5 @@
 //! `pixelcnn export`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +10,7 @@ use pixelcnn::evaluate::expect_images;
 use pixelcnn::model::Network;
 use pixelcnn::train::checkpoint::Precision;
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::metrics::Record;
+use pixelcnn::train::metrics::{self, Record};
 use pixelcnn::weights::hub::{Card, Measured};
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
@@ -242,10 +241,8 @@ fn measured(run: &Run, data: Option<&DataConfig>) -> Option<Measured> {
         return None;
     }
     // The state has no standard error; the metrics beside it do.
-    let metrics = fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
-    let records = metrics.lines();
-    let mut records = records.filter_map(|line| serde_json::from_str(line).ok());
-    let standard_error = records.find_map(|record| match record {
+    let records = metrics::read(&run.folder).unwrap_or_default();
+    let standard_error = records.into_iter().find_map(|record| match record {
         Record::Test {
             step,
             test_bits_per_dim,

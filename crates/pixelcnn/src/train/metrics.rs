@@ -45,7 +45,7 @@ pub enum Record {
     },
 }
 
-/// Why metrics can't be written.
+/// Why metrics can't be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The file system refuses.
@@ -56,9 +56,33 @@ pub enum MetricsError {
         /// Its reason.
         source: io::Error,
     },
+    /// The file system refuses to read.
+    #[error("cannot read `{path}`: {source}: name the folder of a run")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
     /// A picture can't be encoded.
     #[error(transparent)]
     Picture(#[from] PictureError),
+}
+
+/// What a run has recorded so far, in the order of its steps. A line that is just being written is
+/// left out.
+///
+/// # Errors
+/// [`MetricsError::Read`].
+pub fn read(run_folder: &Path) -> Result<Vec<Record>, MetricsError> {
+    let path = run_folder.join("metrics.jsonl");
+    match fs::read(&path) {
+        Ok(lines) => Ok(lines
+            .split(|&byte| byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()),
+        Err(source) => Err(MetricsError::Read { path, source }),
+    }
 }
 
 /// The metrics of one run: `metrics.jsonl` and `events.out.tfevents.*` in its folder.
@@ -255,6 +279,7 @@ mod tests {
         }
         // Killed while it wrote the next line.
         metrics.lines.write_all(br#"{"step":1,"epo"#).unwrap();
+        assert_eq!(read(&run).unwrap(), [train(1), train(2), test(2), train(3)]);
         drop(metrics);
 
         // Killed between the evaluation's record and the checkpoint that knows of it.
