@@ -216,7 +216,7 @@ fn what_cannot_be_scored_is_one_line() {
         ("run photos --against wide", "wide train: 1 images 16x8x3"),
         ("run photos --size 8", "images 8x8x3"),
         ("run photos -o file", "cannot make the folder `file`"),
-        ("nowhere photos", "nowhere: no such run folder"),
+        ("nowhere photos", "nowhere: no such file"),
     ] {
         contains(&fails(folder, &format!("score {arguments}")), part);
         assert!(!folder.join("scores").exists(), "{arguments}");
