@@ -3,6 +3,7 @@
 //!
 //! The crate `pixelcnn` re-exports all of it and adds data, training and devices.
 
+pub mod codec;
 pub mod config;
 pub mod incremental;
 pub mod kernels;

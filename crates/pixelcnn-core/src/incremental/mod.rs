@@ -15,7 +15,7 @@
 mod program;
 mod team;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tile;
 mod weights;
 

@@ -195,7 +195,7 @@ impl Pass for Plain<'_> {
 }
 
 /// Small models of every kind; with filters on both sides of a panel's width.
-fn configs() -> Vec<ModelConfig> {
+pub(crate) fn configs() -> Vec<ModelConfig> {
     let base = ModelConfig {
         height: 8,
         width: 12,
@@ -247,7 +247,7 @@ fn configs() -> Vec<ModelConfig> {
     ]
 }
 
-fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
+pub(crate) fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
     let layout = Layout::new(config).parameters;
     let mut value = |scale: f32| scale * (random.next_u32() as i32) as f32 / 2f32.powi(31);
     let drawn = layout.iter().map(|parameter| {
@@ -261,13 +261,13 @@ fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
     drawn.collect()
 }
 
-struct Images {
-    levels: Vec<u8>,
-    labels: Vec<u32>,
+pub(crate) struct Images {
+    pub levels: Vec<u8>,
+    pub labels: Vec<u32>,
 }
 
 impl Images {
-    fn random(config: &ModelConfig, n: usize, random: &mut ChaCha8Rng) -> Images {
+    pub fn random(config: &ModelConfig, n: usize, random: &mut ChaCha8Rng) -> Images {
         let classes = config.nr_classes.max(1) as u32;
         Images {
             levels: (0..n * config.dims())

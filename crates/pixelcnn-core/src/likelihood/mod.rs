@@ -10,6 +10,7 @@ mod channel;
 pub mod reference;
 
 pub use channel::ChannelMixture;
+pub(crate) use channel::padded;
 
 use crate::config::ModelConfig;
 use crate::kernels::math::{exp, ln, tanh};
@@ -208,8 +209,8 @@ fn per_image(pixels_per_image: usize, nats: &[f32]) -> Vec<f64> {
 /// Pixels that one task computes.
 const CHUNK: usize = 256;
 
-/// Pixels that are computed together.
-const LANES: usize = 16;
+/// Pixels that are computed together, or components of one pixel.
+pub(crate) const LANES: usize = 16;
 
 /// One value of each of [`LANES`] pixels.
 type Lanes = [f32; LANES];
