@@ -39,6 +39,7 @@
 
 mod atomic;
 pub mod complete;
+pub mod compress;
 pub mod data;
 pub mod device;
 pub mod evaluate;
@@ -54,5 +55,6 @@ pub mod train;
 pub mod weights;
 
 pub use pixelcnn_core::{
-    ConfigError, ModelConfig, Nonlinearity, config, incremental, kernels, likelihood, network,
+    ConfigError, ModelConfig, Nonlinearity, codec, config, incremental, kernels, likelihood,
+    network,
 };

@@ -16,7 +16,7 @@ const MARGIN: f32 = 1e-5;
 /// Images that are drawn side by side: enough that more would not be faster.
 const SIDE_BY_SIDE: usize = 64;
 /// Memory that they take together, unless one alone takes more.
-const MAX_BYTES: usize = 1 << 30;
+pub(crate) const MAX_BYTES: usize = 1 << 30;
 
 /// What is drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,7 +145,7 @@ impl Rows {
 
 /// One thread where a layer of a pixel is so little work that threads would mostly wait for each
 /// other, and on a busy machine for their turn; else as many as rayon has.
-fn useful_threads(evaluator: &Evaluator, images: usize) -> usize {
+pub(crate) fn useful_threads(evaluator: &Evaluator, images: usize) -> usize {
     const MULTIPLY_ADDS: usize = 1 << 15;
     let layers = evaluator.weights_of([1, 1]).map(<[f32]>::len);
     let layers = layers.filter(|weights| *weights > 0);
