@@ -135,7 +135,7 @@ pub fn write(path: &Path, model: &ModelConfig, groups: &[Group], top: f32) -> Re
     // The scale, at the right of the first title.
     let [long, high] = SCALE;
     let end = format!("{top:.1} bits/pixel");
-    let x = width - long - 190;
+    let x = width - long - 160;
     texts.push(([GAP + 5, x - 20], TEXT, "0".into()));
     texts.push(([GAP + 5, x + long + 8], TEXT, end));
     let steps = (0..long * high).map(|i| colour((i % long) as f32, (long - 1) as f32));

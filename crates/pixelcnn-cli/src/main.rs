@@ -15,7 +15,10 @@ mod settings;
 mod terminal;
 mod trained;
 
-use commands::{complete, completions, eval, export, import, info, plot, sample, score, train};
+use commands::{
+    complete, completions, compress, decompress, eval, export, import, info, plot, sample, score,
+    train,
+};
 use terminal::{Result, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -61,6 +64,7 @@ Examples:
   pixelcnn eval runs/quick-1            its bits/dim on the test images
   pixelcnn sample runs/quick-1          images drawn from it, in samples.png
   pixelcnn complete horse.png --keep top:16
+  pixelcnn compress photos -o photos.pxc
   pixelcnn score photos                 how unusual each picture is, in scores";
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +73,8 @@ enum Command {
     Eval(eval::Eval),
     Sample(sample::Sample),
     Complete(complete::Complete),
+    Compress(compress::Compress),
+    Decompress(decompress::Decompress),
     Score(score::Score),
     Info(info::Info),
     Plot(plot::Plot),
@@ -119,6 +125,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(eval) => eval.run(&cli.device),
         Command::Sample(sample) => sample.run(),
         Command::Complete(complete) => complete.run(),
+        Command::Compress(compress) => compress.run(),
+        Command::Decompress(decompress) => decompress.run(),
         Command::Score(score) => score.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),

@@ -7,7 +7,7 @@ use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 
 use crate::atomic;
-use crate::data::picture::decode;
+use crate::data::picture::{decode, loss};
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,14 @@ pub enum PictureError {
         path: PathBuf,
         /// Why not.
         reason: String,
+    },
+    /// A picture of which something would be lost.
+    #[error("{path}: {reason}")]
+    Lossy {
+        /// The file.
+        path: PathBuf,
+        /// What, and what to do.
+        reason: &'static str,
     },
     /// The file system refuses.
     #[error("cannot write `{path}`: {source}: make room or choose another folder")]
@@ -136,12 +144,35 @@ pub fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), PictureError
 /// # Errors
 /// [`PictureError::Read`].
 pub fn read(path: &Path, channels: usize) -> Result<([usize; 2], Vec<u8>), PictureError> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string());
-    let decoded = bytes.and_then(|bytes| decode(&bytes, channels, None));
-    decoded.map_err(|reason| PictureError::Read {
+    let bytes = bytes(path)?;
+    decode(&bytes, channels, None).map_err(unreadable(path))
+}
+
+/// As [`read`], but only where the picture comes back as it is: with 8 bits, without transparency
+/// and, for 1 channel, without colours.
+///
+/// # Errors
+/// [`PictureError::Read`] and [`PictureError::Lossy`].
+pub fn read_exactly(path: &Path, channels: usize) -> Result<([usize; 2], Vec<u8>), PictureError> {
+    let bytes = bytes(path)?;
+    if let Some(reason) = loss(&bytes, channels).map_err(unreadable(path))? {
+        return Err(PictureError::Lossy {
+            path: path.into(),
+            reason,
+        });
+    }
+    decode(&bytes, channels, None).map_err(unreadable(path))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
+    std::fs::read(path).map_err(|error| unreadable(path)(error.to_string()))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(String) -> PictureError {
+    move |reason| PictureError::Read {
         path: path.into(),
         reason,
-    })
+    }
 }
 
 /// How long a frame of an animation is seen, in milliseconds.

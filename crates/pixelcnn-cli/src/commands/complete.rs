@@ -119,17 +119,7 @@ impl Complete {
         for path in images {
             originals.extend(read(path, model, model.channels)?);
         }
-        let class = match &self.class {
-            Some(class) => trained.class(class)?,
-            None if model.nr_classes == 0 => 0,
-            None => {
-                return Err(format!(
-                    "the model is class-conditional: give --class, a name or a number from 0 to {}",
-                    model.nr_classes - 1
-                )
-                .into());
-            }
-        };
+        let class = label(&trained, self.class.as_deref())?;
         let (n, variants) = (images.len(), self.variants as usize);
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
@@ -204,9 +194,28 @@ impl Complete {
     }
 }
 
+/// The label of all images, given a class or none.
+pub fn label(trained: &Trained, class: Option<&str>) -> Result<u32> {
+    match (class, trained.model().nr_classes) {
+        (Some(class), _) => trained.class(class),
+        (None, 0) => Ok(0),
+        (None, classes) => Err(format!(
+            "the model is class-conditional: give --class, a name or a number from 0 to {}",
+            classes - 1
+        )
+        .into()),
+    }
+}
+
 /// The levels of a picture of the model's size.
 fn read(path: &Path, model: &ModelConfig, channels: usize) -> Result<Vec<u8>> {
-    let ([height, width], levels) = picture::read(path, channels)?;
+    let (size, levels) = picture::read(path, channels)?;
+    expect_size(path, size, model)?;
+    Ok(levels)
+}
+
+/// Checks that a picture of this height and width has the model's.
+pub fn expect_size(path: &Path, [height, width]: [usize; 2], model: &ModelConfig) -> Result {
     if [height, width] != [model.height, model.width] {
         return Err(format!(
             "{}: {width}x{height} pixels where the model takes {}x{}: crop or resize it first",
@@ -216,5 +225,5 @@ fn read(path: &Path, model: &ModelConfig, channels: usize) -> Result<Vec<u8>> {
         )
         .into());
     }
-    Ok(levels)
+    Ok(())
 }

@@ -2,6 +2,8 @@
 
 pub mod complete;
 pub mod completions;
+pub mod compress;
+pub mod decompress;
 pub mod eval;
 pub mod export;
 pub mod import;

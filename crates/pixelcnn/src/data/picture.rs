@@ -7,7 +7,7 @@ use std::io::Cursor;
 
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::one_line;
 
@@ -59,6 +59,19 @@ pub(crate) fn decode(
         [image.height() as usize, image.width() as usize],
         image.into_bytes(),
     ))
+}
+
+/// What of a file [`decode`] would lose, and what to do about it.
+pub(crate) fn loss(bytes: &[u8], channels: usize) -> Result<Option<&'static str>, String> {
+    Ok(match decoder(bytes)?.color_type() {
+        ColorType::L8 => None,
+        ColorType::Rgb8 if channels == 3 => None,
+        ColorType::Rgb8 => Some("it has colours, the model knows grey only: convert it first"),
+        ColorType::La8 | ColorType::Rgba8 => {
+            Some("its transparency would be lost: remove it first")
+        }
+        _ => Some("it has more than 8 bits, of which some would be lost: convert it first"),
+    })
 }
 
 /// The largest centred square, resized to `size` x `size`. Lanczos, widened to the scale, so that

@@ -1,0 +1,179 @@
+//! `pixelcnn compress`.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, value_parser};
+use pixelcnn::ModelConfig;
+use pixelcnn::compress::{CodingModel, Picture, compress, write};
+use pixelcnn::picture::read_exactly;
+use walkdir::WalkDir;
+
+use super::complete::{expect_size, label};
+use crate::terminal::{
+    Bar, Result, catch_interrupts, duration, grouped, interrupted, left_off, say,
+};
+use crate::trained::Trained;
+
+/// Compress images without loss.
+///
+/// The likelier the model finds an image, the fewer bytes it takes. All images go into one file, of
+/// which each can be read without the others, by `pixelcnn decompress` with the same model: keep
+/// it. Images have the model's size, 8 bits and no transparency.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+#[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <IMAGE|DIR>... -o <FILE>")]
+pub struct Compress {
+    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// shipped model]; then PNG or JPEG files, or folders of them
+    #[arg(value_name = "FILES", required = true)]
+    files: Vec<PathBuf>,
+    /// File to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Class of all images, by number or by name, of a class-conditional model
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Images that are compressed side by side; fewer where they would take over a gigabyte
+    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(value_parser = value_parser!(u16).range(1..=1024))]
+    batch_size: u16,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pixelcnn compress photos -o photos.pxc
+      all pictures in the folder and in those in it, by the shipped model
+  pixelcnn compress runs/quick-1/checkpoints/best.safetensors a.png b.jpg -o two.pxc
+  pixelcnn compress runs/classes horses --class horse -o horses.pxc
+      as pictures of a class, where the model was trained with --class-conditional";
+
+impl Compress {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        let (trained, files) = Trained::open_first(&self.files, "compress")?;
+        let config = trained.model();
+        let class = label(&trained, self.class.as_deref())?;
+        let mut pictures = Vec::new();
+        for (name, path) in find(files)? {
+            let (size, levels) = read_exactly(&path, config.channels)?;
+            expect_size(&path, size, config)?;
+            pictures.push(Picture {
+                name,
+                class,
+                levels,
+            });
+        }
+        if let Some(folder) = self.output.parent() {
+            fs::create_dir_all(folder).map_err(|error| {
+                format!("cannot make the folder `{}`: {error}", folder.display())
+            })?;
+        }
+
+        catch_interrupts("leaving after this row")?;
+        let model = CodingModel::new(config, trained.parameters(false)?)?;
+        let start = Instant::now();
+        let mut progress = progress(config, pictures.len(), 0);
+        let file = compress(&model, &pictures, self.batch_size.into(), &mut progress)?;
+        drop(progress);
+        let Some(file) = file else {
+            return Ok(left_off());
+        };
+        write(&self.output, &file)?;
+        let raw = (pictures.len() * config.dims()) as f64;
+        say(format_args!(
+            "{} images in {}: {} bytes, {:.4} bits/dim, 1/{:.2} of the raw pixels, {:.3} MB/s",
+            grouped(pictures.len() as u64),
+            self.output.display(),
+            grouped(file.len() as u64),
+            8.0 * file.len() as f64 / raw,
+            raw / file.len() as f64,
+            raw / 1e6 / start.elapsed().as_secs_f64()
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Shows how far so many images are, of which the first `before` are done already, until Ctrl-C is
+/// pressed: told the number of the others' pixels that are done.
+pub fn progress(
+    model: &ModelConfig,
+    images: usize,
+    before: usize,
+) -> impl FnMut(usize) -> ControlFlow<()> + use<> {
+    let pixels = model.height * model.width;
+    let channels = model.channels;
+    let (mut bar, start) = (Bar::new(), Instant::now());
+    move |done| {
+        let (all, total) = (before * pixels + done, images * pixels);
+        bar.show(all as u64, total as u64, || {
+            let seconds = start.elapsed().as_secs_f64();
+            format!(
+                "{:.1} of {images} images  {:.3} MB/s  {} left",
+                all as f64 / pixels as f64,
+                (done * channels) as f64 / 1e6 / seconds,
+                duration((seconds * (total - all) as f64 / done as f64).round())
+            )
+        });
+        interrupted()
+    }
+}
+
+/// The pictures among the files and in the folders, with their names: a file's own, and of those in
+/// a folder the path from there, in the order of their bytes.
+fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for file in files {
+        if !file.is_dir() {
+            let folder = file.parent().unwrap_or(Path::new(""));
+            found.push((name(file, folder)?, file.clone()));
+            continue;
+        }
+        let mut inside = Vec::new();
+        let walk = WalkDir::new(file).follow_links(true);
+        for entry in walk {
+            let entry = entry.map_err(|error| format!("{}: {error}", file.display()))?;
+            if entry.file_type().is_file() && is_picture(entry.path()) {
+                inside.push((name(entry.path(), file)?, entry.into_path()));
+            }
+        }
+        if inside.is_empty() {
+            return Err(format!(
+                "{}: no PNG or JPEG files in it: give the folder that holds the pictures",
+                file.display()
+            )
+            .into());
+        }
+        inside.sort();
+        found.append(&mut inside);
+    }
+    match found.is_empty() {
+        true => Err("no images: name PNG or JPEG files, or folders of them".into()),
+        false => Ok(found),
+    }
+}
+
+/// A file's path from a folder, with `/` between its parts.
+fn name(path: &Path, folder: &Path) -> Result<String> {
+    let relative = path.strip_prefix(folder).unwrap_or(path);
+    let parts: Option<Vec<_>> = relative.iter().map(|part| part.to_str()).collect();
+    let parts = parts.ok_or_else(|| {
+        format!(
+            "{}: the name is not Unicode: rename the file",
+            path.display()
+        )
+    })?;
+    Ok(parts.join("/"))
+}
+
+/// Whether a file's name is a picture's.
+pub fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    let known = ["png", "jpg", "jpeg"];
+    known
+        .iter()
+        .any(|known| extension.eq_ignore_ascii_case(known))
+}
