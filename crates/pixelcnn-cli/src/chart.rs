@@ -104,7 +104,12 @@ impl Chart {
         let corners: Vec<Vec<(f64, f64)>> = self.series.iter().map(Series::corners).collect();
         let all = || corners.iter().flatten();
         let x_range = range(all().map(|(x, _)| *x), 0.0);
-        let y_range = range(all().map(|(_, y)| *y), 0.05);
+        let bars = |series: &Series| matches!(series.shape, Shape::Bars { .. });
+        let mut y_range = range(all().map(|(_, y)| *y), 0.05);
+        if self.series.iter().any(bars) {
+            // The legend lies above the bars, which may stand anywhere.
+            y_range.end *= 1.05 + 0.06 * self.series.len() as f64;
+        }
         let mut chart = ChartBuilder::on(&area)
             .caption(&self.title, ("sans-serif", 28))
             .margin(16)
@@ -125,7 +130,7 @@ impl Chart {
             .draw()?;
         for (i, (series, corners)) in self.series.iter().zip(&corners).enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
-            if let Shape::Bars { .. } = series.shape {
+            if bars(series) {
                 let fill = Polygon::new(corners.clone(), colour.mix(0.35));
                 chart.draw_series([fill])?;
             } else if corners.len() <= MARKED {

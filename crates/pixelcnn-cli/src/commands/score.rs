@@ -201,6 +201,7 @@ impl Score {
     fn open(&self, data: &Path, trained: &Trained) -> Result<(String, Dataset)> {
         let name = data.to_str();
         let name = name.ok_or_else(|| format!("{}: not UTF-8: rename it", data.display()))?;
+        let short = shortened(name);
         let mut config = DataConfig {
             data: name.into(),
             data_dir: self.data_dir.clone(),
@@ -219,14 +220,14 @@ impl Score {
         let open = |config: &DataConfig, split| Dataset::open(config, split, &Opening::new());
         if self.split.is_some() || own.is_some() {
             let split = self.split.unwrap_or(Split::Test);
-            return Ok((format!("{name} {split}"), open(&config, split)?));
+            return Ok((format!("{short} {split}"), open(&config, split)?));
         }
         // With nothing held out, there are test images only where the data have a split of their
         // own; the others are all images.
         config.held_out = 0.0;
         match open(&config, Split::Test) {
-            Err(DataError::Empty { .. }) => Ok((name.into(), open(&config, Split::Train)?)),
-            opened => Ok((format!("{name} {}", Split::Test), opened?)),
+            Err(DataError::Empty { .. }) => Ok((short, open(&config, Split::Train)?)),
+            opened => Ok((format!("{short} {}", Split::Test), opened?)),
         }
     }
 
@@ -282,6 +283,15 @@ impl Scored {
             "{image}   {:.2} ({:+.2})",
             self.scores.likelihood.bits_per_dim[image], self.corrected[image]
         )
+    }
+}
+
+/// The end of a long path, so that it has its place in a legend.
+fn shortened(path: &str) -> String {
+    const LONG: usize = 32;
+    match path.chars().count() {
+        0..=LONG => path.into(),
+        count => format!("…{}", path.chars().skip(count - LONG).collect::<String>()),
     }
 }
 
@@ -404,4 +414,42 @@ fn comparison(usual: &Scored, unusual: &Scored) -> Result {
         say(format_args!("  {name:24} {auroc:.3}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_count_every_score() {
+        let a = vec![0.0, 1.0, 1.0, 2.0, f64::NAN];
+        let heights = |chart: &Chart, set: usize| match &chart.series[set].shape {
+            Shape::Bars { edges, heights } => {
+                assert_eq!(edges.len(), heights.len() + 1);
+                assert!(edges[0] <= 0.0 && edges[heights.len()] >= 2.0 - 1e-9);
+                heights.clone()
+            }
+            Shape::Line(_) => unreachable!(),
+        };
+        let alone = histogram(vec![("a".into(), a.clone())], "bits/dim");
+        let alone = heights(&alone, 0);
+        assert_eq!(alone.iter().sum::<f64>(), 4.0);
+        assert_eq!([alone[0], alone[5], alone[9]], [1.0, 2.0, 1.0]);
+        let two = histogram(
+            vec![("a".into(), a), ("b".into(), vec![2.0; 100])],
+            "bits/dim",
+        );
+        let b = heights(&two, 1);
+        assert!((b[b.len() - 1] - 100.0).abs() < 1e-9);
+        histogram(vec![("a".into(), vec![f64::NAN])], "bits/dim");
+        histogram(vec![("a".into(), vec![7.0; 3])], "bits/dim");
+    }
+
+    #[test]
+    fn long_paths_keep_their_end() {
+        assert_eq!(shortened("photos"), "photos");
+        let short = shortened("a/very/long/path/ünder/which/there/are/photos");
+        assert!(short.ends_with("are/photos") && short.starts_with('…'));
+        assert_eq!(short.chars().count(), 33);
+    }
 }
