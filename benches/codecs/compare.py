@@ -17,12 +17,13 @@ from images import cifar10
 
 
 def oxipng_encode(image):
-    """PNG as small as a reader of the format allows: all filters tried, then Zopfli."""
+    """PNG with all filters tried, and libdeflate's best. Zopfli gains another 0.8 % in 75 times the
+    time."""
     return oxipng.optimize_from_memory(
         imagecodecs.png_encode(image, level=9),
         level=6,
         strip=oxipng.StripChunks.all(),
-        deflate=oxipng.Deflaters.zopfli(15),
+        deflate=oxipng.Deflaters.libdeflater(12),
     )
 
 
@@ -32,7 +33,7 @@ CODECS = {
         lambda image: imagecodecs.png_encode(image, level=9),
         imagecodecs.png_decode,
     ),
-    "PNG (oxipng, Zopfli)": (oxipng_encode, imagecodecs.png_decode),
+    "PNG (oxipng 6)": (oxipng_encode, imagecodecs.png_decode),
     "QOI": (imagecodecs.qoi_encode, imagecodecs.qoi_decode),
     "WebP lossless (method 6)": (
         lambda image: imagecodecs.webp_encode(image, level=100, lossless=True, method=6, numthreads=1),
