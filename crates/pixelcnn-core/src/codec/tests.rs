@@ -38,7 +38,7 @@ fn values(random: &mut ChaCha8Rng, count: usize) -> Vec<(u8, ChannelMixture, Fre
 
 #[test]
 fn the_cost_is_the_likelihood() {
-    let values = values(&mut ChaCha8Rng::seed_from_u64(1), 40_000);
+    let values = values(&mut ChaCha8Rng::seed_from_u64(1), 30_000);
     let mut encoder = Encoder::new();
     let mut nats = 0.0;
     for (level, one, frequencies) in &values {
@@ -64,7 +64,7 @@ fn decoded(stream: &[u8], values: &[(u8, ChannelMixture, Frequencies)]) -> (Vec<
     (levels, decoder.finish())
 }
 
-/// A number of two bytes more, big-endian, that is larger by `add` in its last byte.
+/// The bytes taken for a big-endian number and `add` added to it, where it stays one of as many.
 fn plus(bytes: &[u8], add: i32) -> Option<Vec<u8>> {
     let mut bytes = bytes.to_vec();
     let mut carry = add;
