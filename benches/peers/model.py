@@ -182,6 +182,13 @@ def from_tensorflow(name, value):
     return Layer.from_tensorflow(value) if name.endswith("/V") else value
 
 
+def to_tensorflow(name, value):
+    if not name.endswith("/V"):
+        return value.contiguous()
+    v = value.permute(2, 3, 1, 0).contiguous()
+    return v[0, 0] if "/dense_" in name else v
+
+
 def nats_per_image(x, logits):
     """Discretized mixture of logistics (paper, section 2.1), as the original writes it."""
     n, outputs, height, width = logits.shape
@@ -213,13 +220,25 @@ def nats_per_image(x, logits):
 class Adam:
     """The original's: epsilon inside the root, and the Polyak average of the parameters."""
 
-    def __init__(self, parameters, learning_rate=1e-3, decay=0.999995, compiled=False):
+    def __init__(
+        self,
+        parameters,
+        learning_rate=1e-3,
+        decay=0.999995,
+        polyak_decay=0.9995,
+        compiled=False,
+    ):
         self.parameters = list(parameters)
+        self.first_rate, self.decay, self.polyak_decay = learning_rate, decay, polyak_decay
+        self.update = torch.compile(adam_update) if compiled else adam_update
+        self.restart()
+
+    def restart(self):
+        """Before the first step, from the parameters as they are now."""
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.learning_rate, self.decay, self.steps = learning_rate, decay, 0
-        self.update = torch.compile(adam_update) if compiled else adam_update
+        self.learning_rate, self.steps = self.first_rate, 0
 
     @torch.no_grad()
     def step(self):
@@ -238,12 +257,13 @@ class Adam:
             self.average,
             torch.tensor(rate),
             torch.tensor(1e-8 * correction),
+            1 - self.polyak_decay,
         )
         for p in self.parameters:
             p.grad = None
 
 
-def adam_update(parameters, gradients, first, second, average, rate, epsilon):
+def adam_update(parameters, gradients, first, second, average, rate, epsilon, share):
     torch._foreach_lerp_(first, gradients, 1 - 0.95)
     torch._foreach_mul_(second, 0.9995)
     torch._foreach_addcmul_(second, gradients, gradients, 1 - 0.9995)
@@ -252,4 +272,4 @@ def adam_update(parameters, gradients, first, second, average, rate, epsilon):
     steps = torch._foreach_div(first, roots)
     torch._foreach_mul_(steps, rate)
     torch._foreach_add_(parameters, steps)
-    torch._foreach_lerp_(average, parameters, 1 - 0.9995)
+    torch._foreach_lerp_(average, parameters, share)

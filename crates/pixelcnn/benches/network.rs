@@ -4,10 +4,12 @@
 //! - `cargo bench -p pixelcnn --bench network [-- FILTERS RESNET MIXTURES BATCH]` prints a table;
 //! - `… -- --exchange FILE FILTERS RESNET MIXTURES BATCH` writes a model, a batch and what comes
 //!   out of them for another implementation to be checked against;
+//! - `… -- --order FILE SEED EPOCHS` writes the training images of CIFAR-10, and the order in which a
+//!   run of that seed uses them;
 //! - `… -- --time training|evaluation FILE RUNS` times the model of such a file and prints one line
 //!   of JSON: the seconds of every run, and the peak memory in bytes (on Linux).
 //!
-//! `benches/peers` compares with PyTorch through the last two.
+//! `benches/peers` compares with PyTorch through the last three.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -17,17 +19,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use pixelcnn::ModelConfig;
+use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::{Device, on_threads};
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Gradients, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::{Moments, TrainState};
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::update;
+use pixelcnn::train::{epoch_order, update};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
-    --exchange FILE FILTERS RESNET MIXTURES BATCH | --time training|evaluation FILE RUNS";
+    --exchange FILE FILTERS RESNET MIXTURES BATCH | --order FILE SEED EPOCHS | \
+    --time training|evaluation FILE RUNS";
 
 fn main() -> ExitCode {
     // As the program runs.
@@ -52,6 +56,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     match arguments[..] {
         [] => table(&[[24, 1, 5, 16], [32, 2, 10, 16], [160, 5, 10, 8]]),
         ["--exchange", file, ref size @ ..] => exchange(Path::new(file), numbers(size)?)?,
+        ["--order", file, seed, epochs] => order(Path::new(file), seed.parse()?, epochs.parse()?)?,
         ["--time", what, file, runs] => time(what, Path::new(file), runs.parse()?)?,
         ref size => table(&[numbers(size)?]),
     }
@@ -300,6 +305,28 @@ fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
     let metadata = HashMap::from([("config".to_owned(), serde_json::to_string(&config)?)]);
     safetensors::serialize_to_file(views, Some(metadata), file)?;
     Ok(())
+}
+
+/// Writes `images` \[N, H, W, C\] (u8), the training images of CIFAR-10, and `order` \[EPOCHS, N\]
+/// (u32), the order in which each epoch of a run uses them.
+fn order(file: &Path, seed: u64, epochs: u64) -> Result<(), Box<dyn Error>> {
+    let data = Dataset::open(&DataConfig::default(), Split::Train, &())?;
+    let n = data.len();
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    data.read(&(0..n).collect::<Vec<_>>(), &mut images, &mut labels)?;
+    let order = (0..epochs).flat_map(|epoch| epoch_order(seed, epoch, n));
+    let order: Vec<u8> = order
+        .flat_map(|image| (image as u32).to_le_bytes())
+        .collect();
+    let image_shape = vec![n, data.height(), data.width(), data.channels()];
+    let views = [
+        ("images", TensorView::new(Dtype::U8, image_shape, &images)?),
+        (
+            "order",
+            TensorView::new(Dtype::U32, vec![epochs as usize, n], &order)?,
+        ),
+    ];
+    Ok(safetensors::serialize_to_file(views, None, file)?)
 }
 
 /// Reads the model, images and parameters of a file that [`exchange`] wrote.

@@ -408,6 +408,14 @@ pub fn update(state: &mut TrainState, config: &TrainConfig, gradients: &[Vec<f32
     }
 }
 
+/// The order in which an epoch of a run uses its `images` training images: batch after batch, but
+/// for those at the end that do not fill one.
+pub fn epoch_order(seed: u64, epoch: u64, images: usize) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..images).collect();
+    indices.shuffle(&mut generator(seed, Purpose::Shuffle, epoch));
+    indices
+}
+
 /// The images of an epoch in the order in which they are used.
 struct Order {
     epoch: u64,
@@ -429,8 +437,7 @@ impl Trainer<'_> {
     fn read_batch(&mut self) -> Result<(), TrainError> {
         let epoch = self.state.epoch;
         if self.order.as_ref().is_none_or(|order| order.epoch != epoch) {
-            let mut indices: Vec<usize> = (0..self.data.len()).collect();
-            indices.shuffle(&mut generator(self.state.seed, Purpose::Shuffle, epoch));
+            let indices = epoch_order(self.state.seed, epoch, self.data.len());
             self.order = Some(Order { epoch, indices });
         }
         let order = &self.order.as_ref().expect("just made").indices;
