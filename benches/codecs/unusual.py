@@ -75,7 +75,7 @@ CHANGED = {
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
-    parser.add_argument("run", help="run folder or checkpoint file")
+    parser.add_argument("run", nargs="*", help="run folder or checkpoint file [the shipped model]")
     parser.add_argument("--images", type=int, default=1000, help="of each set at most")
     parser.add_argument("--sets", default="", help="only those whose names have one of these, a|b")
     options = parser.parse_args()
@@ -98,7 +98,7 @@ def main():
         for i, image in enumerate(images):
             png = imagecodecs.png_encode(np.ascontiguousarray(image), level=9)
             (folder / f"{i:05}.png").write_bytes(png)
-        command = [options.program, "score", options.run, "cifar10", "--limit", str(count)]
+        command = [options.program, "score", *options.run, "cifar10", "--limit", str(count)]
         command += ["--against", folder, "--maps", "12", "-o", work / "scores" / folder.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         figures = re.findall(r"^  (?:likelihood|corrected) .* ([\d.]+)$", said, re.MULTILINE)
