@@ -29,7 +29,7 @@ use crate::likelihood::from_level;
 use crate::network::Layout;
 use program::{Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
-use tile::{Kernels, PANEL, Pairing};
+use tile::{Kernels, PANEL};
 use weights::{Lanes, Weights};
 
 /// Images that a thread takes through all of a row or pixel at a time, where there are as many for
@@ -152,7 +152,7 @@ impl Evaluator {
             let len = |taps: &[Tap]| taps.iter().map(Tap::channels).sum::<usize>() * sum.columns();
             let taps = len(sum.phases[step.phase].taps(step.when));
             let pairs = match step.when {
-                When::Row => sum.products() * len(&sum.pairs),
+                When::Row => 4 * len(&sum.pairs),
                 When::Pixel => 0,
             };
             [
@@ -431,7 +431,7 @@ struct Scratch {
     taps: Vec<*const f32>,
     from: Vec<*const f32>,
     to: Vec<*mut f32>,
-    /// Of the pairs \[3 or 4, pairs, columns\].
+    /// Of the pairs \[4, pairs, columns\].
     products: Vec<Lanes>,
     zeros: Vec<Lanes>,
 }
@@ -455,9 +455,6 @@ impl Worker<'_> {
     /// Computes all that a pixel's mixture needs beyond what is there.
     fn advance(&mut self, [y, x]: [usize; 2]) {
         let Program { sums, .. } = &self.model.program;
-        if x == 0 {
-            self.pair_row_above(y);
-        }
         for Step {
             sum: number,
             phase,
@@ -501,12 +498,8 @@ impl Worker<'_> {
         let panels = share(sum.panels(), index, of);
         let complete = sum.by_row || when == When::Pixel;
         // What the row taps gave is gone on with.
-        let (n, paired) = (
-            self.memory.images,
-            when == When::Row && !sum.pairs.is_empty(),
-        );
-        let by_row = !sum.phases[phase].row.is_empty() || !sum.pairs.is_empty();
-        let begun = when == When::Pixel && by_row;
+        let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
+        let (n, paired) = (self.memory.images, !sum.pairs.is_empty());
         let at_once = if paired { 2 } else { 1 };
         let [_, tile] = self.kernels.shape(columns.len() / at_once * n);
         let mut pixels = columns
@@ -580,7 +573,7 @@ impl Worker<'_> {
             zeros,
             ..
         } = &mut *self.scratch;
-        products.resize(sum.products() * pairs * columns / PANEL, Lanes::ZERO);
+        products.resize(4 * pairs * columns / PANEL, Lanes::ZERO);
         zeros.resize(columns / PANEL, Lanes::ZERO);
         let (zeros, biases) = (Lanes::floats(zeros).as_ptr(), from.clone());
         let lefts = to.clone();
@@ -589,7 +582,7 @@ impl Worker<'_> {
             |product: usize, pair: usize| products.wrapping_add((product * pairs + pair) * columns);
         let size = inputs.iter().sum::<usize>() * columns;
         let channels = inputs[0];
-        for product in 0..sum.products() {
+        for product in 0..4 {
             let Scratch { from, to, .. } = &mut *self.scratch;
             to.clear();
             to.extend((0..pairs).map(|pair| at(product, pair)));
@@ -616,16 +609,14 @@ impl Worker<'_> {
                 // pixels are this thread's alone and do not overlap. The run's level is one that
                 // the machine has.
                 unsafe {
-                    let product =
-                        |product| std::slice::from_raw_parts(at(product, pair).add(first), len);
-                    let left = std::slice::from_raw_parts_mut(left, len);
-                    let right = std::slice::from_raw_parts_mut(right, len);
-                    match sum.products() {
-                        3 => (self.kernels.pairing_2.combine)([0, 1, 2].map(product), left, right),
-                        _ => {
-                            (self.kernels.pairing_3.combine)([0, 1, 2, 3].map(product), left, right)
-                        }
-                    }
+                    let products = std::array::from_fn(|product| {
+                        std::slice::from_raw_parts(at(product, pair).add(first), len)
+                    });
+                    (self.kernels.combine)(
+                        products,
+                        std::slice::from_raw_parts_mut(left, len),
+                        std::slice::from_raw_parts_mut(right, len),
+                    );
                 }
             }
         }
@@ -770,19 +761,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Transforms the pairs of the rows above, of the sums that go by pixels, when a row begins.
-    fn pair_row_above(&mut self, y: usize) {
-        let by_pixel = self.model.program.sums.iter().filter(|sum| !sum.by_row);
-        for sum in by_pixel.filter(|sum| y > 0 && y.is_multiple_of(1 << sum.scale)) {
-            self.pair_activations(sum, (y >> sum.scale) - 1);
-        }
-        self.wait();
-    }
-
     /// Transforms the pairs of a complete row's activations, where sums want them.
     fn pair_activations(&self, sum: &Sum, row: usize) {
         let [index, of] = self.share;
         let panels = share(sum.panels(), index, of);
+        let (memory, n) = (self.memory, self.memory.images);
         let rings = &self.model.program.rings;
         let first = panels.start * PANEL;
         let len = (panels.len() * PANEL).min(sum.channels.saturating_sub(first));
@@ -793,41 +776,25 @@ impl Worker<'_> {
             };
             for half in 0..f.outputs(1) {
                 let first = half * sum.channels + first;
-                let channels = first..first + len;
-                match sum.products() {
-                    3 => self.differences(&self.kernels.pairing_2, ring, pairs, row, channels),
-                    _ => self.differences(&self.kernels.pairing_3, ring, pairs, row, channels),
-                }
-            }
-        }
-    }
-
-    /// Transforms some channels of a row of a ring, all made by this thread, into a ring of pairs.
-    fn differences<const N: usize>(
-        &self,
-        pairing: &Pairing<N>,
-        ring: &Ring,
-        pairs: &Ring,
-        row: usize,
-        channels: Range<usize>,
-    ) {
-        let (memory, n) = (self.memory, self.memory.images);
-        for x in (0..ring.width).step_by(2) {
-            let from = memory.pixel(ring, row as isize, x as isize - 1);
-            let to = memory.pixel(pairs, row as isize, x as isize / 2);
-            for image in 0..n {
-                // SAFETY: this thread made these channels of the row, and those of the pairs, which
-                // are elsewhere, are its alone. The run's level is one that the machine has.
-                unsafe {
-                    let x = std::array::from_fn(|i| {
-                        let pixel = from + (i * n + image) * ring.channels;
-                        memory.read(pixel + channels.start, channels.len())
-                    });
-                    let y = std::array::from_fn(|i| {
-                        let pixel = to + image * pairs.channels;
-                        memory.write(pixel + i * ring.channels + channels.start, channels.len())
-                    });
-                    (pairing.differences)(x, y);
+                for x in (0..ring.width).step_by(2) {
+                    let from = memory.pixel(ring, row as isize, x as isize - 1);
+                    let to = memory.pixel(pairs, row as isize, x as isize / 2);
+                    for image in 0..n {
+                        // SAFETY: this thread made these channels of the row, and those of the
+                        // pairs, which are elsewhere, are its alone. The run's level is one that
+                        // the machine has.
+                        unsafe {
+                            let x = std::array::from_fn(|i| {
+                                let pixel = from + (i * n + image) * ring.channels;
+                                memory.read(pixel + first, len)
+                            });
+                            let y = std::array::from_fn(|i| {
+                                let pixel = to + image * pairs.channels;
+                                memory.write(pixel + i * ring.channels + first, len)
+                            });
+                            (self.kernels.differences)(x, y);
+                        }
+                    }
                 }
             }
         }

@@ -42,7 +42,7 @@ pub(super) struct Ring {
     /// Where it starts in the memory of one image.
     pub start: usize,
     /// Ring of its pairs: for each pair of columns Winograd's transform of the two and their
-    /// neighbours, \[4, channels\], or \[3, channels\] for kernels of two columns.
+    /// neighbours, \[4, channels\].
     pub pairs: Option<usize>,
 }
 
@@ -55,10 +55,9 @@ pub(super) struct Sum {
     /// Pixels whose row and column have the same remainders by [`Sum::step`] have the same taps.
     pub phases: Vec<Phase>,
     pub step: usize,
-    /// Taps into rings of pairs, one for each row of a kernel that is known when a row begins: the
-    /// sums of two neighbours come from four products instead of six with a kernel of three
-    /// columns, or from three instead of four with one of two (Winograd, 1980). They are summed
-    /// before the others.
+    /// Taps into rings of pairs, one for each row of a kernel of three columns: the sums of two
+    /// neighbours come from four products instead of six (Winograd, 1980). They are known when a
+    /// row begins, and summed before the others.
     pub pairs: Vec<Tap>,
     /// Channels of the value made of it.
     pub channels: usize,
@@ -94,11 +93,6 @@ impl Sum {
     /// Floats of one pixel's sums, each half filled up to whole panels.
     pub fn columns(&self) -> usize {
         self.halves() * self.panels() * PANEL
-    }
-
-    /// Products from which the sums of two neighbours are made.
-    pub fn products(&self) -> usize {
-        if self.by_row { 4 } else { 3 }
     }
 
     /// The first of the phases that a row has; there are [`Sum::step`].
@@ -337,17 +331,10 @@ impl Compiler<'_> {
         }
     }
 
-    /// Moves taps that are known when a row begins to pairs of columns, where the rows are wide
-    /// enough that half as many pixels still make tiles: all of the vertical stack's kernel, of the
-    /// horizontal one's the upper row.
+    /// Moves taps of a sum that goes by rows to pairs of columns, where its rows are wide enough
+    /// that half as many pixels still make tiles.
     fn pair(sum: &mut Sum, rings: &mut Vec<Ring>, layers: &[Layer]) {
-        let window = match sum.by_row {
-            true => Window::down_shifted([2, 3], 1),
-            false => Window::down_right_shifted([2, 2], 1),
-        };
-        // The vertical stack's row is paired once it is complete, for itself and the next one; the
-        // horizontal one's when the next one begins.
-        let rows = if sum.by_row { 2 } else { 1 };
+        let vertical = Window::down_shifted([2, 3], 1);
         for tap in std::mem::take(&mut sum.phases[0].row) {
             let &Ring {
                 scale,
@@ -356,7 +343,7 @@ impl Compiler<'_> {
                 ..
             } = &rings[tap.ring];
             let fits = width >= MIN_PAIRED && width.is_multiple_of(2);
-            if tap.ring == 0 || layers[tap.layer].window != window || !fits {
+            if tap.ring == 0 || layers[tap.layer].window != vertical || !fits {
                 sum.phases[0].row.push(tap);
             } else if tap.dx == 0 {
                 let next = rings.len();
@@ -364,8 +351,8 @@ impl Compiler<'_> {
                 if ring == next {
                     rings.push(Ring {
                         scale,
-                        channels: (window.kernel[1] + 1) * channels,
-                        rows,
+                        channels: 4 * channels,
+                        rows: 2,
                         width: width / 2,
                         start: 0,
                         pairs: None,
@@ -390,7 +377,7 @@ impl Compiler<'_> {
                     sum.by_row &= tap.dy < 0 || row_by_row[tap.ring];
                 }
             }
-            if sum.step == 1 {
+            if sum.by_row {
                 Self::pair(sum, &mut program.rings, &program.layers);
             }
             let taps = sum

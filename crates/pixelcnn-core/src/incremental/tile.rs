@@ -37,19 +37,10 @@ pub(super) struct Kernels {
     pub concat_elu: unsafe fn(x: &[f32], plus: &mut [f32], minus: &mut [f32]),
     /// See [`elementwise`].
     pub elementwise: unsafe fn(f: Nonlinearity, x: &[f32], y: &mut [f32]),
-    /// For kernels of two columns.
-    pub pairing_2: Pairing<3>,
-    /// For kernels of three columns.
-    pub pairing_3: Pairing<4>,
-}
-
-/// Winograd's transforms for two neighbouring outputs of a kernel of `N` - 1 columns.
-#[allow(clippy::type_complexity)]
-pub(super) struct Pairing<const N: usize> {
     /// See [`differences`].
-    pub differences: unsafe fn(x: [&[f32]; N], y: [&mut [f32]; N]),
+    pub differences: unsafe fn(x: [&[f32]; 4], y: [&mut [f32]; 4]),
     /// See [`combine`].
-    pub combine: unsafe fn(products: [&[f32]; N], left: &mut [f32], right: &mut [f32]),
+    pub combine: unsafe fn(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]),
 }
 
 impl Kernels {
@@ -156,63 +147,37 @@ fn elementwise(f: Nonlinearity, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Winograd's transform of `N` neighbours, for two outputs of a kernel of `N` - 1. All slices are as
+/// Winograd's transform of four neighbours, for two outputs of a kernel of three. All slices are as
 /// long.
 #[inline(always)]
-unsafe fn differences<V: Vector, const N: usize>(x: [&[f32]; N], mut y: [&mut [f32]; N]) {
+unsafe fn differences<V: Vector>(x: [&[f32]; 4], y: [&mut [f32]; 4]) {
     let len = x[0].len();
     debug_assert!(x.iter().all(|x| x.len() == len) && y.iter().all(|y| y.len() == len));
+    let (x, y) = (x.map(<[f32]>::as_ptr), y.map(<[f32]>::as_mut_ptr));
     let whole = len - len % V::LANES;
-    // SAFETY: the caller has the level's instructions; all indices are below the slices' length, and
-    // the rest fills no panel.
+    // SAFETY: the caller has the level's instructions; all indices are below the slices' length.
     unsafe {
         for i in (0..whole).step_by(V::LANES) {
-            let values = transform(x.map(|x| V::load(x.as_ptr().add(i))));
-            for (y, value) in y.iter_mut().zip(values) {
-                value.store(y.as_mut_ptr().add(i));
-            }
+            let [x0, x1, x2, x3] = x.map(|x| V::load(x.add(i)));
+            x0.sub(x2).store(y[0].add(i));
+            x1.add(x2).store(y[1].add(i));
+            x2.sub(x1).store(y[2].add(i));
+            x1.sub(x3).store(y[3].add(i));
         }
-        if whole < len {
-            let mut rest = [[0.0; PANEL]; N];
-            for (rest, x) in rest.iter_mut().zip(x) {
-                rest[..len - whole].copy_from_slice(&x[whole..]);
-            }
-            let values = transform(rest.map(|rest| V::load(rest.as_ptr())));
-            for ((rest, y), value) in rest.iter_mut().zip(y).zip(values) {
-                value.store(rest.as_mut_ptr());
-                y[whole..].copy_from_slice(&rest[..len - whole]);
-            }
+        for i in whole..len {
+            let [x0, x1, x2, x3] = x.map(|x| *x.add(i));
+            *y[0].add(i) = x0 - x2;
+            *y[1].add(i) = x1 + x2;
+            *y[2].add(i) = x2 - x1;
+            *y[3].add(i) = x1 - x3;
         }
     }
-}
-
-/// # Safety
-/// The machine must have the vector's instructions.
-#[inline(always)]
-unsafe fn transform<V: Vector, const N: usize>(x: [V; N]) -> [V; N] {
-    let mut y = x;
-    // SAFETY: the same as the caller's.
-    unsafe {
-        match x[..] {
-            [x0, x1, x2] => (y[0], y[2]) = (x0.sub(x1), x2.sub(x1)),
-            [x0, x1, x2, x3] => {
-                (y[0], y[1]) = (x0.sub(x2), x1.add(x2));
-                (y[2], y[3]) = (x2.sub(x1), x1.sub(x3));
-            }
-            _ => unreachable!("kernels have two or three columns"),
-        }
-    }
-    y
 }
 
 /// The two outputs of the products with the transformed kernel. All slices are whole panels, as
 /// many.
 #[inline(always)]
-unsafe fn combine<V: Vector, const N: usize>(
-    products: [&[f32]; N],
-    left: &mut [f32],
-    right: &mut [f32],
-) {
+unsafe fn combine<V: Vector>(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
     let len = left.len();
     debug_assert!(len.is_multiple_of(PANEL) && right.len() == len);
     debug_assert!(products.iter().all(|products| products.len() == len));
@@ -220,14 +185,9 @@ unsafe fn combine<V: Vector, const N: usize>(
         // SAFETY: the caller has the level's instructions; all indices are below the slices'
         // length.
         unsafe {
-            let m = products.map(|m| V::load(m.as_ptr().add(i)));
-            let (y0, y1) = match m[..] {
-                [m0, m1, m2] => (m0.add(m1), m1.add(m2)),
-                [m0, m1, m2, m3] => (m0.add(m1).add(m2), m1.sub(m2).sub(m3)),
-                _ => unreachable!("kernels have two or three columns"),
-            };
-            y0.store(left.as_mut_ptr().add(i));
-            y1.store(right.as_mut_ptr().add(i));
+            let [m0, m1, m2, m3] = products.map(|m| V::load(m.as_ptr().add(i)));
+            m0.add(m1).add(m2).store(left.as_mut_ptr().add(i));
+            m1.sub(m2).sub(m3).store(right.as_mut_ptr().add(i));
         }
     }
 }
@@ -272,19 +232,15 @@ macro_rules! kernels {
         }
 
         $(#[$features])?
-        unsafe fn differences<const N: usize>(x: [&[f32]; N], y: [&mut [f32]; N]) {
+        unsafe fn differences(x: [&[f32]; 4], y: [&mut [f32]; 4]) {
             // SAFETY: the same as the caller's.
-            unsafe { super::differences::<$vector, N>(x, y) }
+            unsafe { super::differences::<$vector>(x, y) }
         }
 
         $(#[$features])?
-        unsafe fn combine<const N: usize>(
-            products: [&[f32]; N],
-            left: &mut [f32],
-            right: &mut [f32],
-        ) {
+        unsafe fn combine(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]) {
             // SAFETY: the same as the caller's.
-            unsafe { super::combine::<$vector, N>(products, left, right) }
+            unsafe { super::combine::<$vector>(products, left, right) }
         }
 
         pub(super) static KERNELS: Kernels = Kernels {
@@ -292,14 +248,8 @@ macro_rules! kernels {
             gate,
             concat_elu,
             elementwise,
-            pairing_2: Pairing {
-                differences,
-                combine,
-            },
-            pairing_3: Pairing {
-                differences,
-                combine,
-            },
+            differences,
+            combine,
         };
     };
 }
@@ -307,7 +257,7 @@ macro_rules! kernels {
 /// Up to 28 of the 32 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Kernels, Nonlinearity, PANEL, Pairing, Vector};
+    use super::{Kernels, Nonlinearity, PANEL, Vector};
     use std::arch::x86_64::__m512;
 
     kernels!(
@@ -324,7 +274,7 @@ mod avx512 {
 /// Up to 12 of the 16 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Kernels, Nonlinearity, PANEL, Pairing, Vector};
+    use super::{Kernels, Nonlinearity, PANEL, Vector};
     use std::arch::x86_64::__m256;
 
     kernels!(
@@ -341,7 +291,7 @@ mod avx2 {
 /// Four lanes: a register of NEON. Without an instruction for it, a fused multiply-add is a call:
 /// slow, but the same bits.
 mod plain {
-    use super::{Kernels, Nonlinearity, PANEL, Pairing, Vector};
+    use super::{Kernels, Nonlinearity, PANEL, Vector};
     use crate::kernels::vector::Lanes;
 
     kernels!(
@@ -371,31 +321,6 @@ mod tests {
 
     fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|value| value.to_bits()).collect()
-    }
-
-    /// The two outputs of a transformed kernel of one channel.
-    ///
-    /// # Safety
-    /// The machine must have the pairing's level.
-    unsafe fn paired<const N: usize>(
-        pairing: &Pairing<N>,
-        x: [&[f32]; N],
-        kernel: [f32; N],
-    ) -> [Vec<f32>; 2] {
-        let (n, panels) = (x[0].len(), x[0].len().next_multiple_of(PANEL));
-        let mut transformed = [(); N].map(|()| vec![f32::NAN; n]);
-        let [mut left, mut right] = [(); 2].map(|()| vec![f32::NAN; panels]);
-        // SAFETY: the same as the caller's.
-        unsafe {
-            (pairing.differences)(x, transformed.each_mut().map(Vec::as_mut_slice));
-            for (values, factor) in transformed.iter_mut().zip(kernel) {
-                values.iter_mut().for_each(|value| *value *= factor);
-                values.resize(panels, 0.0);
-            }
-            let products = transformed.each_ref().map(Vec::as_slice);
-            (pairing.combine)(products, &mut left, &mut right);
-        }
-        [left, right].map(|sums| sums[..n].to_vec())
     }
 
     proptest! {
@@ -475,31 +400,39 @@ mod tests {
                 random(n, &mut source).iter().map(|v| v * scale).collect()
             });
             let all = |kernels: &Kernels| {
-                let [mut y, mut plus, mut minus, mut elu, mut relu] =
-                    [(); 5].map(|()| vec![f32::NAN; n]);
+                let [mut y, mut plus, mut minus, mut elu, mut relu, mut left, mut right] =
+                    [(); 7].map(|()| vec![f32::NAN; n]);
+                let mut transformed = [(); 4].map(|()| vec![f32::NAN; n]);
                 // SAFETY: `levels` gives those that the machine has.
-                let [[left_2, right_2], [left_3, right_3]] = unsafe {
+                unsafe {
                     (kernels.gate)(&x, &a, &b, &mut y);
                     (kernels.concat_elu)(&x, &mut plus, &mut minus);
                     (kernels.elementwise)(Nonlinearity::Elu, &x, &mut elu);
                     (kernels.elementwise)(Nonlinearity::Relu, &x, &mut relu);
-                    // Kernels of 1, 2 and of 1, 2, 4, transformed.
-                    [
-                        paired(&kernels.pairing_2, [&x, &a, &b], [1.0, 3.0, 2.0]),
-                        paired(&kernels.pairing_3, [&x, &a, &b, &y], [1.0, 3.5, 1.5, 4.0]),
-                    ]
-                };
-                [y, plus, minus, elu, relu, left_2, right_2, left_3, right_3]
+                    let [t0, t1, t2, t3] = &mut transformed;
+                    (kernels.differences)([&x, &a, &b, &y], [t0, t1, t2, t3]);
+                    // A kernel of three, transformed: 1, 2, 4.
+                    for (values, factor) in transformed.iter_mut().zip([1.0, 3.5, 1.5, 4.0]) {
+                        values.iter_mut().for_each(|value| *value *= factor);
+                    }
+                    let panels = n.next_multiple_of(PANEL);
+                    transformed.iter_mut().for_each(|values| values.resize(panels, 0.0));
+                    left.resize(panels, f32::NAN);
+                    right.resize(panels, f32::NAN);
+                    let products = transformed.each_ref().map(Vec::as_slice);
+                    (kernels.combine)(products, &mut left, &mut right);
+                }
+                left.truncate(n);
+                right.truncate(n);
+                [y, plus, minus, elu, relu, left, right]
             };
             let plain = all(Kernels::of(Level::Plain));
             let exact = |i: usize| {
                 let [x, a, b] = [x[i], a[i], b[i]].map(f64::from);
                 let elu = |x: f64| if x > 0.0 { x } else { x.exp_m1() };
                 let y = x + a / (1.0 + (-b).exp());
-                let [left_2, right_2] = [x + 2.0 * a, a + 2.0 * b];
-                let [left_3, right_3] = [left_2 + 4.0 * b, right_2 + 4.0 * y];
-                let relu = x.max(0.0);
-                [y, elu(x), elu(-x), elu(x), relu, left_2, right_2, left_3, right_3]
+                let [left, right] = [x + 2.0 * a + 4.0 * b, a + 2.0 * b + 4.0 * y];
+                [y, elu(x), elu(-x), elu(x), x.max(0.0), left, right]
             };
             for i in 0..n {
                 for (got, want) in plain.iter().zip(exact(i)) {

@@ -41,8 +41,8 @@ struct SumWeights {
     /// For every phase where the weights of its row taps and of its pixel taps begin:
     /// \[panels of both halves, taps, inputs, [`PANEL`]\].
     phases: Vec<[usize; 2]>,
-    /// Where the weights of the taps into pairs begin: \[products, panels of both halves, taps,
-    /// inputs, [`PANEL`]\].
+    /// Where the weights of the taps into pairs begin: \[4, panels of both halves, taps, inputs,
+    /// [`PANEL`]\].
     pairs: usize,
 }
 
@@ -141,18 +141,10 @@ impl<'a> Folded<'a> {
         f64::from(self.v[at]) * self.scales[output]
     }
 
-    /// A product's weight in Winograd's transform of the row of the kernel in which `tap` is.
-    fn paired(&self, tap: usize, input: usize, output: usize, product: usize) -> f64 {
-        let columns = self.layer.window.kernel[1];
-        let w = |column: usize| self.weight(tap / columns * columns + column, input, output);
-        match (columns, product) {
-            (_, 0) => w(0),
-            (2, 1) => w(0) + w(1),
-            (2, _) => w(1),
-            (_, 1) => (w(0) + w(1) + w(2)) / 2.0,
-            (_, 2) => (w(0) - w(1) + w(2)) / 2.0,
-            _ => w(2),
-        }
+    /// Winograd's transform of the three weights in a row of the kernel.
+    fn paired(&self, row: usize, input: usize, output: usize) -> [f64; 4] {
+        let [w0, w1, w2] = [0, 1, 2].map(|column| self.weight(3 * row + column, input, output));
+        [w0, (w0 + w1 + w2) / 2.0, (w0 - w1 + w2) / 2.0, w2]
     }
 }
 
@@ -193,14 +185,14 @@ fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lanes: &mut Vec<Lanes>)
 
 fn pack_pairs(sum: &Sum, layers: &[Folded], lanes: &mut Vec<Lanes>) -> usize {
     let start = lanes.len();
-    for product in 0..sum.products() {
+    for product in 0..4 {
         for outputs in panels(sum) {
             for tap in &sum.pairs {
                 let layer = &layers[tap.layer];
                 for input in tap.inputs.iter().cloned().flatten() {
                     lanes.push(Lanes(outputs.map(|output| {
                         output.map_or(0.0, |output| {
-                            layer.paired(tap.tap, input, output, product) as f32
+                            layer.paired(tap.tap / 3, input, output)[product] as f32
                         })
                     })));
                 }
