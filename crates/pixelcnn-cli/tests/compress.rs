@@ -4,22 +4,13 @@ mod program;
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
-use image::{DynamicImage, GrayImage, Rgb, RgbImage, Rgba, RgbaImage};
+use image::{DynamicImage, GrayImage, RgbImage, Rgba, RgbaImage};
 use tempfile::TempDir;
 
-use program::{contains, fails, misused, pixelcnn, succeeds, text};
-
-/// A picture of 12x8 pixels, no two alike.
-fn picture(seed: u32) -> RgbImage {
-    RgbImage::from_fn(12, 8, |x, y| {
-        let level = |factor| (factor * (x + 12 * y) + seed) as u8;
-        Rgb([level(2), level(1), level(2) / 2])
-    })
-}
+use program::{contains, fails, misused, open, photos, picture, pixelcnn, succeeds, text};
 
 const TRAIN: &str = "--held-out 0.2 --nr-filters 2 --nr-logistic-mix 2 --batch-size 8 \
                      --init-batch-size 8 --steps 2 --samples 0";
@@ -27,21 +18,9 @@ const TRAIN: &str = "--held-out 0.2 --nr-filters 2 --nr-logistic-mix 2 --batch-s
 /// A folder with `run`, a model of 12x8 pictures, and `photos` of them in two folders.
 fn trained() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for class in ["dark", "light"] {
-        let photos = folder.path().join("photos").join(class);
-        fs::create_dir_all(&photos).unwrap();
-        for i in 0..12 {
-            picture(7 * i + 50 * u32::from(class == "light"))
-                .save(photos.join(format!("{i:02}.png")))
-                .unwrap();
-        }
-    }
+    photos(folder.path());
     succeeds(folder.path(), &format!("train run --data photos {TRAIN}"));
     folder
-}
-
-fn open(path: &Path) -> RgbImage {
-    image::open(path).unwrap().into_rgb8()
 }
 
 #[test]

@@ -3,34 +3,17 @@
 mod program;
 
 use std::fs;
-use std::path::Path;
 
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use image::{GrayImage, Luma, RgbImage};
 use tempfile::TempDir;
 
-use program::{contains, fails, misused, succeeds};
-
-/// A picture of 12x8 pixels, no two alike.
-fn picture(seed: u32) -> RgbImage {
-    RgbImage::from_fn(12, 8, |x, y| {
-        let level = |factor| (factor * (x + 12 * y) + seed) as u8;
-        Rgb([level(2), level(1), level(2) / 2])
-    })
-}
+use program::{contains, fails, misused, open, photos, picture, succeeds};
 
 /// A folder with `run`, a class-conditional model of 12x8 pictures, and the pictures `a.png` and
 /// `b.png`.
 fn trained() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for class in ["dark", "light"] {
-        let photos = folder.path().join("photos").join(class);
-        fs::create_dir_all(&photos).unwrap();
-        for i in 0..12 {
-            picture(7 * i + 50 * u32::from(class == "light"))
-                .save(photos.join(format!("{i}.png")))
-                .unwrap();
-        }
-    }
+    photos(folder.path());
     picture(3).save(folder.path().join("a.png")).unwrap();
     picture(90).save(folder.path().join("b.png")).unwrap();
     succeeds(
@@ -39,10 +22,6 @@ fn trained() -> TempDir {
          --nr-logistic-mix 2 --batch-size 8 --init-batch-size 8 --steps 2 --samples 4",
     );
     folder
-}
-
-fn open(path: &Path) -> RgbImage {
-    image::open(path).unwrap().into_rgb8()
 }
 
 /// The image at a place of a grid of 12x8 images.

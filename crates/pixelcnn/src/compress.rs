@@ -57,7 +57,7 @@ use pixelcnn_core::{ModelConfig, Nonlinearity};
 use sha2::{Digest, Sha256};
 
 use crate::atomic;
-use crate::sample::{MAX_BYTES, useful_threads};
+use crate::sample::{side_by_side, useful_threads};
 
 const MAGIC: &[u8; 3] = b"pxc";
 const VERSION: u8 = 1;
@@ -231,7 +231,7 @@ impl CodingModel {
     /// How many images to code side by side where up to `wanted` are: as many, or those that fit
     /// into a gigabyte, or one.
     pub fn side_by_side(&self, wanted: usize) -> usize {
-        (MAX_BYTES / self.evaluator.bytes_per_image()).clamp(1, wanted.max(1))
+        side_by_side(&self.evaluator, wanted)
     }
 
     fn codec(&self, images: usize) -> Codec {

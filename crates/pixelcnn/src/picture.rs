@@ -175,6 +175,14 @@ fn unreadable(path: &Path) -> impl FnOnce(String) -> PictureError {
     }
 }
 
+/// Whether a file's name is a PNG or JPEG picture's.
+pub fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    ["png", "jpg", "jpeg"]
+        .iter()
+        .any(|known| extension.eq_ignore_ascii_case(known))
+}
+
 /// How long a frame of an animation is seen, in milliseconds.
 const FRAME: u16 = 80;
 /// And the last one, before it begins again.

@@ -16,7 +16,7 @@ const MARGIN: f32 = 1e-5;
 /// Images that are drawn side by side: enough that more would not be faster.
 const SIDE_BY_SIDE: usize = 64;
 /// Memory that they take together, unless one alone takes more.
-pub(crate) const MAX_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 30;
 
 /// What is drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +57,12 @@ pub fn sample(
     })
 }
 
+/// How many images to take side by side where up to `wanted` are: as many, or those that fit into a
+/// gigabyte, or one.
+pub(crate) fn side_by_side(evaluator: &Evaluator, wanted: usize) -> usize {
+    (MAX_BYTES / evaluator.bytes_per_image()).clamp(1, wanted.max(1))
+}
+
 /// Draws images a few at a time, the rows of which `rows` gives.
 pub(crate) fn draw(
     evaluator: &Evaluator,
@@ -66,7 +72,7 @@ pub(crate) fn draw(
 ) -> Result<Option<Vec<u8>>, EvaluatorError> {
     let config = evaluator.config();
     let (height, width, dims) = (config.height, config.width, config.dims());
-    let most = (MAX_BYTES / evaluator.bytes_per_image()).clamp(1, SIDE_BY_SIDE);
+    let most = side_by_side(evaluator, SIDE_BY_SIDE);
     let mut images = vec![0; count * dims];
     for first in (0..count).step_by(most) {
         let range = first..count.min(first + most);

@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{CodingModel, Picture, compress, write};
-use pixelcnn::picture::read_exactly;
+use pixelcnn::picture::{is_picture, read_exactly};
 use walkdir::WalkDir;
 
 use super::complete::{expect_size, label};
@@ -167,13 +167,4 @@ fn name(path: &Path, folder: &Path) -> Result<String> {
         )
     })?;
     Ok(parts.join("/"))
-}
-
-/// Whether a file's name is a picture's.
-pub fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default();
-    let known = ["png", "jpg", "jpeg"];
-    known
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
 }

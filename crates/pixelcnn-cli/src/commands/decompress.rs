@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::compress::{Archive, CodingModel, Entry};
-use pixelcnn::picture::{grid, write_png};
+use pixelcnn::picture::{grid, is_picture, write_png};
 
-use super::compress::{is_picture, progress};
+use super::compress::progress;
 use crate::terminal::{INTERRUPTED, Result, catch_interrupts, grouped, note, say};
 use crate::trained::Trained;
 

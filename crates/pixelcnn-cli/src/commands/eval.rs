@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Cursor};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -126,8 +127,19 @@ pub fn measure(
     count: usize,
     batch_size: usize,
 ) -> Result<Option<Evaluation>> {
+    Ok(evaluate(
+        network,
+        data,
+        count,
+        batch_size,
+        &mut progress(count),
+    )?)
+}
+
+/// Shows how far the evaluation of `count` images is, until Ctrl-C is pressed.
+pub fn progress(count: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
     let (mut bar, start) = (Bar::new(), Instant::now());
-    let mut progress = |so_far: &Evaluation| {
+    move |so_far| {
         let done = so_far.bits_per_dim.len();
         bar.show(done as u64, count as u64, || {
             let speed = done as f64 / start.elapsed().as_secs_f64();
@@ -135,8 +147,7 @@ pub fn measure(
             format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
         });
         interrupted()
-    };
-    Ok(evaluate(network, data, count, batch_size, &mut progress)?)
+    }
 }
 
 /// Writes the figures of every image as a table.

@@ -137,9 +137,11 @@ impl Export {
                 };
                 let mut card = match &trained {
                     Trained::Run(run) => card(run, self.raw, precision),
-                    Trained::Shipped(shipped) => shipped.weights.card.clone(),
+                    Trained::Shipped(shipped) => Card {
+                        precision,
+                        ..shipped.weights.card.clone()
+                    },
                 };
-                card.precision = precision;
                 if self.measure {
                     let mut data = data.clone();
                     self.data.apply(&mut data);

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
@@ -13,11 +12,11 @@ use pixelcnn::evaluate::expect_images;
 use pixelcnn::model::Network;
 use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
 
-use super::eval::split;
+use super::eval::{progress, split};
 use crate::chart::{Chart, Series, Shape};
 use crate::heat::{self, Group};
 use crate::settings::absolute;
-use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
+use crate::terminal::{Opening, Result, catch_interrupts, interrupted, left_off, say};
 use crate::trained::Trained;
 
 /// The images that are named in the terminal as the most unusual.
@@ -233,16 +232,8 @@ impl Score {
 
     /// Scores the first `count` images and shows how far it is; none where Ctrl-C stopped it.
     fn measure(&self, network: &Network, data: &Dataset, count: usize) -> Result<Option<Scores>> {
-        let (mut bar, start) = (Bar::new(), Instant::now());
-        let mut progress = |so_far: &Scores| {
-            let done = so_far.likelihood.bits_per_dim.len();
-            bar.show(done as u64, count as u64, || {
-                let speed = done as f64 / start.elapsed().as_secs_f64();
-                let mean = so_far.likelihood.mean();
-                format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
-            });
-            interrupted()
-        };
+        let mut progress = progress(count);
+        let mut progress = |so_far: &Scores| progress(&so_far.likelihood);
         let batch_size = self.batch_size as usize;
         Ok(score(network, data, count, batch_size, &mut progress)?)
     }

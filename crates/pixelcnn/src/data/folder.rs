@@ -13,6 +13,7 @@ use super::{
     DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, one_line, picture,
     rows::read_at,
 };
+use crate::picture::is_picture;
 
 /// Most headers end within this many bytes.
 const HEADER_BYTES: u64 = 64 << 10;
@@ -123,7 +124,7 @@ impl Listing {
             };
             if entry.file_type().is_dir() {
                 listing.folders.push(name);
-            } else if entry.file_type().is_file() && is_picture(&name) {
+            } else if entry.file_type().is_file() && is_picture(Path::new(&name)) {
                 listing.files.push(Entry {
                     name,
                     place: Place::File(entry.into_path()),
@@ -157,7 +158,7 @@ impl Listing {
             let (offset, len) = (entry.raw_file_position(), entry.size());
             match entry.header().entry_type() {
                 tar::EntryType::Directory => listing.folders.push(name),
-                tar::EntryType::Regular if is_picture(&name) => {
+                tar::EntryType::Regular if is_picture(Path::new(&name)) => {
                     if offset.checked_add(len).is_none_or(|end| end > size) {
                         return Err(DataError::Picture {
                             name: one_line(format!("{}: {name}", path.display())),
@@ -368,13 +369,6 @@ fn relative_name(path: &Path) -> Option<String> {
 /// Hidden files, and what macOS puts in archives.
 fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name == "__MACOSX"
-}
-
-fn is_picture(name: &str) -> bool {
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    ["png", "jpg", "jpeg"]
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Pictures of a listing, decoded when they are first read.
