@@ -11,6 +11,7 @@ use pixelcnn::picture::{grid, write_png};
 use pixelcnn::sample::Progress;
 
 use crate::terminal::{Bar, Result, duration, interrupted};
+use crate::trained::Trained;
 
 /// White pixels between the images of a grid, before they are enlarged.
 pub const GAP: usize = 1;
@@ -39,12 +40,13 @@ pub struct Drawing {
 
 impl Drawing {
     /// From what images were drawn, and how fast.
-    pub fn summary(&self, step: u64, images_per_second: f64) -> String {
-        let weights = if self.raw { "raw" } else { "averaged" };
+    pub fn summary(&self, trained: &Trained, images_per_second: f64) -> String {
         format!(
-            "({weights} weights, step {step}, temperature {}, seed {}), {images_per_second:.2} \
-             images/s",
-            self.temperature, self.seed
+            "({} weights, step {}, temperature {}, seed {}), {images_per_second:.2} images/s",
+            trained.kind(self.raw),
+            trained.step(),
+            self.temperature,
+            self.seed
         )
     }
 }
@@ -76,15 +78,21 @@ pub fn prepare(
 ) -> Result {
     let shape = [images, model.height, model.width, model.channels];
     grid(&vec![0; images * model.dims()], shape, columns, GAP, scale)?;
-    let folders = files.iter().flatten().filter_map(|file| file.parent());
-    for folder in folders.chain(singles.map(PathBuf::as_path)) {
-        if folder != Path::new("") {
-            fs::create_dir_all(folder).map_err(|error| {
-                format!("cannot make the folder `{}`: {error}", folder.display())
-            })?;
-        }
+    for file in files.iter().flatten() {
+        make_folder_of(file)?;
     }
-    Ok(())
+    singles.map_or(Ok(()), |folder| make_folder(folder))
+}
+
+/// Makes the folder in which a file is to be, unless it is there.
+pub fn make_folder_of(file: &Path) -> Result {
+    make_folder(file.parent().unwrap_or(Path::new("")))
+}
+
+/// Makes a folder and those it is in, unless they are there.
+pub fn make_folder(folder: &Path) -> Result {
+    fs::create_dir_all(folder)
+        .map_err(|error| format!("cannot make the folder `{}`: {error}", folder.display()).into())
 }
 
 /// Shows progress until the images are drawn or Ctrl-C is pressed.

@@ -190,6 +190,11 @@ pub struct DataFlags {
 }
 
 impl DataFlags {
+    /// Whether they say which data.
+    pub fn name_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     /// Overrides a configuration. Paths become absolute: the run can be resumed from anywhere.
     pub fn apply(&self, data: &mut DataConfig) {
         set(&mut data.data, &self.data);

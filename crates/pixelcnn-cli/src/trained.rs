@@ -1,5 +1,5 @@
 //! The trained model that a command is given: a run folder, of which the newest checkpoint is
-//! taken, or a checkpoint file; the shipped model where none is named.
+//! taken, a checkpoint file, or a file of exported weights; the shipped model where none is named.
 
 use std::error::Error;
 use std::path::{self, Path, PathBuf};
@@ -13,7 +13,7 @@ use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
 use pixelcnn::train::config::RunConfig;
 use pixelcnn::weights::hub;
 
-use crate::settings::is_data_set;
+use crate::settings::{DataFlags, is_data_set};
 #[cfg(feature = "pretrained")]
 use crate::terminal::note;
 use crate::terminal::{Result, quoted};
@@ -22,9 +22,8 @@ use crate::terminal::{Result, quoted};
 pub enum Trained {
     /// From a checkpoint of a training.
     Run(Box<Run>),
-    /// The one that is part of this program.
-    #[cfg_attr(not(feature = "pretrained"), allow(dead_code))]
-    Shipped(Box<Shipped>),
+    /// One set of weights: of a file that `export` wrote, or the ones that are part of this program.
+    Weights(Box<Exported>),
 }
 
 /// A checkpoint with what its run folder says about it.
@@ -39,12 +38,12 @@ pub struct Run {
     pub state: TrainState,
 }
 
-/// The shipped model.
-pub struct Shipped {
-    /// Averaged weights alone, and how they came about.
+/// One set of weights with what they say of themselves.
+pub struct Exported {
+    /// The weights.
     pub weights: hub::Weights,
-    /// What it was trained on.
-    pub data: DataConfig,
+    /// What they were trained on, where that is a data set known by its name.
+    data: Option<DataConfig>,
 }
 
 impl Trained {
@@ -62,19 +61,34 @@ impl Trained {
         Ok((Trained::open(model, command)?, rest))
     }
 
-    /// Opens a run folder or a checkpoint file for `pixelcnn COMMAND`, or the shipped model.
+    /// Opens a run folder or a file for `pixelcnn COMMAND`, or the shipped model.
     pub fn open(path: Option<&Path>, command: &str) -> Result<Trained> {
-        match path {
-            Some(path) => Ok(Trained::Run(Run::open(path, command)?.into())),
-            None => shipped(),
+        let Some(path) = path else {
+            return shipped();
+        };
+        if path.is_file() {
+            match hub::Weights::read(path) {
+                // A checkpoint, or else what is said to be none.
+                Err(CheckpointError::NotACheckpoint { .. }) => {}
+                weights => return Ok(Trained::exported(weights?)),
+            }
         }
+        Ok(Trained::Run(Run::open(path, command)?.into()))
+    }
+
+    fn exported(weights: hub::Weights) -> Trained {
+        let data = is_data_set(Path::new(&weights.card.data)).then(|| DataConfig {
+            data: weights.card.data.clone(),
+            ..DataConfig::default()
+        });
+        Trained::Weights(Exported { weights, data }.into())
     }
 
     /// The model's shape.
     pub fn model(&self) -> &ModelConfig {
         match self {
             Trained::Run(run) => &run.state.config,
-            Trained::Shipped(shipped) => &shipped.weights.config,
+            Trained::Weights(exported) => &exported.weights.config,
         }
     }
 
@@ -82,8 +96,17 @@ impl Trained {
     pub fn step(&self) -> u64 {
         match self {
             Trained::Run(run) => run.state.step,
-            Trained::Shipped(shipped) => shipped.weights.card.step,
+            Trained::Weights(exported) => exported.weights.card.step,
         }
+    }
+
+    /// What the parameters are: averaged or raw.
+    pub fn kind(&self, raw: bool) -> &'static str {
+        let averaged = match self {
+            Trained::Run(_) => !raw,
+            Trained::Weights(exported) => exported.weights.card.averaged,
+        };
+        if averaged { "averaged" } else { "raw" }
     }
 
     /// The averaged parameters, or the raw ones.
@@ -91,10 +114,10 @@ impl Trained {
         match self {
             Trained::Run(run) if raw => Ok(&run.state.parameters),
             Trained::Run(run) => Ok(&run.state.average),
-            Trained::Shipped(_) if raw => {
-                Err("--raw: the shipped model has its averaged weights alone: leave it out".into())
+            Trained::Weights(_) if raw => {
+                Err("--raw: the model has one set of weights: leave it out".into())
             }
-            Trained::Shipped(shipped) => Ok(&shipped.weights.parameters),
+            Trained::Weights(exported) => Ok(&exported.weights.parameters),
         }
     }
 
@@ -113,8 +136,19 @@ impl Trained {
     pub fn data(&self) -> Option<&DataConfig> {
         match self {
             Trained::Run(run) => run.config.as_ref().map(|config| &config.data),
-            Trained::Shipped(shipped) => Some(&shipped.data),
+            Trained::Weights(exported) => exported.data.as_ref(),
         }
+    }
+
+    /// The data that the flags name, or else those that it was trained on.
+    pub fn data_or(&self, flags: &DataFlags) -> Result<DataConfig> {
+        let mut data = match self.data() {
+            Some(data) => data.clone(),
+            None if flags.name_data() => DataConfig::default(),
+            None => return Err("what it was trained on is not known here: give --data".into()),
+        };
+        flags.apply(&mut data);
+        Ok(data)
     }
 
     /// A class given by its number or by its name in the run's data.
@@ -184,11 +218,7 @@ impl Run {
 #[cfg(feature = "pretrained")]
 fn shipped() -> Result<Trained> {
     note("using the shipped CIFAR-10 model (name a run to use another)");
-    let shipped = Shipped {
-        weights: pixelcnn::pretrained::cifar10()?,
-        data: DataConfig::default(),
-    };
-    Ok(Trained::Shipped(shipped.into()))
+    Ok(Trained::exported(pixelcnn::pretrained::cifar10()?))
 }
 
 #[cfg(not(feature = "pretrained"))]
@@ -196,7 +226,7 @@ fn shipped() -> Result<Trained> {
     Err("this program was built without a model: name a run: `pixelcnn train` makes one".into())
 }
 
-/// Whether a file is meant as a model: a run folder or a checkpoint file.
+/// Whether a file is meant as a model: a run folder, a checkpoint or exported weights.
 fn is_model(path: &Path) -> bool {
     path.join("checkpoints").is_dir()
         || path.join("config.toml").is_file()
@@ -205,7 +235,8 @@ fn is_model(path: &Path) -> bool {
 
 fn no_such_file(path: &Path) -> Box<dyn Error> {
     format!(
-        "{}: no such file, run folder or checkpoint: `pixelcnn train` makes a run",
+        "{}: no such file, run folder or checkpoint: check the name, or make a run with `pixelcnn \
+         train`",
         path.display()
     )
     .into()

@@ -55,7 +55,7 @@ fn samples_are_written_in_every_form() {
     let images: Vec<u8> = images.into_vec().unwrap();
     assert_eq!(images[..288], single(0).into_raw());
     let labels = npz.by_name("labels").unwrap().unwrap();
-    assert_eq!(labels.into_vec::<i64>().unwrap(), [0, 0, 1, 1]);
+    assert_eq!(labels.into_vec::<i64>().unwrap(), [0, 1, 0, 1]);
 
     // A frame for each row, and one before.
     let film = fs::read(folder.join("out/film.png")).unwrap();

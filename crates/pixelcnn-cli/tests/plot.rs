@@ -79,6 +79,36 @@ fn curves_are_drawn() {
 }
 
 #[test]
+fn only_the_first_fall_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // One run falls, the other one also goes up for a while, which is not to be hidden.
+    run(folder, "falling", 100, 3.0);
+    run(folder, "spoilt", 100, 3.0);
+    let metrics = folder.join("spoilt/metrics.jsonl");
+    let spoilt: String = fs::read_to_string(&metrics)
+        .unwrap()
+        .lines()
+        .enumerate()
+        .map(|(i, line)| match i {
+            60..65 => line.replace("train_bits_per_dim\":3.", "train_bits_per_dim\":9."),
+            _ => line.into(),
+        } + "\n")
+        .collect();
+    fs::write(metrics, spoilt).unwrap();
+    let height = |name: &str| {
+        succeeds(folder, &format!("plot {name} -o {name}.png"));
+        let picture = image::open(folder.join(format!("{name}.png")))
+            .unwrap()
+            .into_rgb8();
+        rows(&picture, BLUE).len()
+    };
+    // The picture's height is 1 bit/dim or 6: the fall takes all of it, or a sixth.
+    let (falling, spoilt) = (height("falling"), height("spoilt"));
+    assert!(falling > 200 && spoilt < 100, "{falling} and {spoilt}");
+}
+
+#[test]
 fn what_cannot_be_drawn_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

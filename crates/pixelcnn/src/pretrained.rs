@@ -19,8 +19,8 @@
 use crate::train::checkpoint::CheckpointError;
 use crate::weights::hub::Weights;
 
-/// The model of CIFAR-10: of its 50,000 training images, which it has seen 32x32 in RGB. Its card
-/// says how it was trained and how good it is.
+/// A model of 32x32 images in RGB, trained on CIFAR-10's 50,000 training images. Its card says how
+/// it was trained and how good it is.
 ///
 /// # Errors
 /// Where the file that it was built with was damaged.

@@ -29,7 +29,7 @@ const MISSING: u8 = 127;
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn complete [OPTIONS] [RUN|FILE] <IMAGE>...")]
 pub struct Complete {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]; then PNG or JPEG files of the model's size
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
@@ -114,6 +114,7 @@ impl Complete {
         if images.is_empty() {
             return Err("no image is named: name the PNG or JPEG files to complete".into());
         }
+        let evaluator = trained.evaluator(self.drawing.raw)?;
         let known = self.known(model)?;
         let mut originals = Vec::new();
         for path in images {
@@ -128,7 +129,6 @@ impl Complete {
         prepare(n * columns, columns, scale, model, &files, singles)?;
 
         catch_interrupts("leaving after this row")?;
-        let evaluator = trained.evaluator(self.drawing.raw)?;
         let completion = Completion {
             images: originals,
             known,
@@ -168,7 +168,7 @@ impl Complete {
         say(format_args!(
             "{n} images completed {variants} times in {} {}",
             self.output.display(),
-            self.drawing.summary(trained.step(), speed)
+            self.drawing.summary(&trained, speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }

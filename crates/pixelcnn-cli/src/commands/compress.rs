@@ -1,6 +1,5 @@
 //! `pixelcnn compress`.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +12,7 @@ use pixelcnn::picture::{is_picture, read_exactly};
 use walkdir::WalkDir;
 
 use super::complete::{expect_size, label};
+use crate::drawing::make_folder_of;
 use crate::terminal::{
     Bar, Result, catch_interrupts, duration, grouped, interrupted, left_off, say,
 };
@@ -22,12 +22,14 @@ use crate::trained::Trained;
 ///
 /// The likelier the model finds an image, the fewer bytes it takes. All images go into one file, of
 /// which each can be read without the others, by `pixelcnn decompress` with the same model: keep
-/// it. Images have the model's size, 8 bits and no transparency.
+/// it. Later versions of this program may come with another shipped model; `pixelcnn export --out
+/// DIR` keeps this one, as a file that takes its place. Images have the model's size, 8 bits and no
+/// transparency.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <IMAGE|DIR>... -o <FILE>")]
 pub struct Compress {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]; then PNG or JPEG files, or folders of them
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
@@ -67,11 +69,7 @@ impl Compress {
                 levels,
             });
         }
-        if let Some(folder) = self.output.parent() {
-            fs::create_dir_all(folder).map_err(|error| {
-                format!("cannot make the folder `{}`: {error}", folder.display())
-            })?;
-        }
+        make_folder_of(&self.output)?;
 
         catch_interrupts("leaving after this row")?;
         let model = CodingModel::new(config, trained.parameters(false)?)?;

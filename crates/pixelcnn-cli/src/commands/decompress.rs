@@ -1,7 +1,6 @@
 //! `pixelcnn decompress`.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,6 +10,7 @@ use pixelcnn::compress::{Archive, CodingModel, Entry};
 use pixelcnn::picture::{grid, is_picture, write_png};
 
 use super::compress::progress;
+use crate::drawing::make_folder_of;
 use crate::terminal::{INTERRUPTED, Result, catch_interrupts, grouped, note, say};
 use crate::trained::Trained;
 
@@ -25,8 +25,8 @@ use crate::trained::Trained;
                             pixelcnn decompress --list <FILE.pxc>"
 )]
 pub struct Decompress {
-    /// Run folder or checkpoint file, the same as in compressing [default: the shipped model]; then
-    /// the compressed file
+    /// Run folder, checkpoint file or exported weights, the same model as in compressing [default:
+    /// the shipped model]; then the compressed file
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// Folder for the images, in which none of them may be yet
@@ -180,10 +180,4 @@ fn expect_none(target: &Path) -> Result {
         .into()),
         false => Ok(()),
     }
-}
-
-fn make_folder_of(target: &Path) -> Result {
-    let folder = target.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder)
-        .map_err(|error| format!("cannot make the folder `{}`: {error}", folder.display()).into())
 }

@@ -16,6 +16,7 @@ use pixelcnn::device;
 use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
 use pixelcnn::model::Network;
 
+use crate::drawing::make_folder_of;
 use crate::settings::DataFlags;
 use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
 use crate::trained::Trained;
@@ -27,7 +28,7 @@ use crate::trained::Trained;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Eval {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
@@ -87,13 +88,15 @@ impl Eval {
     pub fn run(self, device: &str) -> Result<ExitCode> {
         let device = device::parse(device)?;
         let trained = Trained::open(self.run.as_deref(), "eval")?;
-        let mut data = trained.data().cloned().unwrap_or_default();
-        self.data.apply(&mut data);
+        let network = trained.network(self.raw, &device)?;
+        let data = trained.data_or(&self.data)?;
         let data = Dataset::open(&data, self.split, &Opening::new())?;
         expect_images(trained.model(), &data)?;
+        if let Some(path) = &self.output {
+            make_folder_of(path)?;
+        }
 
         catch_interrupts("leaving after this batch")?;
-        let network = trained.network(self.raw, &device)?;
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
@@ -103,18 +106,18 @@ impl Eval {
             return Ok(left_off());
         };
 
-        if let Some(path) = &self.output {
-            write_table(path, &figures.bits_per_dim, &figures.labels)
-                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
-        }
         say(format_args!(
             "{}: {count} images  {:.4} ± {:.4} bits/dim ({} weights, step {})",
             self.split,
             figures.mean(),
             figures.standard_error(),
-            if self.raw { "raw" } else { "averaged" },
+            trained.kind(self.raw),
             trained.step()
         ))?;
+        if let Some(path) = &self.output {
+            write_table(path, &figures.bits_per_dim, &figures.labels)
+                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

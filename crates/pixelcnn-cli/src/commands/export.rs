@@ -27,7 +27,7 @@ use crate::trained::{Run, Trained};
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Export {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
@@ -57,7 +57,7 @@ pub struct Export {
 }
 
 const EXAMPLES: &str = "\
-The data flags stand for the run's own data where they are left out, for --measure alone.
+--measure takes the run's own data where the data flags leave them out; they are for it alone.
 
 Examples:
   pixelcnn export runs/quick-1
@@ -120,10 +120,8 @@ impl Export {
                 )
                 .into());
             }
-            (None, Trained::Shipped(_)) => {
-                return Err(
-                    "the shipped model has no run folder: say where to write with --out".into(),
-                );
+            (None, Trained::Weights(_)) => {
+                return Err("not of a run folder: say where to write with --out".into());
             }
         };
         let model = trained.model();
@@ -131,20 +129,28 @@ impl Export {
         let data = trained.data().cloned().unwrap_or_default();
         let file = match self.format {
             Format::Safetensors => {
+                // The names of its other files are common ones.
+                let readme = folder.join("README.md");
+                if readme.exists() && !folder.join("model.safetensors").exists() {
+                    return Err(format!(
+                        "{}: there already, of something else: give another folder with --out",
+                        readme.display()
+                    )
+                    .into());
+                }
                 let precision = match self.half {
                     true => Precision::Half,
                     false => Precision::Single,
                 };
                 let mut card = match &trained {
                     Trained::Run(run) => card(run, self.raw, precision),
-                    Trained::Shipped(shipped) => Card {
+                    Trained::Weights(exported) => Card {
                         precision,
-                        ..shipped.weights.card.clone()
+                        ..exported.weights.card.clone()
                     },
                 };
                 if self.measure {
-                    let mut data = data.clone();
-                    self.data.apply(&mut data);
+                    let data = trained.data_or(&self.data)?;
                     let images = Dataset::open(&data, Split::Test, &Opening::new())?;
                     expect_images(model, &images)?;
                     catch_interrupts("leaving after this batch")?;
@@ -189,14 +195,13 @@ impl Export {
                 name
             }
         };
-        let weights = match (self.format, self.raw) {
-            (Format::Tensorflow, _) => "whole state",
-            (_, true) => "raw weights",
-            (_, false) => "averaged weights",
+        let weights = match self.format {
+            Format::Tensorflow => "whole state".into(),
+            _ => format!("{} weights", trained.kind(self.raw)),
         };
         let weights = match self.half {
             true => format!("{weights} in half precision"),
-            false => weights.into(),
+            false => weights,
         };
         say(format_args!(
             "{} ({weights}, step {})",

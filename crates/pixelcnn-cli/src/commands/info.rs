@@ -18,7 +18,7 @@ use crate::trained::{Run, Trained, checkpoints};
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Info {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
@@ -48,7 +48,7 @@ impl Info {
         }
         match Trained::open(self.run.as_deref(), "info")? {
             Trained::Run(run) => show_run(&run)?,
-            Trained::Shipped(shipped) => show_weights(&shipped.weights)?,
+            Trained::Weights(exported) => show_weights(&exported.weights)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -83,6 +83,7 @@ fn show_weights(weights: &Weights) -> Result {
     line("step", grouped(card.step))?;
     line("images seen", grouped(card.images_seen))?;
     line("time", duration(card.seconds.round()))?;
+    line("weights", card.weights())?;
     if let Some(measured) = &card.measured {
         line("bits/dim", measured)?;
     }

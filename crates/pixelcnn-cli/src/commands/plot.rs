@@ -110,10 +110,16 @@ fn curves(run: &Path, of: &str) -> Result<Vec<(String, Points)>> {
         }
     }
     let mut curves = Vec::new();
-    let records = RECORDS.max(train.len().div_ceil(POINTS));
-    let mut means: Points = train.chunks(records).map(mean).collect();
-    if let Some(&(_, end)) = means.last() {
-        means.retain(|(_, bits)| *bits <= end + FALL);
+    let records = RECORDS.max(train.len().div_ceil(POINTS)).min(train.len());
+    if !train.is_empty() {
+        // Those that are too few for a point of their own are at the beginning, where most is cut.
+        let chunks = train
+            .rchunks(records)
+            .filter(|chunk| chunk.len() == records);
+        let means: Points = chunks.rev().map(mean).collect();
+        let end = means[means.len() - 1].1;
+        let fallen = means.iter().skip_while(|(_, bits)| *bits > end + FALL);
+        let means = fallen.copied().collect();
         // Records lie a fixed number of steps apart, or more where a run stopped in between.
         let apart = steps.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
         let apart = apart.min().unwrap_or(steps[0]);

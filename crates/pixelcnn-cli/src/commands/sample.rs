@@ -29,7 +29,7 @@ const BLANK: u8 = 127;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Sample {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
@@ -37,8 +37,8 @@ pub struct Sample {
     #[arg(long, value_name = "N", default_value = "16", alias = "num-samples")]
     #[arg(value_parser = value_parser!(u32).range(1..=10_000))]
     num: u32,
-    /// Class of all images, by number or by name, of a class-conditional model [default: a row for
-    /// each class, with equal shares of the images]
+    /// Class of all images, by number or by name, of a class-conditional model [default: every class
+    /// in turn, a column for each]
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     #[command(flatten)]
@@ -82,6 +82,7 @@ impl Sample {
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
         let (labels, columns) = self.labels(&trained)?;
+        let evaluator = trained.evaluator(self.drawing.raw)?;
         let n = labels.len();
         let shape = [n, model.height, model.width, model.channels];
         let scale = self.drawing.scale.into();
@@ -90,7 +91,6 @@ impl Sample {
         prepare(n, columns, scale, model, &files, singles)?;
 
         catch_interrupts("leaving after this row")?;
-        let evaluator = trained.evaluator(self.drawing.raw)?;
         let sampling = Sampling {
             labels,
             temperature: self.drawing.temperature,
@@ -126,7 +126,7 @@ impl Sample {
         say(format_args!(
             "{n} images in {} {}",
             self.output.display(),
-            self.drawing.summary(trained.step(), speed)
+            self.drawing.summary(&trained, speed)
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -135,14 +135,13 @@ impl Sample {
     fn labels(&self, trained: &Trained) -> Result<(Vec<u32>, usize)> {
         let num = self.num as usize;
         let square = num.isqrt() + usize::from(num.isqrt().pow(2) < num);
-        let classes = trained.model().nr_classes.min(num);
+        let classes = trained.model().nr_classes;
         Ok(match &self.class {
             Some(class) => (vec![trained.class(class)?; num], square),
             None if classes == 0 => (vec![0; num], square),
             None => {
-                let columns = num / classes;
-                let label = |image| (image / columns) as u32;
-                ((0..classes * columns).map(label).collect(), columns)
+                let label = |image| (image % classes) as u32;
+                ((0..num).map(label).collect(), classes.min(num))
             }
         })
     }

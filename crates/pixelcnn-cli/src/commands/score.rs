@@ -14,6 +14,7 @@ use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
 
 use super::eval::{progress, split};
 use crate::chart::{Chart, Series, Shape};
+use crate::drawing::make_folder;
 use crate::heat::{self, Group};
 use crate::settings::absolute;
 use crate::terminal::{Opening, Result, catch_interrupts, interrupted, left_off, say};
@@ -35,7 +36,7 @@ const NAMED: usize = 5;
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn score [OPTIONS] [RUN|FILE] <DATA>")]
 pub struct Score {
-    /// Run folder, of which the newest checkpoint is taken, or a checkpoint file [default: the
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]; then the images: cifar10, imagenet32, imagenet64, or the path of a folder or
     /// .tar of PNG and JPEG files, or of a .npy or .npz file
     #[arg(value_name = "FILES", required = true)]
@@ -107,6 +108,7 @@ impl Score {
             .into());
         };
         let model = trained.model();
+        let network = trained.network(self.raw, &device)?;
         let mut sets = Vec::new();
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
             let (name, data) = self.open(data, &trained)?;
@@ -121,13 +123,7 @@ impl Score {
             sets.push((name, data, count));
         }
         catch_interrupts("leaving after this batch")?;
-        fs::create_dir_all(&self.output).map_err(|error| {
-            format!(
-                "cannot make the folder `{}`: {error}",
-                self.output.display()
-            )
-        })?;
-        let network = trained.network(self.raw, &device)?;
+        make_folder(&self.output)?;
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let Some(scores) = self.measure(&network, &data, count)? else {
@@ -185,12 +181,12 @@ impl Score {
         if let [usual, unusual] = &scored[..] {
             comparison(usual, unusual)?;
         }
-        let weights = if self.raw { "raw" } else { "averaged" };
         let scale = top.map(|top| format!(", heat maps from 0 to {top:.1} bits/pixel"));
         say(format_args!(
-            "in {}{} ({weights} weights, step {})",
+            "in {}{} ({} weights, step {})",
             self.output.display(),
             scale.unwrap_or_default(),
+            trained.kind(self.raw),
             trained.step()
         ))?;
         Ok(ExitCode::SUCCESS)

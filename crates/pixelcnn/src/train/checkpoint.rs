@@ -432,22 +432,23 @@ pub(crate) fn read_weights(
     CheckpointFile::open(path, WEIGHTS_FORMAT)?.weights(config)
 }
 
-/// Model, weights and description of a file in memory that [`write_weights`] has written; `name`
-/// stands for it in errors.
+/// Model, weights and description.
+pub(crate) type Described = (ModelConfig, Vec<Vec<f32>>, String);
+
+/// Opens a file that [`write_weights`] has written.
 ///
 /// # Errors
 /// Every [`CheckpointError`] that concerns one file.
-pub(crate) fn parse_weights(
-    file: &[u8],
-    name: &str,
-) -> Result<(ModelConfig, Vec<Vec<f32>>, String), CheckpointError> {
-    let file = CheckpointFile::read(file, file.len() as u64, Path::new(name), WEIGHTS_FORMAT)?;
-    let description = file
-        .scalar("description")
-        .map_err(|reason| file.malformed(reason))?;
-    let config = file.config()?;
-    let parameters = file.weights(&config)?;
-    Ok((config, parameters, description))
+pub(crate) fn open_weights(path: &Path) -> Result<Described, CheckpointError> {
+    CheckpointFile::open(path, WEIGHTS_FORMAT)?.described()
+}
+
+/// Parses such a file in memory; `name` stands for it in errors.
+///
+/// # Errors
+/// Every [`CheckpointError`] that concerns one file.
+pub(crate) fn parse_weights(file: &[u8], name: &str) -> Result<Described, CheckpointError> {
+    CheckpointFile::read(file, file.len() as u64, Path::new(name), WEIGHTS_FORMAT)?.described()
 }
 
 /// A checkpoint that is ready to be written.
@@ -693,6 +694,15 @@ impl CheckpointFile {
         let parameters = self.take(&Layout::new(config), PARAMETER)?;
         self.expect_empty()?;
         Ok(parameters)
+    }
+
+    /// A file of weights alone that says what they are.
+    fn described(self) -> Result<Described, CheckpointError> {
+        let description = self.scalar("description");
+        let description = description.map_err(|reason| self.malformed(reason))?;
+        let config = self.config()?;
+        let parameters = self.weights(&config)?;
+        Ok((config, parameters, description))
     }
 
     /// A number or text of the metadata.

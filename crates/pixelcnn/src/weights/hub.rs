@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::{Fault, Unsaid, WeightsError, original, write};
 use crate::train::checkpoint::{
-    CheckpointError, Precision, TrainState, parse_weights, read_weights, write_weights,
+    CheckpointError, Described, Precision, TrainState, open_weights, parse_weights, read_weights,
+    write_weights,
 };
 
 /// What `model_type` is in `config.json`.
@@ -133,14 +134,25 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Parses a `model.safetensors` of [`export`]; `name` stands for it in errors.
+    /// Reads a `model.safetensors` of [`export`]; nothing beside it is needed.
+    ///
+    /// # Errors
+    /// Every [`CheckpointError`] that concerns one file.
+    pub fn read(path: &Path) -> Result<Weights, CheckpointError> {
+        Weights::new(open_weights(path)?, path)
+    }
+
+    /// Parses such a file in memory; `name` stands for it in errors.
     ///
     /// # Errors
     /// Every [`CheckpointError`] that concerns one file.
     pub fn parse(file: &[u8], name: &str) -> Result<Weights, CheckpointError> {
-        let (config, parameters, card) = parse_weights(file, name)?;
+        Weights::new(parse_weights(file, name)?, Path::new(name))
+    }
+
+    fn new((config, parameters, card): Described, path: &Path) -> Result<Weights, CheckpointError> {
         let card = serde_json::from_str(&card).map_err(|_| CheckpointError::NotACheckpoint {
-            path: name.into(),
+            path: path.into(),
             reason: "its metadata lack a valid `description`".into(),
         })?;
         Ok(Weights {
@@ -152,6 +164,19 @@ impl Weights {
 }
 
 impl Card {
+    /// Which weights they are, and how exactly they are stored.
+    pub fn weights(&self) -> String {
+        let weights = match self.averaged {
+            true => "Polyak average of the parameters",
+            false => "parameters as trained last",
+        };
+        let precision = match self.precision {
+            Precision::Single => "",
+            Precision::Half => ", in half precision",
+        };
+        format!("{weights}{precision}")
+    }
+
     /// The card in Markdown, with the metadata that hubs read.
     pub fn text(&self, config: &ModelConfig) -> String {
         let ModelConfig {
@@ -173,13 +198,9 @@ impl Card {
             0 => "none: unconditional".into(),
             n => n.to_string(),
         };
-        let weights = match self.averaged {
-            true => "Polyak average of the parameters",
-            false => "parameters as trained last",
-        };
-        let precision = match self.precision {
-            Precision::Single => "",
-            Precision::Half => ", in half precision",
+        let data = match self.data.as_str() {
+            "cifar10" | "imagenet32" | "imagenet64" => "",
+            _ => " --data DATA",
         };
         let measured = match &self.measured {
             None => "not measured".into(),
@@ -201,9 +222,9 @@ a model of images with an exact likelihood.
 |---|---|
 | bits/dim | {measured} |
 | images | {width}x{height}, {channels} channels, 8 bits |
-| data | {data} |
+| data | {name_of_data} |
 | steps, images seen, hours of training | {step}, {images_seen}, {hours:.1} |
-| weights | {weights}{precision} |
+| weights | {weights} |
 | parameters | {parameters} |
 | blocks, filters, mixture components | {nr_resnet}, {nr_filters}, {nr_logistic_mix} |
 | nonlinearity | {nonlinearity} |
@@ -213,13 +234,14 @@ a model of images with an exact likelihood.
 `config.json` the model's shape. With [pixelcnn](https://crates.io/crates/pixelcnn):
 
 ```sh
-pixelcnn import model.safetensors --out run
-pixelcnn eval run
-pixelcnn sample run
+pixelcnn sample model.safetensors
+pixelcnn eval model.safetensors{data}
+pixelcnn import model.safetensors --out run{data}    # to train it on
 ```
 ",
             name = self.name,
-            data = self.data,
+            name_of_data = self.data,
+            weights = self.weights(),
             step = self.step,
             images_seen = self.images_seen,
             hours = self.seconds / 3600.0,
@@ -228,18 +250,34 @@ pixelcnn sample run
     }
 }
 
-/// Reads weights and the `config.json` beside them. Training on begins with the optimizer's step 0.
+/// Reads weights and the `config.json` beside them, or where there is none what a file of [`export`]
+/// says itself. Training on begins with the optimizer's step 0.
 ///
 /// # Errors
 /// [`WeightsError`] where one of the files can't be used, or they don't fit each other or `unsaid`.
 pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
     let beside = path.with_file_name("config.json");
-    let config = read_config(&beside, unsaid).map_err(WeightsError::file(&beside))?;
-    let parameters = read_weights(path, &config)?;
+    let alone = match beside.exists() {
+        true => None,
+        false => match Weights::read(path) {
+            // Someone else's: its config.json is missing.
+            Err(CheckpointError::NotACheckpoint { .. }) => None,
+            read => Some(read?),
+        },
+    };
+    let (config, parameters) = match alone {
+        Some(weights) => (weights.config, weights.parameters),
+        None => {
+            let config = read_config(&beside).map_err(WeightsError::file(&beside))?;
+            let parameters = read_weights(path, &config)?;
+            (config, parameters)
+        }
+    };
+    expect(&config, unsaid).map_err(WeightsError::file(&beside))?;
     Ok(original::assemble(config, parameters, None, None, unsaid))
 }
 
-fn read_config(path: &Path, unsaid: &Unsaid) -> Result<ModelConfig, Fault> {
+fn read_config(path: &Path) -> Result<ModelConfig, Fault> {
     let not_ours = |reason: String| Fault::Refused(format!("it is no PixelCNN++'s: {reason}"));
     let mut text = String::new();
     let file = fs::File::open(path)?;
@@ -260,6 +298,11 @@ fn read_config(path: &Path, unsaid: &Unsaid) -> Result<ModelConfig, Fault> {
     let config: ModelConfig = serde_json::from_value(json)
         .map_err(|error| not_ours(error.to_string().escape_debug().to_string()))?;
     config.validate()?;
+    Ok(config)
+}
+
+/// Checks that a model is what it was said to be.
+fn expect(config: &ModelConfig, unsaid: &Unsaid) -> Result<(), Fault> {
     let size = [config.height, config.width];
     if let Some(said) = unsaid.size
         && said != size
@@ -280,5 +323,5 @@ fn read_config(path: &Path, unsaid: &Unsaid) -> Result<ModelConfig, Fault> {
             found: format!("{:?}", config.nonlinearity),
         });
     }
-    Ok(config)
+    Ok(())
 }
