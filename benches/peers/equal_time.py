@@ -1,6 +1,6 @@
-"""Trains with ours and with PyTorch's PixelCNN++ (model.py) for the same time on the same cores,
-from the same parameters on the same images in the same order, then measures both on CIFAR-10's test
-set. Started by ./run --equal-time MINUTES, which see."""
+"""Trains with ours and with PyTorch's PixelCNN++ (model.py) side by side, for the same time on as
+many cores, from the same parameters on the same images in the same order, then measures both on
+CIFAR-10's test set. Started by ./run --equal-time MINUTES, which see."""
 
 import argparse
 import json
@@ -32,35 +32,46 @@ CHECKED_STEPS = 20
 TOLERANCE = 0.02  # bits/dim
 
 
+def on(cores, command):
+    """COMMAND on these cores alone."""
+    return ["taskset", "--cpu-list", ",".join(map(str, cores)), *map(str, command)]
+
+
 def flags(values):
     named = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items()]
     return [part for flag in named for part in flag]
 
 
-def train_ours(program, run, seconds, threads):
-    """Trains as a user would, and presses Ctrl-C when the time is up. Keeps the start beside
-    RUN."""
+def start_ours(program, run, cores):
+    """Starts training as a user would. Keeps the parameters before the first step beside RUN."""
     # Nothing but training steps: no evaluation, no samples.
     rest = {"preset": "small", "init_batch_size": 128, "eval_interval": 10**6, "samples": 0}
-    rest |= {"checkpoint_minutes": 10**6, "epochs": EPOCHS, "threads": threads, "device": "cpu"}
-    command = [program, "train", str(run), *flags(SIZE | SETTINGS | rest)]
+    rest |= {"checkpoint_minutes": 10**6, "epochs": EPOCHS, "threads": len(cores)}
+    command = [program, "train", run, "--device", "cpu", *flags(SIZE | SETTINGS | rest)]
     start = run / "checkpoints/step-00000000.safetensors"
-    training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    training = subprocess.Popen(on(cores, command), stdout=subprocess.DEVNULL)
     # Saved in one go, just before the first step.
     while not start.exists():
         if training.poll() is not None:
             sys.exit("ours failed")
         time.sleep(0.01)
-    started = time.perf_counter()
     shutil.copy(start, run.with_name("start.safetensors"))
-    time.sleep(max(0.0, seconds - (time.perf_counter() - started)))
+    return training
+
+
+def stop_ours(training, run):
+    """Presses Ctrl-C, and reads from the last checkpoint how far the training came."""
     training.send_signal(signal.SIGINT)
-    training.wait()
+    if training.wait() != 130:  # what it ends with after Ctrl-C
+        sys.exit("ours failed")
     from safetensors import safe_open
 
     with safe_open(max((run / "checkpoints").glob("step-*")), "pt") as checkpoint:
         state = checkpoint.metadata()
-    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    records = (run / "metrics.jsonl").read_text().splitlines()
+    if not records:
+        sys.exit(f"fewer than {CHECKED_STEPS} steps: give more minutes")
+    first = json.loads(records[0])
     return {
         "seconds": float(state["seconds"]),
         "steps": int(state["step"]),
@@ -146,25 +157,42 @@ def evaluate(program, run, *options):
 
 
 def main(arguments):
-    seconds, threads = 60 * arguments.minutes, arguments.threads
-    program, form = arguments.program, arguments.form
+    seconds, program, form = 60 * arguments.minutes, arguments.program, arguments.form
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    if half == 0:
+        sys.exit("two cores are needed, one for each")
     environment = dict(os.environ)
     # Some machines force an old kernel on OpenBLAS and so on everything that uses it.
     environment.pop("OPENBLAS_CORETYPE", None)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         run, data = folder / "ours", folder / "data.safetensors"
-        print(f"ours: {arguments.minutes} minutes", file=sys.stderr)
-        ours = train_ours(program, run, seconds, threads)
         command = [arguments.network, "--order", data, str(SETTINGS["seed"]), str(EPOCHS)]
         subprocess.run(command, check=True)
-        print(f"PyTorch, {form}: {arguments.minutes} minutes after compiling", file=sys.stderr)
-        command = [sys.executable, __file__, "theirs", folder / "start.safetensors", data, form]
-        command += [str(seconds), str(threads), folder]
-        trained = subprocess.run(
-            command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+        print(
+            f"ours and PyTorch, {form}: {arguments.minutes:g} minutes side by side, cores for each:"
+            f" {half}",
+            file=sys.stderr,
         )
-        theirs = json.loads(trained.stdout.splitlines()[-1])
+        training = start_ours(program, run, cores[:half])
+        began = time.perf_counter()
+        command = [sys.executable, __file__, "theirs", folder / "start.safetensors", data, form]
+        command = on(cores[half : 2 * half], [*command, seconds, half, folder])
+        peer = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            try:
+                peer.wait(max(0.0, seconds - (time.perf_counter() - began)))
+                sys.exit("PyTorch's failed")
+            except subprocess.TimeoutExpired:
+                ours = stop_ours(training, run)
+            said, _ = peer.communicate()
+            if peer.returncode != 0:
+                sys.exit("PyTorch's failed")
+        finally:
+            training.kill()
+            peer.kill()
+        theirs = json.loads(said.splitlines()[-1])
         if min(ours["steps"], theirs["steps"]) < CHECKED_STEPS:
             sys.exit(f"fewer than {CHECKED_STEPS} steps: give more minutes")
         first = [trained["first_bits_per_dim"] for trained in (ours, theirs)]
@@ -202,5 +230,4 @@ if __name__ == "__main__":
         parser.add_argument("program", help="our program")
         parser.add_argument("--minutes", type=float, default=30)
         parser.add_argument("--form", default="eager")
-        parser.add_argument("--threads", type=int, default=2)
         main(parser.parse_args())
