@@ -66,14 +66,20 @@ impl Trained {
         let Some(path) = path else {
             return shipped();
         };
-        if path.is_file() {
-            match hub::Weights::read(path) {
-                // A checkpoint, or else what is said to be none.
-                Err(CheckpointError::NotACheckpoint { .. }) => {}
-                weights => return Ok(Trained::exported(weights?)),
+        let error = match Run::open(path, command) {
+            Ok(run) => return Ok(Trained::Run(run.into())),
+            Err(error) => error,
+        };
+        // The header alone tells that a file is no checkpoint: nothing large is read twice.
+        match error.downcast_ref() {
+            Some(CheckpointError::NotACheckpoint { .. }) if path.is_file() => {
+                match hub::Weights::read(path) {
+                    Err(CheckpointError::NotACheckpoint { .. }) => Err(error),
+                    weights => Ok(Trained::exported(weights?)),
+                }
             }
+            _ => Err(error),
         }
-        Ok(Trained::Run(Run::open(path, command)?.into()))
     }
 
     fn exported(weights: hub::Weights) -> Trained {
