@@ -142,6 +142,12 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// So many of something: `1 image`, `10,000 images`.
+pub fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(count as u64))
+}
+
 /// Hours, minutes and seconds.
 pub fn duration(seconds: f64) -> impl Display {
     FormattedDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
@@ -173,6 +179,8 @@ mod tests {
         ] {
             assert_eq!(grouped(number), text);
         }
+        assert_eq!(counted(1, "image"), "1 image");
+        assert_eq!(counted(10_000, "image"), "10,000 images");
     }
 
     #[test]

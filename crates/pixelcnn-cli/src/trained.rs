@@ -7,7 +7,6 @@ use std::path::{self, Path, PathBuf};
 use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
-use pixelcnn::incremental::Evaluator;
 use pixelcnn::model::Network;
 use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
 use pixelcnn::train::config::RunConfig;
@@ -131,11 +130,6 @@ impl Trained {
     pub fn network(&self, raw: bool, device: &Device) -> Result<Network<'_>> {
         let parameters = self.parameters(raw)?;
         Ok(Network::new(self.model(), parameters, device))
-    }
-
-    /// The same model, to be evaluated pixel by pixel.
-    pub fn evaluator(&self, raw: bool) -> Result<Evaluator> {
-        Ok(Evaluator::new(self.model(), self.parameters(raw)?)?)
     }
 
     /// The data that it was trained on.

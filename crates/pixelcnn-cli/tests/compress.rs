@@ -29,6 +29,8 @@ fn pictures_come_back() {
     let folder = folder.path();
     picture(99).save(folder.join("one.jpg")).unwrap();
     GrayImage::new(12, 8).save(folder.join("grey.png")).unwrap();
+    // What macOS leaves beside a picture is none.
+    fs::write(folder.join("photos/._00.png"), "no picture").unwrap();
     let said = succeeds(
         folder,
         "compress run photos one.jpg grey.png -o out/all.pxc",

@@ -54,7 +54,7 @@ fn images_are_drawn_and_completed() {
         folder,
         "complete out/0000.png --keep top:30 --variants 1 --singles done",
     );
-    contains(&completed, "1 images completed 1 times");
+    contains(&completed, "1 image completed once in");
     let done = image::open(folder.join("done/0000.png")).unwrap();
     assert_eq!(done.crop_imm(0, 0, 32, 30), first.crop_imm(0, 0, 32, 30));
 }

@@ -16,7 +16,7 @@ const PARTIAL: &str = ".partial";
 /// Whatever `contents` or the file system reports (a full disk, say). The temporary file is then
 /// gone and `path` is what it was; only where the last act fails, syncing the folder, is the new
 /// file in place already.
-pub(crate) fn write(
+pub fn write(
     path: &Path,
     contents: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {

@@ -37,7 +37,7 @@
 //! A trained model comes with the library: `pretrained::cifar10`, under the cargo feature
 //! `pretrained`, which is on by default.
 
-mod atomic;
+pub mod atomic;
 pub mod complete;
 pub mod compress;
 pub mod data;

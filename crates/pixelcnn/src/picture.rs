@@ -183,6 +183,11 @@ pub fn is_picture(path: &Path) -> bool {
         .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
+/// Whether a name is a hidden file's or folder's, or of what macOS puts in archives.
+pub fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || name == "__MACOSX"
+}
+
 /// How long a frame of an animation is seen, in milliseconds.
 const FRAME: u16 = 80;
 /// And the last one, before it begins again.

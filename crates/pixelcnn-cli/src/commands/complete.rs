@@ -7,10 +7,11 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
+use pixelcnn::incremental::Evaluator;
 use pixelcnn::picture::{self, grid, write_png};
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::terminal::{Bar, Result, catch_interrupts, left_off, say};
+use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, say};
 use crate::trained::Trained;
 
 /// The level at which missing pixels are shown.
@@ -109,24 +110,24 @@ impl Keep {
 impl Complete {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let (trained, images) = Trained::open_first(&self.files, "complete")?;
+        let (trained, files) = Trained::open_first(&self.files, "complete")?;
         let model = trained.model();
-        if images.is_empty() {
+        if files.is_empty() {
             return Err("no image is named: name the PNG or JPEG files to complete".into());
         }
-        let evaluator = trained.evaluator(self.drawing.raw)?;
+        let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
         let mut originals = Vec::new();
-        for path in images {
+        for path in files {
             originals.extend(read(path, model, model.channels)?);
         }
         let class = label(&trained, self.class.as_deref())?;
-        let (n, variants) = (images.len(), self.variants as usize);
+        let (n, variants) = (files.len(), self.variants as usize);
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
         let singles = self.drawing.singles.as_ref();
-        let files = [Some(&self.output)];
-        prepare(n * columns, columns, scale, model, &files, singles)?;
+        let outputs = [Some(&self.output)];
+        prepare(n * columns, columns, scale, model, &outputs, singles)?;
 
         catch_interrupts("leaving after this row")?;
         let completion = Completion {
@@ -137,6 +138,7 @@ impl Complete {
             temperature: self.drawing.temperature,
             seed: self.drawing.seed,
         };
+        let evaluator = Evaluator::new(model, parameters)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
         let completed = complete(&evaluator, &completion, &mut progress(&mut bar, model))?;
         drop(bar);
@@ -165,8 +167,13 @@ impl Complete {
         if let Some(folder) = singles {
             write_singles(folder, &completed, scale, model)?;
         }
+        let times = match variants {
+            1 => "once".into(),
+            variants => format!("{variants} times"),
+        };
         say(format_args!(
-            "{n} images completed {variants} times in {} {}",
+            "{} completed {times} in {} {}",
+            counted(n, "image"),
             self.output.display(),
             self.drawing.summary(&trained, speed)
         ))?;

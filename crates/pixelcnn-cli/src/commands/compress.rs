@@ -8,13 +8,13 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{CodingModel, Picture, compress, write};
-use pixelcnn::picture::{is_picture, read_exactly};
+use pixelcnn::picture::{is_hidden, is_picture, read_exactly};
 use walkdir::WalkDir;
 
 use super::complete::{expect_size, label};
 use crate::drawing::make_folder_of;
 use crate::terminal::{
-    Bar, Result, catch_interrupts, duration, grouped, interrupted, left_off, say,
+    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, left_off, say,
 };
 use crate::trained::Trained;
 
@@ -83,8 +83,8 @@ impl Compress {
         write(&self.output, &file)?;
         let raw = (pictures.len() * config.dims()) as f64;
         say(format_args!(
-            "{} images in {}: {} bytes, {:.4} bits/dim, 1/{:.2} of the raw pixels, {:.3} MB/s",
-            grouped(pictures.len() as u64),
+            "{} in {}: {} bytes, {:.4} bits/dim, 1/{:.2} of the raw pixels, {:.3} MB/s",
+            counted(pictures.len(), "image"),
             self.output.display(),
             grouped(file.len() as u64),
             8.0 * file.len() as f64 / raw,
@@ -120,8 +120,8 @@ pub fn progress(
     }
 }
 
-/// The pictures among the files and in the folders, with their names: a file's own, and of those in
-/// a folder the path from there, in the order of their bytes.
+/// The pictures among the files and in the folders, hidden ones left out, with their names: a file's
+/// own, and of those in a folder the path from there, in the order of their bytes.
 fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for file in files {
@@ -131,8 +131,10 @@ fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
             continue;
         }
         let mut inside = Vec::new();
-        let walk = WalkDir::new(file).follow_links(true);
-        for entry in walk {
+        let walk = WalkDir::new(file).follow_links(true).into_iter();
+        for entry in walk.filter_entry(|entry| {
+            entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
+        }) {
             let entry = entry.map_err(|error| format!("{}: {error}", file.display()))?;
             if entry.file_type().is_file() && is_picture(entry.path()) {
                 inside.push((name(entry.path(), file)?, entry.into_path()));

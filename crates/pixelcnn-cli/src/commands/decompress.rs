@@ -11,7 +11,7 @@ use pixelcnn::picture::{grid, is_picture, write_png};
 
 use super::compress::progress;
 use crate::drawing::make_folder_of;
-use crate::terminal::{INTERRUPTED, Result, catch_interrupts, grouped, note, say};
+use crate::terminal::{INTERRUPTED, Result, catch_interrupts, counted, grouped, note, say};
 use crate::trained::Trained;
 
 /// Get images back that `pixelcnn compress` made a file of.
@@ -104,7 +104,8 @@ impl Decompress {
             drop(progress);
             let Some(decompressed) = decompressed else {
                 note(format_args!(
-                    "pixelcnn: interrupted: {written} images were written"
+                    "pixelcnn: interrupted: {} written",
+                    counted(written, "image")
                 ));
                 return Ok(ExitCode::from(INTERRUPTED));
             };
@@ -131,9 +132,9 @@ impl Decompress {
             done += batch.len();
         }
         say(format_args!(
-            "{} of {} images written, {:.3} MB/s",
+            "{} of {} written, {:.3} MB/s",
             grouped(written as u64),
-            grouped(images.len() as u64),
+            counted(images.len(), "image"),
             (images.len() * config.dims()) as f64 / 1e6 / start.elapsed().as_secs_f64()
         ))?;
         Ok(match written == images.len() {

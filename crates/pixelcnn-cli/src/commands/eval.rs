@@ -1,6 +1,5 @@
 //! `pixelcnn eval`.
 
-use std::fs;
 use std::io::{self, Cursor};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, value_parser};
 use npyz::WriterBuilder;
 use npyz::npz::NpzWriter;
+use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
@@ -18,7 +18,9 @@ use pixelcnn::model::Network;
 
 use crate::drawing::make_folder_of;
 use crate::settings::DataFlags;
-use crate::terminal::{Bar, Opening, Result, catch_interrupts, interrupted, left_off, say};
+use crate::terminal::{
+    Bar, Opening, Result, catch_interrupts, counted, interrupted, left_off, say,
+};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -107,8 +109,9 @@ impl Eval {
         };
 
         say(format_args!(
-            "{}: {count} images  {:.4} ± {:.4} bits/dim ({} weights, step {})",
+            "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
             self.split,
+            counted(count, "image"),
             figures.mean(),
             figures.standard_error(),
             trained.kind(self.raw),
@@ -177,7 +180,7 @@ fn write_table(path: &Path, bits_per_dim: &[f64], labels: &[u32]) -> io::Result<
         drop(npz);
         file.into_inner()
     };
-    fs::write(path, file)
+    atomic::write(path, |w| w.write_all(&file))
 }
 
 /// Adds an array to a .npz file.

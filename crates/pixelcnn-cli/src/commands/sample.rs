@@ -1,6 +1,5 @@
 //! `pixelcnn sample`.
 
-use std::fs;
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,12 +7,14 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use npyz::npz::NpzWriter;
+use pixelcnn::atomic;
+use pixelcnn::incremental::Evaluator;
 use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::sample::{Sampling, sample};
 
 use super::eval;
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::terminal::{Bar, Result, catch_interrupts, left_off, say};
+use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, say};
 use crate::trained::Trained;
 
 /// Frames of an animation.
@@ -82,7 +83,7 @@ impl Sample {
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
         let (labels, columns) = self.labels(&trained)?;
-        let evaluator = trained.evaluator(self.drawing.raw)?;
+        let parameters = trained.parameters(self.drawing.raw)?;
         let n = labels.len();
         let shape = [n, model.height, model.width, model.channels];
         let scale = self.drawing.scale.into();
@@ -96,35 +97,37 @@ impl Sample {
             temperature: self.drawing.temperature,
             seed: self.drawing.seed,
         };
+        let evaluator = Evaluator::new(model, parameters)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let images = sample(&evaluator, &sampling, &mut progress(&mut bar, model))?;
+        let drawn = sample(&evaluator, &sampling, &mut progress(&mut bar, model))?;
         drop(bar);
-        let Some(images) = images else {
+        let Some(drawn) = drawn else {
             return Ok(left_off());
         };
         let speed = n as f64 / start.elapsed().as_secs_f64();
 
-        write_png(&self.output, &grid(&images, shape, columns, GAP, scale)?)?;
+        write_png(&self.output, &grid(&drawn, shape, columns, GAP, scale)?)?;
         if let Some(folder) = singles {
-            write_singles(folder, &images, scale, model)?;
+            write_singles(folder, &drawn, scale, model)?;
         }
         if let Some(path) = &self.npz {
-            write_npz(path, shape, &images, &sampling.labels)
+            write_npz(path, shape, &drawn, &sampling.labels)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
         if let Some(path) = &self.animate {
             let frames = model.height.min(FRAMES);
             write_animation(path, frames as u32 + 1, |frame| {
                 let rows = frame as usize * model.height / frames;
-                let mut images = images.clone();
-                for image in images.chunks_exact_mut(model.dims()) {
+                let mut drawn = drawn.clone();
+                for image in drawn.chunks_exact_mut(model.dims()) {
                     image[rows * model.width * model.channels..].fill(BLANK);
                 }
-                grid(&images, shape, columns, GAP, scale)
+                grid(&drawn, shape, columns, GAP, scale)
             })?;
         }
         say(format_args!(
-            "{n} images in {} {}",
+            "{} in {} {}",
+            counted(n, "image"),
             self.output.display(),
             self.drawing.summary(&trained, speed)
         ))?;
@@ -154,5 +157,5 @@ fn write_npz(path: &Path, shape: [usize; 4], images: &[u8], labels: &[u32]) -> i
     let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
     eval::add(&mut npz, "labels", &[labels.len() as u64], &labels)?;
     drop(npz);
-    fs::write(path, file.into_inner())
+    atomic::write(path, |w| w.write_all(file.get_ref()))
 }

@@ -1,11 +1,11 @@
 //! `pixelcnn score`.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, value_parser};
+use pixelcnn::atomic;
 use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
@@ -17,7 +17,7 @@ use crate::chart::{Chart, Series, Shape};
 use crate::drawing::make_folder;
 use crate::heat::{self, Group};
 use crate::settings::absolute;
-use crate::terminal::{Opening, Result, catch_interrupts, interrupted, left_off, say};
+use crate::terminal::{Opening, Result, catch_interrupts, counted, interrupted, left_off, say};
 use crate::trained::Trained;
 
 /// The images that are named in the terminal as the most unusual.
@@ -307,10 +307,8 @@ fn write_table(path: &Path, set: &Scored) -> io::Result<()> {
             corrected,
         ))?;
     }
-    fs::write(
-        path,
-        table.into_inner().map_err(|error| error.into_error())?,
-    )
+    let table = table.into_inner().map_err(|error| error.into_error())?;
+    atomic::write(path, |w| w.write_all(&table))
 }
 
 /// How the scores of one or two sets are spread: images, or for two sets, which may differ in size,
@@ -358,9 +356,9 @@ fn summary(set: &Scored) -> Result {
     let likelihood = &set.scores.likelihood;
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     say(format_args!(
-        "{}: {} images  {:.4} ± {:.4} bits/dim  PNG {:.4}  JPEG XL {:.4}  corrected {:+.4}",
+        "{}: {}  {:.4} ± {:.4} bits/dim  PNG {:.4}  JPEG XL {:.4}  corrected {:+.4}",
         set.name,
-        set.corrected.len(),
+        counted(set.corrected.len(), "image"),
         likelihood.mean(),
         likelihood.standard_error(),
         mean(set.scores.complexity(Codec::Png)),

@@ -15,8 +15,8 @@ use pixelcnn::train::{Event, Outcome};
 
 use crate::settings::{DataFlags, Flags, Settings, preset_name};
 use crate::terminal::{
-    Bar, INTERRUPTED, Opening, Result, catch_interrupts, duration, grouped, interrupted, quoted,
-    say,
+    Bar, INTERRUPTED, Opening, Result, catch_interrupts, counted, duration, grouped, interrupted,
+    quoted, say,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -79,8 +79,8 @@ impl Train {
         let layout = Layout::new(&config.model);
         match device == device::parse("cpu")? {
             true => say(format_args!(
-                "device  cpu, {} threads",
-                rayon::current_num_threads()
+                "device  cpu, {}",
+                counted(rayon::current_num_threads(), "thread")
             ))?,
             false => say(format_args!("device  {device:?}"))?,
         }

@@ -13,7 +13,7 @@ use super::{
     DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, one_line, picture,
     rows::read_at,
 };
-use crate::picture::is_picture;
+use crate::picture::{is_hidden, is_picture};
 
 /// Most headers end within this many bytes.
 const HEADER_BYTES: u64 = 64 << 10;
@@ -364,11 +364,6 @@ fn relative_name(path: &Path) -> Option<String> {
         })
         .collect();
     (!parts.is_empty()).then(|| parts.join("/"))
-}
-
-/// Hidden files, and what macOS puts in archives.
-fn is_hidden(name: &str) -> bool {
-    name.starts_with('.') || name == "__MACOSX"
 }
 
 /// Pictures of a listing, decoded when they are first read.
