@@ -1,10 +1,11 @@
-//! Images side by side in one picture, and pictures as PNG files: read, written, and animated.
+//! Images side by side in one picture, and pictures as files: found, read, written, and animated.
 
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use walkdir::{DirEntry, WalkDir};
 
 use crate::atomic;
 use crate::data::picture::{decode, loss};
@@ -184,8 +185,19 @@ pub fn is_picture(path: &Path) -> bool {
 }
 
 /// Whether a name is a hidden file's or folder's, or of what macOS puts in archives.
-pub fn is_hidden(name: &str) -> bool {
+pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name == "__MACOSX"
+}
+
+/// The files and folders in a folder, at any depth and in no order: links are followed, what is
+/// hidden is left out.
+///
+/// # Errors
+/// For each entry that cannot be read, and for a link to a folder around it.
+pub fn walk(folder: &Path) -> impl Iterator<Item = walkdir::Result<DirEntry>> {
+    let walk = WalkDir::new(folder).min_depth(1).follow_links(true);
+    walk.into_iter()
+        .filter_entry(|entry| !is_hidden(&entry.file_name().to_string_lossy()))
 }
 
 /// How long a frame of an animation is seen, in milliseconds.

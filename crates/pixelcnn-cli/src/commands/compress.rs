@@ -8,8 +8,7 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{CodingModel, Picture, compress, write};
-use pixelcnn::picture::{is_hidden, is_picture, read_exactly};
-use walkdir::WalkDir;
+use pixelcnn::picture::{is_picture, read_exactly, walk};
 
 use super::complete::{expect_size, label};
 use crate::drawing::make_folder_of;
@@ -131,10 +130,7 @@ fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
             continue;
         }
         let mut inside = Vec::new();
-        let walk = WalkDir::new(file).follow_links(true).into_iter();
-        for entry in walk.filter_entry(|entry| {
-            entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
-        }) {
+        for entry in walk(file) {
             let entry = entry.map_err(|error| format!("{}: {error}", file.display()))?;
             if entry.file_type().is_file() && is_picture(entry.path()) {
                 inside.push((name(entry.path(), file)?, entry.into_path()));

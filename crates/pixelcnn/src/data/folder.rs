@@ -7,13 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use walkdir::WalkDir;
 
 use super::{
     DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, one_line, picture,
     rows::read_at,
 };
-use crate::picture::{is_hidden, is_picture};
+use crate::picture::{is_hidden, is_picture, walk};
 
 /// Most headers end within this many bytes.
 const HEADER_BYTES: u64 = 64 << 10;
@@ -107,13 +106,7 @@ impl Listing {
             files: Vec::new(),
             folders: Vec::new(),
         };
-        let walk = WalkDir::new(path)
-            .min_depth(1)
-            .follow_links(true)
-            .into_iter();
-        for entry in walk.filter_entry(|entry| {
-            entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
-        }) {
+        for entry in walk(path) {
             let entry = entry.map_err(|error| DataError::Io {
                 path: error.path().unwrap_or(path).to_owned(),
                 source: error.into(),
