@@ -2,15 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
+
+/// Links that lead to links are followed so far.
+const MAX_LINKS: usize = 40;
 
 /// Ends the names of files that are still being written.
 const PARTIAL: &str = ".partial";
 
 /// Writes the file at `path` with `contents`: under a temporary name in the same folder, synced to
-/// the disk, then renamed, so that whoever opens `path` finds the old file or the whole new one.
+/// the disk, then renamed, so that whoever opens `path` finds the old file or the whole new one. The
+/// file that a link leads to is written, and the link stays; a device or pipe is written into.
 ///
 /// # Errors
 /// Whatever `contents` or the file system reports (a full disk, say). The temporary file is then
@@ -20,12 +24,21 @@ pub fn write(
     path: &Path,
     contents: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    if !is_replaced(path) {
+        let mut buffered =
+            BufWriter::with_capacity(1 << 20, File::options().write(true).open(path)?);
+        contents(&mut buffered)?;
+        return buffered.flush();
+    }
+    let path = &end_of_links(path)?;
+    if path.file_name().is_none() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let temporary = create(folder, &format!(".{}.", name.to_string_lossy()))?;
+    let temporary = create(folder)?;
     let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file());
     contents(&mut buffered)?;
     buffered.flush()?;
@@ -33,6 +46,28 @@ pub fn write(
     temporary.as_file().sync_all()?;
     temporary.persist(path)?;
     sync_folder(folder)
+}
+
+/// Whether [`write`] would put a new file at `path`, in the place of what is there: not where that is
+/// a device, pipe or socket, or an open file of the process under its name in `/dev` or `/proc`.
+pub fn is_replaced(path: &Path) -> bool {
+    let special = |place: &Path| ["/dev", "/proc"].iter().any(|top| place.starts_with(top));
+    match fs::metadata(path) {
+        Ok(found) => found.is_dir() || found.is_file() && !special(path),
+        Err(_) => true,
+    }
+}
+
+/// Where a chain of links ends, whether or not something is there.
+fn end_of_links(path: &Path) -> io::Result<PathBuf> {
+    let mut end = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&end) {
+            Ok(target) => end = end.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(end),
+        }
+    }
+    Err(io::Error::other("too many links"))
 }
 
 /// Removes what killed writers left in `folder`; nobody may be writing there now.
@@ -51,10 +86,11 @@ pub(crate) fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A temporary file that removes itself, with the permissions of any new file.
-fn create(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+/// A temporary file that removes itself, with the permissions of any new file. Its name says nothing
+/// of the file's, which may be as long as a name can be.
+fn create(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
-    builder.prefix(prefix).suffix(PARTIAL);
+    builder.prefix(".").suffix(PARTIAL);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -124,12 +160,61 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         write(&path, |w| w.write_all(b"old")).unwrap();
-        create(folder.path(), ".file.").unwrap().keep().unwrap();
+        create(folder.path()).unwrap().keep().unwrap();
         fs::write(folder.path().join(".hidden"), b"").unwrap();
         fs::write(folder.path().join("my.partial"), b"").unwrap();
         assert_eq!(names(folder.path()).len(), 4);
         remove_leftovers(folder.path()).unwrap();
         assert_eq!(names(folder.path()), [".hidden", "file", "my.partial"]);
+    }
+
+    #[test]
+    fn names_may_be_as_long_as_the_system_takes_them() {
+        let folder = tempfile::tempdir().unwrap();
+        for len in [1, 240, 255] {
+            let path = folder.path().join("n".repeat(len));
+            write(&path, |w| w.write_all(b"new")).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_devices_stay() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("far")).unwrap();
+        symlink("far/file", at("dangling")).unwrap();
+        symlink("dangling", at("link")).unwrap();
+        for text in ["new", "newer"] {
+            write(&at("link"), |w| w.write_all(text.as_bytes())).unwrap();
+            assert_eq!(fs::read_to_string(at("far/file")).unwrap(), text);
+            assert!(at("link").is_symlink() && at("dangling").is_symlink());
+        }
+        assert_eq!(names(&at("far")), ["file"]);
+        symlink("round", at("round")).unwrap();
+        assert!(write(&at("round"), |_| Ok(())).is_err());
+
+        // Root may replace a device: it is written into nevertheless.
+        symlink("/dev/null", at("null")).unwrap();
+        for null in [at("null"), "/dev/null".into()] {
+            assert!(!is_replaced(&null));
+            write(&null, |w| w.write_all(b"nothing")).unwrap();
+        }
+        let null = fs::metadata("/dev/null").unwrap();
+        assert!(null.file_type().is_char_device());
+
+        let pipe = at("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        assert!(!is_replaced(&pipe));
+        write(&pipe, |w| w.write_all(b"through")).unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
     }
 
     #[cfg(unix)]
