@@ -1,6 +1,5 @@
 //! What `sample` and `complete` have in common: how images are drawn and written.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,6 +9,7 @@ use pixelcnn::ModelConfig;
 use pixelcnn::picture::{grid, write_png};
 use pixelcnn::sample::Progress;
 
+use crate::output::{Overwrite, make_folder};
 use crate::terminal::{Bar, Result, duration, interrupted};
 use crate::trained::Trained;
 
@@ -36,6 +36,8 @@ pub struct Drawing {
     /// Use the parameters as trained last, not their Polyak average
     #[arg(long)]
     pub raw: bool,
+    #[command(flatten)]
+    pub overwrite: Overwrite,
 }
 
 impl Drawing {
@@ -66,33 +68,32 @@ pub fn png(path: &str) -> std::result::Result<PathBuf, String> {
     }
 }
 
-/// Checks that a grid of so many images can be made, and makes the folders of files, before the
-/// long work.
+/// Checks that a grid of so many images can be made, and that its files and those of the single
+/// images can be written, before the long work.
 pub fn prepare(
     images: usize,
     columns: usize,
-    scale: usize,
+    drawing: &Drawing,
     model: &ModelConfig,
     files: &[Option<&PathBuf>],
-    singles: Option<&PathBuf>,
+    singles: usize,
 ) -> Result {
     let shape = [images, model.height, model.width, model.channels];
+    let scale = drawing.scale.into();
     grid(&vec![0; images * model.dims()], shape, columns, GAP, scale)?;
     for file in files.iter().flatten() {
-        make_folder_of(file)?;
+        drawing.overwrite.prepare(file)?;
     }
-    singles.map_or(Ok(()), |folder| make_folder(folder))
+    if let Some(folder) = &drawing.singles {
+        make_folder(folder)?;
+        (0..singles).try_for_each(|i| drawing.overwrite.expect_free(&single(folder, i)))?;
+    }
+    Ok(())
 }
 
-/// Makes the folder in which a file is to be, unless it is there.
-pub fn make_folder_of(file: &Path) -> Result {
-    make_folder(file.parent().unwrap_or(Path::new("")))
-}
-
-/// Makes a folder and those it is in, unless they are there.
-pub fn make_folder(folder: &Path) -> Result {
-    fs::create_dir_all(folder)
-        .map_err(|error| format!("cannot make the folder `{}`: {error}", folder.display()).into())
+/// The file of a single image.
+fn single(folder: &Path, image: usize) -> PathBuf {
+    folder.join(format!("{image:04}.png"))
 }
 
 /// Shows progress until the images are drawn or Ctrl-C is pressed.
@@ -119,8 +120,7 @@ pub fn progress(bar: &mut Bar, model: &ModelConfig) -> impl FnMut(Progress) -> C
 pub fn write_singles(folder: &Path, images: &[u8], scale: usize, model: &ModelConfig) -> Result {
     let one = [1, model.height, model.width, model.channels];
     for (i, image) in images.chunks_exact(model.dims()).enumerate() {
-        let path = folder.join(format!("{i:04}.png"));
-        write_png(&path, &grid(image, one, 1, 0, scale)?)?;
+        write_png(&single(folder, i), &grid(image, one, 1, 0, scale)?)?;
     }
     Ok(())
 }

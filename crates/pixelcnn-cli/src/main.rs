@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use pixelcnn::data::DataError;
 use pixelcnn::device::on_threads;
 use tracing_subscriber::EnvFilter;
 
@@ -11,6 +12,7 @@ mod chart;
 mod commands;
 mod drawing;
 mod heat;
+mod output;
 mod settings;
 mod terminal;
 mod trained;
@@ -103,7 +105,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
             None => {
-                note(format_args!("pixelcnn: {error}"));
+                let flag = match error.downcast_ref::<DataError>() {
+                    Some(DataError::Damaged(_)) => " with --skip-damaged",
+                    _ => "",
+                };
+                note(format_args!("pixelcnn: {error}{flag}"));
                 ExitCode::FAILURE
             }
         })

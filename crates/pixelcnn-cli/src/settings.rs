@@ -124,9 +124,11 @@ impl Settings {
         let model = self.model(images);
         let describe = data.describe();
         if self.model.conditional() && data.nr_classes() == 0 {
+            let why = data.no_labels().map(|why| format!(" ({why})"));
             return Err(format!(
-                "{describe}: a class-conditional model needs labels: \
-                 leave --class-conditional out, or sort the images into a folder per class"
+                "{describe}{}: a class-conditional model needs labels: \
+                 leave --class-conditional out, or sort the images into a folder per class",
+                why.unwrap_or_default()
             )
             .into());
         }
@@ -171,8 +173,9 @@ pub fn is_data_set(name: &Path) -> bool {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataFlags {
-    /// The images: cifar10, imagenet32, imagenet64, or the path of a folder or .tar of PNG and JPEG
-    /// files (sub-folders are classes), or of a .npy or .npz file
+    /// The images: cifar10, imagenet32, imagenet64, or the path of a folder or .tar of pictures (PNG,
+    /// JPEG, WebP, GIF, BMP, TIFF, PNM, QOI; folders named train and test, in any case, are splits,
+    /// others classes), or of a .npy or .npz file
     #[arg(long, value_name = "NAME|PATH")]
     data: Option<String>,
     /// Folder in which cifar10, imagenet32 or imagenet64 lies [default: the user's cache, into
@@ -187,12 +190,20 @@ pub struct DataFlags {
     /// 0.1]
     #[arg(long, value_name = "FRACTION")]
     held_out: Option<f64>,
+    /// Leave damaged pictures out instead of refusing all; each is decoded once to find out
+    #[arg(long)]
+    skip_damaged: bool,
 }
 
 impl DataFlags {
     /// Whether they say which data.
     pub fn name_data(&self) -> bool {
         self.data.is_some()
+    }
+
+    /// Whether they say what fraction is held out.
+    pub fn hold_out(&self) -> bool {
+        self.held_out.is_some()
     }
 
     /// Overrides a configuration. Paths become absolute: the run can be resumed from anywhere.
@@ -205,6 +216,7 @@ impl DataFlags {
             data.size = self.size;
         }
         set(&mut data.held_out, &self.held_out);
+        data.skip_damaged |= self.skip_damaged;
         absolute(data);
     }
 

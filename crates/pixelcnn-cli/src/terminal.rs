@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
 use pixelcnn::data;
+use pixelcnn::picture::DroppedCount;
 
 /// The error is one line: what went wrong: what to do.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -26,6 +27,13 @@ pub fn say(line: impl Display) -> Result {
 pub fn note(line: impl Display) {
     // Where standard error is gone, there is nobody to tell.
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Tells how many pictures hold something that is not used.
+pub fn note_dropped(dropped: DroppedCount) {
+    if !dropped.is_empty() {
+        note(format_args!("{dropped}: dropped"));
+    }
 }
 
 /// How often progress is told where there is no terminal.

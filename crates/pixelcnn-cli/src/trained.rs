@@ -5,7 +5,7 @@ use std::error::Error;
 use std::path::{self, Path, PathBuf};
 
 use pixelcnn::ModelConfig;
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::model::Network;
 use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
@@ -15,7 +15,7 @@ use pixelcnn::weights::hub;
 use crate::settings::{DataFlags, is_data_set};
 #[cfg(feature = "pretrained")]
 use crate::terminal::note;
-use crate::terminal::{Result, quoted};
+use crate::terminal::{Opening, Result, quoted};
 
 /// A trained model.
 pub enum Trained {
@@ -149,6 +149,40 @@ impl Trained {
         };
         flags.apply(&mut data);
         Ok(data)
+    }
+
+    /// Whether these are the data that it was trained on, wherever they are called so from.
+    pub fn is_own(&self, data: &DataConfig) -> bool {
+        let place = |data: &DataConfig| Path::new(&data.data).canonicalize().ok();
+        self.data().is_some_and(|own| {
+            own.data == data.data || place(own).is_some_and(|own| Some(own) == place(data))
+        })
+    }
+
+    /// Opens the images to be measured: those of a split, if one is named; of the data that it was
+    /// trained on the test split; of others that too where they have one, and else all. With them
+    /// the split, where it is not all.
+    pub fn open_measured(
+        &self,
+        data: &DataConfig,
+        split: Option<Split>,
+        progress: &Opening,
+    ) -> Result<(Option<Split>, Dataset)> {
+        let open = |data: &DataConfig, split| Dataset::open(data, split, progress);
+        if split.is_some() || self.is_own(data) {
+            let split = split.unwrap_or(Split::Test);
+            return Ok((Some(split), open(data, split)?));
+        }
+        // With nothing held out, there are test images only where the data have a split of their
+        // own; the others are all images.
+        let all = DataConfig {
+            held_out: 0.0,
+            ..data.clone()
+        };
+        match open(&all, Split::Test) {
+            Err(DataError::Empty { .. }) => Ok((None, open(&all, Split::Train)?)),
+            opened => Ok((Some(Split::Test), opened?)),
+        }
     }
 
     /// A class given by its number or by its name in the run's data.

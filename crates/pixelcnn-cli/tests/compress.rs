@@ -267,3 +267,248 @@ fn what_cannot_be_compressed_is_one_line() {
     let help = succeeds(folder, "compress --help");
     contains(&help, "Examples:\n  pixelcnn compress");
 }
+
+/// Standard error of a run that succeeds.
+fn told(folder: &std::path::Path, arguments: &str) -> String {
+    let output = pixelcnn(folder, arguments);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {errors}");
+    errors
+}
+
+#[test]
+fn every_format_is_taken_and_the_rest_counted() {
+    let folder = trained();
+    let folder = folder.path();
+    let names = [
+        "a.png", "b.jfif", "c.webp", "d.bmp", "e.tif", "f.qoi", "g.ppm", "h.jpe", "i.gif",
+    ];
+    fs::create_dir(folder.join("mixed")).unwrap();
+    for (i, name) in names.iter().enumerate() {
+        let format = match name.rsplit_once('.').unwrap().1 {
+            "jfif" | "jpe" => image::ImageFormat::Jpeg,
+            extension => image::ImageFormat::from_extension(extension).unwrap(),
+        };
+        let path = folder.join("mixed").join(name);
+        picture(i as u32).save_with_format(path, format).unwrap();
+    }
+    for name in ["a.heic", "b.heic", "notes.txt"] {
+        fs::write(folder.join("mixed").join(name), "").unwrap();
+    }
+    let errors = told(folder, "compress run mixed -o mixed.pxc");
+    contains(&errors, "mixed: 3 files are left out: 2 .heic, 1 .txt");
+    contains(
+        &succeeds(folder, "decompress run mixed.pxc -o back"),
+        "9 of 9 images written",
+    );
+    for name in names {
+        let there = image::load_from_memory(&fs::read(folder.join("mixed").join(name)).unwrap());
+        let back = folder.join("back").join(name).with_extension("png");
+        assert_eq!(open(&back), there.unwrap().into_rgb8(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_lost_is_refused_or_told() {
+    let folder = trained();
+    let folder = folder.path();
+    // Beside the pixels there is a text.
+    let mut encoded = Vec::new();
+    let mut encoder = png::Encoder::new(&mut encoded, 12, 8);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_source_gamma(png::ScaledFloat::new(1.0));
+    encoder
+        .add_text_chunk("Author".into(), "me".into())
+        .unwrap();
+    encoder
+        .write_header()
+        .unwrap()
+        .write_image_data(&picture(1))
+        .unwrap();
+    fs::write(folder.join("said.png"), encoded).unwrap();
+    let errors = told(folder, "compress run photos/dark said.png -o said.pxc");
+    contains(
+        &errors,
+        "of 13 pictures 1 has a colour profile or gamma, 1 has metadata (EXIF, XMP, text): only \
+         pixels are kept",
+    );
+
+    let mut encoded = Vec::new();
+    let mut encoder = png::Encoder::new(&mut encoded, 12, 8);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_animated(2, 0).unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    for i in 0..2 {
+        writer.write_image_data(&picture(i)).unwrap();
+    }
+    drop(writer);
+    fs::write(folder.join("moving.png"), encoded).unwrap();
+    let error = fails(folder, "compress run moving.png -o moving.pxc");
+    contains(&error, "moving.png");
+    contains(&error, "it is an animation");
+    assert!(!folder.join("moving.pxc").exists());
+    // The size is looked at first.
+    RgbImage::new(40, 8).save(folder.join("wide.png")).unwrap();
+    let error = fails(folder, "compress run wide.png -o wide.pxc");
+    contains(&error, "wide.png: 40x8 pixels where the model takes 12x8");
+
+    // Files that lose pixels anyhow are smaller than all of them.
+    picture(1).save(folder.join("small.jpg")).unwrap();
+    let output = pixelcnn(folder, "compress run small.jpg -o small.pxc");
+    let size = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+    contains(
+        &text(&output.stdout),
+        &format!(
+            "{} bytes of {} in the pictures' files",
+            size("small.pxc"),
+            size("small.jpg")
+        ),
+    );
+    let larger = size("small.pxc") > size("small.jpg");
+    assert_eq!(
+        text(&output.stderr).contains("own files are smaller"),
+        larger
+    );
+}
+
+#[test]
+fn nothing_is_overwritten_unless_it_is_forced() {
+    let folder = trained();
+    let folder = folder.path();
+    let here = |name: &str| fs::read(folder.join(name)).unwrap();
+    picture(5).save(folder.join("a.png")).unwrap();
+    let before = here("a.png");
+    for force in ["", "--force"] {
+        let error = fails(folder, &format!("compress run a.png -o a.png {force}"));
+        contains(&error, "one of the pictures");
+        assert_eq!(here("a.png"), before);
+    }
+    fs::write(folder.join("mine"), "mine").unwrap();
+    let error = fails(folder, "compress run a.png -o mine");
+    contains(
+        &error,
+        "`mine` is there already: choose another name, or --force",
+    );
+    assert_eq!(here("mine"), b"mine");
+    succeeds(folder, "compress run a.png -o mine --force");
+    contains(&succeeds(folder, "decompress --list mine"), "a.png");
+    // A device is written into.
+    succeeds(folder, "compress run a.png -o /dev/null");
+    use std::os::unix::fs::FileTypeExt;
+    let null = fs::metadata("/dev/null").unwrap();
+    assert!(null.file_type().is_char_device());
+    // Of a link the file that it leads to.
+    std::os::unix::fs::symlink("far.pxc", folder.join("link")).unwrap();
+    succeeds(folder, "compress run a.png -o link");
+    assert!(folder.join("link").is_symlink());
+    assert_eq!(here("far.pxc"), here("mine"));
+    contains(
+        &fails(folder, "compress run a.png -o link"),
+        "there already",
+    );
+
+    for (command, name) in [
+        ("sample run --num 1 -o out.png", "out.png"),
+        ("sample run --num 1 -o new.png --npz out.npz", "out.npz"),
+        (
+            "sample run --num 1 -o new.png --singles out",
+            "out/0000.png",
+        ),
+        ("complete run a.png --keep top:4 -o out.png", "out.png"),
+        ("eval run --output out.csv", "out.csv"),
+        ("plot run -o out.png", "out.png"),
+        ("export run --out exported", "exported/model.safetensors"),
+        ("score run photos -o scored", "scored/scores.csv"),
+    ] {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "mine").unwrap();
+        let error = fails(folder, command);
+        contains(&error, "is there already");
+        contains(&error, "--force");
+        assert_eq!(here(name), b"mine", "{command}");
+        if !command.starts_with("plot") {
+            succeeds(folder, &format!("{command} --force"));
+            assert_ne!(here(name), b"mine", "{command}");
+        }
+        let _ = fs::remove_file(folder.join("new.png"));
+    }
+    // A name that nobody chose steps aside.
+    for name in ["samples.png", "samples-2.png", "samples-3.png"] {
+        contains(&succeeds(folder, "sample run --num 1"), name);
+    }
+    succeeds(folder, "sample run --num 1 --seed 2 --force");
+    assert!(!folder.join("samples-4.png").exists());
+    assert_ne!(here("samples.png"), here("samples-2.png"));
+}
+
+#[test]
+fn every_image_is_taken_out_whatever_its_name() {
+    let folder = trained();
+    let folder = folder.path();
+    let long = "x".repeat(251);
+    fs::create_dir_all(folder.join("in/d")).unwrap();
+    let names = [
+        "a.jpg",
+        "a.png",
+        "a.jpg.png",
+        &format!("{long}.png"),
+        "d/a.png",
+    ];
+    for (i, name) in names.iter().enumerate() {
+        picture(i as u32)
+            .save_with_format(folder.join("in").join(name), image::ImageFormat::Png)
+            .unwrap();
+    }
+    // Two of one name are told apart.
+    let errors = told(folder, "compress run in in/d/a.png in/a.jpg -o in.pxc");
+    contains(
+        &errors,
+        "in/d/a.png is stored as a-2.png, for there is another a.png",
+    );
+    contains(
+        &succeeds(folder, "decompress run in.pxc -o out"),
+        "7 of 7 images written",
+    );
+    for (name, i) in [
+        ("a.png", 1),
+        ("a.jpg.png", 2),
+        ("d/a.png", 4),
+        ("a-2.png", 4),
+        (&format!("{long}.png"), 3),
+    ] {
+        assert_eq!(open(&folder.join("out").join(name)), picture(i), "{name}");
+    }
+
+    // Whatever happens to one, the others are written; and what is there is not written again.
+    fs::remove_dir_all(folder.join("out")).unwrap();
+    fs::create_dir(folder.join("out")).unwrap();
+    fs::write(folder.join("out/d"), "a file in the way").unwrap();
+    let output = pixelcnn(folder, "decompress run in.pxc -o out");
+    assert_eq!(output.status.code(), Some(1));
+    contains(&text(&output.stdout), "6 of 7 images written");
+    fs::remove_file(folder.join("out/d")).unwrap();
+    let written = fs::metadata(folder.join("out/a.png"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    contains(
+        &succeeds(folder, "decompress run in.pxc -o out"),
+        "1 of 7 images written, 6 there already",
+    );
+    let now = fs::metadata(folder.join("out/a.png"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(now, written);
+    picture(9).save(folder.join("out/a.png")).unwrap();
+    let error = fails(folder, "decompress run in.pxc -o out");
+    contains(&error, "out/a.png` is there already");
+    succeeds(folder, "decompress run in.pxc -o out --force");
+    assert_eq!(open(&folder.join("out/a.png")), picture(1));
+
+    let archive = fs::read(folder.join("in.pxc")).unwrap();
+    fs::write(folder.join("two.pxc"), archive.repeat(2)).unwrap();
+    let errors = told(folder, "decompress run two.pxc -o two");
+    contains(&errors, "bytes follow the end of the archive");
+}

@@ -37,7 +37,8 @@
 //! In the index a name is 0 if it is the one before with its last number one higher and as long;
 //! else it is 1 plus the number of bytes that it begins with as the one before does, the number of
 //! the others, and these. Classes are varints; lengths are all lowest bytes, then a varint of what
-//! is above for each. What follows the last stream is not looked at.
+//! is above for each. What follows the last stream is not looked at, but [`Archive::trailing`] tells
+//! of it.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -57,6 +58,7 @@ use pixelcnn_core::{ModelConfig, Nonlinearity};
 use sha2::{Digest, Sha256};
 
 use crate::atomic;
+use crate::picture::is_picture;
 use crate::sample::{side_by_side, useful_threads};
 
 const MAGIC: &[u8; 3] = b"pxc";
@@ -379,6 +381,72 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), CompressE
     Ok(())
 }
 
+/// The PNG files that images of these names become, no two the same: a name with this extension, or
+/// with it behind its own, or numbered, where another image has the name; no part over 255 bytes.
+pub fn png_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    // Where the system takes them for one, names that differ in case alone meet as well.
+    let folded = |name: &str| match cfg!(any(windows, target_os = "macos")) {
+        true => name.to_lowercase(),
+        false => name.to_owned(),
+    };
+    let mut taken: HashSet<String> = HashSet::new();
+    for name in names.clone() {
+        let folders = name.match_indices('/').map(|(at, _)| folded(&name[..at]));
+        taken.extend(folders);
+    }
+    let is_png = |name: &str| {
+        let extension = Path::new(name).extension().unwrap_or_default();
+        extension.eq_ignore_ascii_case("png")
+    };
+    let mut targets: Vec<Option<String>> = names
+        .clone()
+        .map(|name| (is_png(name) && taken.insert(folded(name))).then(|| name.to_owned()))
+        .collect();
+    for (name, target) in names.zip(&mut targets) {
+        if target.is_some() {
+            continue;
+        }
+        let short = match is_picture(Path::new(name)) {
+            true => name.rsplit_once('.').map_or(name, |(stem, _)| stem),
+            false => name,
+        };
+        let first = [numbered(short, ""), numbered(name, "")].into_iter();
+        let mut all = first.chain((2..).map(|n| numbered(short, &format!("-{n}"))));
+        *target = all.find(|target| taken.insert(folded(target)));
+    }
+    targets.into_iter().flatten().collect()
+}
+
+/// A PNG file's name, its last part cut to what systems take.
+fn numbered(stem: &str, number: &str) -> String {
+    let start = stem.rfind('/').map_or(0, |at| at + 1);
+    let end = format!("{number}.png");
+    let mut cut = stem.len().min(start + MAX_NAME - end.len());
+    while !stem.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}{end}", &stem[..cut])
+}
+
+/// Names told apart: where two are the same, the later ones get a number before their extension.
+pub fn distinct_names(names: Vec<String>) -> Vec<String> {
+    let mut taken: HashSet<String> = names.iter().cloned().collect();
+    let mut seen = HashSet::new();
+    let distinct = names.into_iter().map(|name| {
+        if seen.insert(name.clone()) {
+            return name;
+        }
+        let file = name.rfind('/').map_or(0, |at| at + 1);
+        let dot = name.rfind('.').filter(|&dot| dot > file);
+        let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+        let mut numbered = (2..).map(|n| format!("{stem}-{n}{extension}"));
+        numbered
+            .find(|name| taken.insert(name.clone()))
+            .unwrap_or(name)
+    });
+    distinct.collect()
+}
+
 /// The name whose last number is one higher, in as many digits.
 fn successor(name: &str) -> Option<String> {
     let mut bytes = name.as_bytes().to_vec();
@@ -465,6 +533,13 @@ pub struct Entry {
     checksum: [u8; CHECKSUM],
 }
 
+impl Entry {
+    /// Whether these are the image's pixels, as its checksum has them.
+    pub fn is(&self, levels: &[u8]) -> bool {
+        checksum(levels) == self.checksum
+    }
+}
+
 /// A `.pxc` file being read: its header and index are, streams are when they are asked for.
 #[derive(Debug)]
 pub struct Archive<R> {
@@ -473,6 +548,8 @@ pub struct Archive<R> {
     hash: ModelHash,
     shape: [usize; 3],
     entries: Vec<Entry>,
+    /// Where the streams begin.
+    streams: u64,
 }
 
 impl Archive<BufReader<File>> {
@@ -542,6 +619,7 @@ impl<R: Read + Seek> Archive<R> {
             hash: ModelHash(hash),
             shape: [height, width, channels].map(|n| n as usize),
             entries,
+            streams: checked + 4,
         })
     }
 
@@ -558,6 +636,12 @@ impl<R: Read + Seek> Archive<R> {
     /// What is in the file, in its order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// How many bytes follow the last image's, which are not read: another archive's, say.
+    pub fn trailing(&self) -> u64 {
+        let end = self.entries.last().map(|last| last.start + last.bytes);
+        self.size.saturating_sub(end.unwrap_or(self.streams))
     }
 
     /// The number of the image with this name.
@@ -604,7 +688,7 @@ impl<R: Read + Seek> Archive<R> {
             return Ok(None);
         };
         for ((place, entry, _), levels) in whole.iter().zip(decoded) {
-            let levels = levels.filter(|levels| checksum(levels) == entry.checksum);
+            let levels = levels.filter(|levels| entry.is(levels));
             results[*place] = levels.ok_or(Damage::Altered);
         }
         Ok(Some(results))

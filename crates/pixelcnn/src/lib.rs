@@ -58,3 +58,9 @@ pub use pixelcnn_core::{
     ConfigError, ModelConfig, Nonlinearity, codec, config, incremental, kernels, likelihood,
     network,
 };
+
+/// What comes from a file or another crate may span lines; messages don't.
+fn one_line(text: impl std::fmt::Display) -> String {
+    let text = text.to_string();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

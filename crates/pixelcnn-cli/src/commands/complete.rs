@@ -1,6 +1,6 @@
 //! `pixelcnn complete`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,10 +8,10 @@ use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
 use pixelcnn::incremental::Evaluator;
-use pixelcnn::picture::{self, grid, write_png};
+use pixelcnn::picture::{DroppedCount, grid, read, write_png};
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, say};
+use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, note_dropped, say};
 use crate::trained::Trained;
 
 /// The level at which missing pixels are shown.
@@ -31,7 +31,7 @@ const MISSING: u8 = 127;
 #[command(override_usage = "pixelcnn complete [OPTIONS] [RUN|FILE] <IMAGE>...")]
 pub struct Complete {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
-    /// shipped model]; then PNG or JPEG files of the model's size
+    /// shipped model]; then pictures of the model's size (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI)
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
@@ -49,9 +49,10 @@ pub struct Complete {
     class: Option<String>,
     #[command(flatten)]
     drawing: Drawing,
-    /// PNG file for the grid
-    #[arg(long, value_name = "FILE", default_value = "completed.png", value_parser = png)]
-    output: PathBuf,
+    /// PNG file for the grid [default: completed.png, or completed-2.png and so on where that is
+    /// there]
+    #[arg(long, short, value_name = "FILE", value_parser = png)]
+    output: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -113,21 +114,34 @@ impl Complete {
         let (trained, files) = Trained::open_first(&self.files, "complete")?;
         let model = trained.model();
         if files.is_empty() {
-            return Err("no image is named: name the PNG or JPEG files to complete".into());
+            return Err("no image is named: name the pictures to complete".into());
         }
         let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
-        let mut originals = Vec::new();
+        let (mut originals, mut dropped) = (Vec::new(), DroppedCount::default());
         for path in files {
-            originals.extend(read(path, model, model.channels)?);
+            let picture = read(path, [model.height, model.width, model.channels])?;
+            originals.extend(picture.levels);
+            dropped += picture.dropped.of_pixels();
         }
+        note_dropped(dropped);
         let class = label(&trained, self.class.as_deref())?;
         let (n, variants) = (files.len(), self.variants as usize);
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
-        let singles = self.drawing.singles.as_ref();
-        let outputs = [Some(&self.output)];
-        prepare(n * columns, columns, scale, model, &outputs, singles)?;
+        let output = self
+            .drawing
+            .overwrite
+            .or_free(&self.output, "completed.png");
+        let outputs = [Some(&output)];
+        prepare(
+            n * columns,
+            columns,
+            &self.drawing,
+            model,
+            &outputs,
+            n * variants,
+        )?;
 
         catch_interrupts("leaving after this row")?;
         let completion = Completion {
@@ -163,8 +177,8 @@ impl Complete {
             rows.extend(completed);
         }
         let shape = [n * columns, model.height, model.width, model.channels];
-        write_png(&self.output, &grid(&rows, shape, columns, GAP, scale)?)?;
-        if let Some(folder) = singles {
+        write_png(&output, &grid(&rows, shape, columns, GAP, scale)?)?;
+        if let Some(folder) = &self.drawing.singles {
             write_singles(folder, &completed, scale, model)?;
         }
         let times = match variants {
@@ -174,7 +188,7 @@ impl Complete {
         say(format_args!(
             "{} completed {times} in {} {}",
             counted(n, "image"),
-            self.output.display(),
+            output.display(),
             self.drawing.summary(&trained, speed)
         ))?;
         Ok(ExitCode::SUCCESS)
@@ -184,8 +198,11 @@ impl Complete {
     fn known(&self, model: &ModelConfig) -> Result<Vec<bool>> {
         let (known, flag) = match (&self.mask, self.keep) {
             (Some(mask), _) => {
-                let levels = read(mask, model, 1)?;
-                (levels.iter().map(|level| *level < 128).collect(), "--mask")
+                let mask = read(mask, [model.height, model.width, 1])?;
+                (
+                    mask.levels.iter().map(|level| *level < 128).collect(),
+                    "--mask",
+                )
             }
             (None, Some(keep)) => (keep.known(model.height, model.width), "--keep"),
             (None, None) => (Vec::new(), "--keep"),
@@ -212,25 +229,4 @@ pub fn label(trained: &Trained, class: Option<&str>) -> Result<u32> {
         )
         .into()),
     }
-}
-
-/// The levels of a picture of the model's size.
-fn read(path: &Path, model: &ModelConfig, channels: usize) -> Result<Vec<u8>> {
-    let (size, levels) = picture::read(path, channels)?;
-    expect_size(path, size, model)?;
-    Ok(levels)
-}
-
-/// Checks that a picture of this height and width has the model's.
-pub fn expect_size(path: &Path, [height, width]: [usize; 2], model: &ModelConfig) -> Result {
-    if [height, width] != [model.height, model.width] {
-        return Err(format!(
-            "{}: {width}x{height} pixels where the model takes {}x{}: crop or resize it first",
-            path.display(),
-            model.width,
-            model.height
-        )
-        .into());
-    }
-    Ok(())
 }

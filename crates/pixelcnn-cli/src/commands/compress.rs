@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
-use pixelcnn::compress::{CodingModel, Picture, compress, write};
-use pixelcnn::picture::{is_picture, read_exactly, walk};
+use pixelcnn::compress::{CodingModel, Picture, compress, distinct_names, write};
+use pixelcnn::data::{Walk, walk};
+use pixelcnn::picture::{DroppedCount, FORMATS, read_exactly};
 
-use super::complete::{expect_size, label};
-use crate::drawing::make_folder_of;
+use super::complete::label;
+use crate::output::Overwrite;
 use crate::terminal::{
-    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, left_off, say,
+    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, left_off, note, say,
 };
 use crate::trained::Trained;
 
@@ -22,14 +23,14 @@ use crate::trained::Trained;
 /// The likelier the model finds an image, the fewer bytes it takes. All images go into one file, of
 /// which each can be read without the others, by `pixelcnn decompress` with the same model: keep
 /// it. Later versions of this program may come with another shipped model; `pixelcnn export --out
-/// DIR` keeps this one, as a file that takes its place. Images have the model's size, 8 bits and no
-/// transparency.
+/// DIR` keeps this one, as a file that takes its place. Images are still pictures of the model's size
+/// with 8 bits and no transparency; their pixels are kept and nothing else of their files.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <IMAGE|DIR>... -o <FILE>")]
 pub struct Compress {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
-    /// shipped model]; then PNG or JPEG files, or folders of them
+    /// shipped model]; then pictures (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI) or folders of them
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// File to write
@@ -42,6 +43,8 @@ pub struct Compress {
     #[arg(long, value_name = "N", default_value = "64")]
     #[arg(value_parser = value_parser!(u16).range(1..=1024))]
     batch_size: u16,
+    #[command(flatten)]
+    overwrite: Overwrite,
 }
 
 const EXAMPLES: &str = "\
@@ -58,17 +61,33 @@ impl Compress {
         let (trained, files) = Trained::open_first(&self.files, "compress")?;
         let config = trained.model();
         let class = label(&trained, self.class.as_deref())?;
-        let mut pictures = Vec::new();
-        for (name, path) in find(files)? {
-            let (size, levels) = read_exactly(&path, config.channels)?;
-            expect_size(&path, size, config)?;
+        let (names, paths) = find(files)?;
+        // Not even by force over what is about to be read.
+        let output = self.output.canonicalize().ok();
+        if output.is_some() && paths.iter().any(|path| path.canonicalize().ok() == output) {
+            return Err(format!(
+                "`{}` is one of the pictures: choose another name",
+                self.output.display()
+            )
+            .into());
+        }
+        self.overwrite.prepare(&self.output)?;
+        let shape = [config.height, config.width, config.channels];
+        let (mut pictures, mut dropped, mut before) = (Vec::new(), DroppedCount::default(), 0);
+        for (name, path) in names.into_iter().zip(&paths) {
+            let picture = read_exactly(path, shape)?;
+            before += picture.file_bytes;
+            // What is exact has nothing in its alpha channel.
+            dropped += picture.dropped.beside_pixels();
             pictures.push(Picture {
                 name,
                 class,
-                levels,
+                levels: picture.levels,
             });
         }
-        make_folder_of(&self.output)?;
+        if !dropped.is_empty() {
+            note(format_args!("{dropped}: only pixels are kept"));
+        }
 
         catch_interrupts("leaving after this row")?;
         let model = CodingModel::new(config, trained.parameters(false)?)?;
@@ -82,14 +101,23 @@ impl Compress {
         write(&self.output, &file)?;
         let raw = (pictures.len() * config.dims()) as f64;
         say(format_args!(
-            "{} in {}: {} bytes, {:.4} bits/dim, 1/{:.2} of the raw pixels, {:.3} MB/s",
+            "{} in {}: {} bytes of {} in the pictures' files, {:.4} bits/dim, 1/{:.2} of the raw \
+             pixels, {:.3} MB/s",
             counted(pictures.len(), "image"),
             self.output.display(),
             grouped(file.len() as u64),
+            grouped(before),
             8.0 * file.len() as f64 / raw,
             raw / file.len() as f64,
             raw / 1e6 / start.elapsed().as_secs_f64()
         ))?;
+        if file.len() as u64 > before {
+            note(format_args!(
+                "the pictures' own files are smaller by {} bytes: lossy ones such as JPEG hold less \
+                 than their pixels, all of which are kept here",
+                grouped(file.len() as u64 - before)
+            ));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -121,35 +149,50 @@ pub fn progress(
 
 /// The pictures among the files and in the folders, hidden ones left out, with their names: a file's
 /// own, and of those in a folder the path from there, in the order of their bytes.
-fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
+fn find(files: &[PathBuf]) -> Result<(Vec<String>, Vec<PathBuf>)> {
+    let (mut names, mut paths) = (Vec::new(), Vec::new());
     for file in files {
         if !file.is_dir() {
             let folder = file.parent().unwrap_or(Path::new(""));
-            found.push((name(file, folder)?, file.clone()));
+            names.push(name(file, folder)?);
+            paths.push(file.clone());
             continue;
         }
-        let mut inside = Vec::new();
-        for entry in walk(file) {
-            let entry = entry.map_err(|error| format!("{}: {error}", file.display()))?;
-            if entry.file_type().is_file() && is_picture(entry.path()) {
-                inside.push((name(entry.path(), file)?, entry.into_path()));
-            }
+        let Walk {
+            pictures, left_out, ..
+        } = walk(file)?;
+        if !left_out.is_empty() {
+            note(format_args!("{}: {left_out}", file.display()));
         }
-        if inside.is_empty() {
+        if pictures.is_empty() {
             return Err(format!(
-                "{}: no PNG or JPEG files in it: give the folder that holds the pictures",
+                "{}: no pictures in it: give a folder that holds {FORMATS} files",
                 file.display()
             )
             .into());
         }
+        let mut inside = Vec::new();
+        for path in pictures {
+            inside.push((name(&path, file)?, path));
+        }
         inside.sort();
-        found.append(&mut inside);
+        let (mut inside_names, mut inside_paths) = inside.into_iter().unzip();
+        names.append(&mut inside_names);
+        paths.append(&mut inside_paths);
     }
-    match found.is_empty() {
-        true => Err("no images: name PNG or JPEG files, or folders of them".into()),
-        false => Ok(found),
+    if paths.is_empty() {
+        return Err(format!("no images: name {FORMATS} files, or folders of them").into());
     }
+    let distinct = distinct_names(names.clone());
+    for ((stored, name), path) in distinct.iter().zip(&names).zip(&paths) {
+        if stored != name {
+            note(format_args!(
+                "{} is stored as {stored}, for there is another {name}",
+                path.display()
+            ));
+        }
+    }
+    Ok((distinct, paths))
 }
 
 /// A file's path from a folder, with `/` between its parts.

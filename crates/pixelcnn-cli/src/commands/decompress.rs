@@ -1,16 +1,16 @@
 //! `pixelcnn decompress`.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, value_parser};
-use pixelcnn::compress::{Archive, CodingModel, Entry};
-use pixelcnn::picture::{grid, is_picture, write_png};
+use pixelcnn::ModelConfig;
+use pixelcnn::compress::{Archive, CodingModel, Entry, png_names};
+use pixelcnn::picture::{grid, read_exactly, write_png};
 
 use super::compress::progress;
-use crate::drawing::make_folder_of;
+use crate::output::Overwrite;
 use crate::terminal::{INTERRUPTED, Result, catch_interrupts, counted, grouped, note, say};
 use crate::trained::Trained;
 
@@ -29,7 +29,7 @@ pub struct Decompress {
     /// the shipped model]; then the compressed file
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
-    /// Folder for the images, in which none of them may be yet
+    /// Folder for the images; those that an earlier run has written there are not written again
     #[arg(long, short, value_name = "DIR", required_unless_present = "list")]
     output: Option<PathBuf>,
     /// Only the images of these names
@@ -42,6 +42,8 @@ pub struct Decompress {
     #[arg(long, value_name = "N", default_value = "64")]
     #[arg(value_parser = value_parser!(u16).range(1..=1024))]
     batch_size: u16,
+    #[command(flatten)]
+    overwrite: Overwrite,
 }
 
 const EXAMPLES: &str = "\
@@ -61,6 +63,7 @@ impl Decompress {
         let named = |error| format!("{}: {error}", path.display());
         if self.list {
             let archive = Archive::open(path).map_err(named)?;
+            note_trailing(path, archive.trailing());
             for Entry { name, bytes, .. } in archive.entries() {
                 say(format_args!("{bytes:>10}  {name}"))?;
             }
@@ -71,6 +74,7 @@ impl Decompress {
             return Err("give one file that `pixelcnn compress` made".into());
         }
         let mut archive = Archive::open(path).map_err(named)?;
+        note_trailing(path, archive.trailing());
         let config = trained.model();
         let model = CodingModel::new(config, trained.parameters(false)?)?;
         archive.expect_model(&model).map_err(named)?;
@@ -88,10 +92,18 @@ impl Decompress {
                     .collect::<std::result::Result<_, _>>()?
             }
         };
-        let targets = targets(archive.entries(), &self.output.unwrap_or_default());
-        images
+        let folder = self.output.unwrap_or_default();
+        let names = archive.entries().iter().map(|entry| entry.name.as_str());
+        let targets: Vec<PathBuf> = png_names(names)
             .iter()
-            .try_for_each(|image| expect_none(&targets[*image]))?;
+            .map(|name| folder.join(name))
+            .collect();
+        // What an earlier run has written is not written again.
+        let is_done = |&image: &usize| holds(&targets[image], &archive.entries()[image], config);
+        let (there, images): (Vec<usize>, Vec<usize>) = images.into_iter().partition(is_done);
+        for &image in &images {
+            self.overwrite.expect_free(&targets[image])?;
+        }
 
         catch_interrupts("leaving after this row")?;
         let start = Instant::now();
@@ -104,37 +116,32 @@ impl Decompress {
             drop(progress);
             let Some(decompressed) = decompressed else {
                 note(format_args!(
-                    "pixelcnn: interrupted: {} written",
+                    "pixelcnn: interrupted: {} written; the same command goes on",
                     counted(written, "image")
                 ));
                 return Ok(ExitCode::from(INTERRUPTED));
             };
             for (&image, levels) in batch.iter().zip(decompressed) {
-                match levels {
-                    Ok(levels) => {
-                        let shape = [1, config.height, config.width, config.channels];
-                        let picture = grid(&levels, shape, 1, 0, 1)?;
-                        let target = &targets[image];
-                        make_folder_of(target)?;
-                        expect_none(target)?;
-                        write_png(target, &picture)?;
-                        written += 1;
-                    }
-                    Err(damage) => {
-                        let name = &archive.entries()[image].name;
-                        note(format_args!(
-                            "pixelcnn: {}: {name} is {damage}",
-                            path.display()
-                        ));
-                    }
+                let name = &archive.entries()[image].name;
+                let saved = match levels {
+                    Ok(levels) => save(&levels, config, &targets[image], self.overwrite),
+                    Err(damage) => Err(format!("{name} is {damage}").into()),
+                };
+                match saved {
+                    Ok(()) => written += 1,
+                    Err(error) => note(format_args!("pixelcnn: {}: {error}", path.display())),
                 }
             }
             done += batch.len();
         }
+        let before = match there.len() {
+            0 => String::new(),
+            there => format!(", {} there already", grouped(there as u64)),
+        };
         say(format_args!(
-            "{} of {} written, {:.3} MB/s",
+            "{} of {} written{before}, {:.3} MB/s",
             grouped(written as u64),
-            counted(images.len(), "image"),
+            counted(images.len() + there.len(), "image"),
             (images.len() * config.dims()) as f64 / 1e6 / start.elapsed().as_secs_f64()
         ))?;
         Ok(match written == images.len() {
@@ -144,41 +151,27 @@ impl Decompress {
     }
 }
 
-/// The PNG file of each image: its name with this extension, or after its own where another image
-/// has that name.
-fn targets(entries: &[Entry], folder: &Path) -> Vec<PathBuf> {
-    let is_png = |path: &Path| {
-        let extension = path.extension().unwrap_or_default();
-        extension.eq_ignore_ascii_case("png")
-    };
-    let names = entries.iter().map(|entry| Path::new(&entry.name));
-    let mut taken: HashSet<PathBuf> = names
-        .clone()
-        .filter(|n| is_png(n))
-        .map(PathBuf::from)
-        .collect();
-    let target = |name: &Path| {
-        if is_png(name) {
-            return folder.join(name);
-        }
-        let short = name.with_extension("png");
-        let target = match is_picture(name) && taken.insert(short.clone()) {
-            true => short,
-            false => PathBuf::from(format!("{}.png", name.display())),
-        };
-        folder.join(target)
-    };
-    names.map(target).collect()
+/// Tells that a file goes on behind the archive in it.
+fn note_trailing(path: &Path, bytes: u64) {
+    if bytes > 0 {
+        note(format_args!(
+            "{}: {} bytes follow the end of the archive and are not read: if they are another one, \
+             give it a file of its own",
+            path.display(),
+            grouped(bytes)
+        ));
+    }
 }
 
-/// Checks that nothing is overwritten.
-fn expect_none(target: &Path) -> Result {
-    match target.symlink_metadata().is_ok() {
-        true => Err(format!(
-            "`{}` is there already: choose another folder",
-            target.display()
-        )
-        .into()),
-        false => Ok(()),
-    }
+/// Writes an image to its file.
+fn save(levels: &[u8], model: &ModelConfig, target: &Path, overwrite: Overwrite) -> Result {
+    let shape = [1, model.height, model.width, model.channels];
+    overwrite.prepare(target)?;
+    Ok(write_png(target, &grid(levels, shape, 1, 0, 1)?)?)
+}
+
+/// Whether a file holds the very pixels of an image.
+fn holds(target: &Path, entry: &Entry, model: &ModelConfig) -> bool {
+    let shape = [model.height, model.width, model.channels];
+    target.is_file() && read_exactly(target, shape).is_ok_and(|picture| entry.is(&picture.levels))
 }

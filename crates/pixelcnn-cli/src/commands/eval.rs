@@ -16,10 +16,10 @@ use pixelcnn::device;
 use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
 use pixelcnn::model::Network;
 
-use crate::drawing::make_folder_of;
+use crate::output::Overwrite;
 use crate::settings::DataFlags;
 use crate::terminal::{
-    Bar, Opening, Result, catch_interrupts, counted, interrupted, left_off, say,
+    Bar, Opening, Result, catch_interrupts, counted, interrupted, left_off, note_dropped, say,
 };
 use crate::trained::Trained;
 
@@ -34,9 +34,10 @@ pub struct Eval {
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
-    /// Which images of the data
-    #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = split())]
-    split: Split,
+    /// Which images of the data [default: the test images, or all where there is no such split; of
+    /// the run's own data those that it was not trained on]
+    #[arg(long, value_name = "SPLIT", value_parser = split())]
+    split: Option<Split>,
     /// Use the parameters as trained last, not their Polyak average
     #[arg(long)]
     raw: bool,
@@ -47,10 +48,12 @@ pub struct Eval {
     /// Evaluate the first N images only [default: all]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Write index, label (-1 without) and bits/dim of each image to a .csv or .npz file [default:
-    /// none]
-    #[arg(long, value_name = "FILE", value_parser = table)]
+    /// Write index, label (-1 without), bits/dim and name of each image to a .csv or .npz file
+    /// [default: none]
+    #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    overwrite: Overwrite,
     #[command(flatten)]
     data: DataFlags,
 }
@@ -91,12 +94,15 @@ impl Eval {
         let device = device::parse(device)?;
         let trained = Trained::open(self.run.as_deref(), "eval")?;
         let network = trained.network(self.raw, &device)?;
-        let data = trained.data_or(&self.data)?;
-        let data = Dataset::open(&data, self.split, &Opening::new())?;
-        expect_images(trained.model(), &data)?;
+        let config = trained.data_or(&self.data)?;
         if let Some(path) = &self.output {
-            make_folder_of(path)?;
+            self.overwrite.prepare(path)?;
         }
+        // A fraction that is asked for is the test split, of any data.
+        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
+        let (split, data) = trained.open_measured(&config, split, &Opening::new())?;
+        expect_images(trained.model(), &data)?;
+        note_dropped(data.dropped());
 
         catch_interrupts("leaving after this batch")?;
         let count = self
@@ -110,7 +116,7 @@ impl Eval {
 
         say(format_args!(
             "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
-            self.split,
+            split.map_or_else(|| "all".into(), |split| split.to_string()),
             counted(count, "image"),
             figures.mean(),
             figures.standard_error(),
@@ -118,7 +124,7 @@ impl Eval {
             trained.step()
         ))?;
         if let Some(path) = &self.output {
-            write_table(path, &figures.bits_per_dim, &figures.labels)
+            write_table(path, &figures, &data)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
         Ok(ExitCode::SUCCESS)
@@ -157,17 +163,22 @@ pub fn progress(count: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
 }
 
 /// Writes the figures of every image as a table.
-fn write_table(path: &Path, bits_per_dim: &[f64], labels: &[u32]) -> io::Result<()> {
+fn write_table(path: &Path, figures: &Evaluation, data: &Dataset) -> io::Result<()> {
+    let bits_per_dim = &figures.bits_per_dim;
     let index: Vec<u64> = (0..bits_per_dim.len() as u64).collect();
-    let label: Vec<i64> = match labels {
+    let label: Vec<i64> = match &figures.labels[..] {
         [] => vec![-1; bits_per_dim.len()],
         labels => labels.iter().map(|&label| label.into()).collect(),
     };
+    let name: Vec<&str> = (0..bits_per_dim.len())
+        .map(|image| data.image_name(image).unwrap_or_default())
+        .collect();
     let file = if path.extension().is_some_and(|extension| extension == "csv") {
         let mut table = csv::Writer::from_writer(Vec::new());
-        table.write_record(["index", "label", "bits_per_dim"])?;
-        for ((index, label), bits) in index.iter().zip(&label).zip(bits_per_dim) {
-            table.serialize((index, label, bits))?;
+        table.write_record(["index", "label", "bits_per_dim", "name"])?;
+        for (((index, label), bits), name) in index.iter().zip(&label).zip(bits_per_dim).zip(&name)
+        {
+            table.serialize((index, label, bits, name))?;
         }
         table.into_inner().map_err(|error| error.into_error())?
     } else {
@@ -177,6 +188,14 @@ fn write_table(path: &Path, bits_per_dim: &[f64], labels: &[u32]) -> io::Result<
         add(&mut npz, "index", &shape, &index)?;
         add(&mut npz, "label", &shape, &label)?;
         add(&mut npz, "bits_per_dim", &shape, bits_per_dim)?;
+        // An array of texts has room for the longest in each place.
+        let longest = name.iter().map(|name| name.chars().count()).max();
+        let text = format!("<U{}", longest.unwrap_or(0).max(1)).parse();
+        let text = npyz::DType::Plain(text.map_err(io::Error::other)?);
+        let array = npz.array("name", Default::default())?;
+        let mut array = array.dtype(text).shape(&shape).begin_nd()?;
+        name.iter().try_for_each(|name| array.push(*name))?;
+        array.finish()?;
         drop(npz);
         file.into_inner()
     };

@@ -15,6 +15,7 @@ use pixelcnn::weights::hub::{Card, Measured};
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
 use super::eval::measure;
+use crate::output::Overwrite;
 use crate::settings::DataFlags;
 use crate::terminal::{Opening, Result, catch_interrupts, left_off, say};
 use crate::trained::{Run, Trained};
@@ -35,8 +36,10 @@ pub struct Export {
     #[arg(long, value_name = "FORMAT", default_value = "safetensors")]
     format: Format,
     /// Folder to write to [default: RUN/export/FORMAT]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[arg(long, short, value_name = "DIR", alias = "out")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    overwrite: Overwrite,
     /// The parameters as trained last, not their Polyak average
     #[arg(long)]
     raw: bool,
@@ -62,13 +65,13 @@ const EXAMPLES: &str = "\
 Examples:
   pixelcnn export runs/quick-1
       model.safetensors, config.json and a model card (README.md), as model hubs have them
-  pixelcnn export runs/quick-1/checkpoints/best.safetensors --measure --out best
+  pixelcnn export runs/quick-1/checkpoints/best.safetensors --measure -o best
       the best checkpoint, with its bits/dim on the test images in the card
   pixelcnn export runs/quick-1 --half --measure
       in half precision, with the bits/dim of the rounded weights
   pixelcnn export runs/quick-1 --format npz
       weights.npz for NumPy
-  pixelcnn export runs/quick-1 --format tensorflow --out save
+  pixelcnn export runs/quick-1 --format tensorflow -o save
       a checkpoint that the original code goes on from with --load_params --save_dir save";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,36 +111,46 @@ impl Export {
             Format::Npz => "npz",
             Format::Tensorflow => "tensorflow",
         };
-        let folder = match (&self.out, &trained) {
+        let folder = match (&self.output, &trained) {
             (Some(folder), _) => folder.clone(),
             (None, Trained::Run(run)) if run.config.is_some() => {
                 run.folder.join("export").join(format)
             }
             (None, Trained::Run(run)) => {
                 return Err(format!(
-                    "{}: not in a run folder: say where to write with --out",
+                    "{}: not in a run folder: say where to write with --output",
                     run.checkpoint.display()
                 )
                 .into());
             }
             (None, Trained::Weights(_)) => {
-                return Err("not of a run folder: say where to write with --out".into());
+                return Err("not of a run folder: say where to write with --output".into());
             }
         };
         let model = trained.model();
         let parameters = trained.parameters(self.raw)?;
         let data = trained.data().cloned().unwrap_or_default();
+        // As the original calls them, which knows two data sets.
+        let checkpoint = match data.data.starts_with("imagenet") {
+            true => "params_imagenet.ckpt",
+            false => "params_cifar.ckpt",
+        };
+        let files = match self.format {
+            Format::Safetensors => ["model.safetensors", "config.json", "README.md"]
+                .map(str::to_owned)
+                .to_vec(),
+            Format::Npz => vec!["weights.npz".into()],
+            Format::Tensorflow => vec![
+                format!("{checkpoint}.index"),
+                format!("{checkpoint}.data-00000-of-00001"),
+                "checkpoint".into(),
+            ],
+        };
+        files
+            .iter()
+            .try_for_each(|file| self.overwrite.expect_free(&folder.join(file)))?;
         let file = match self.format {
             Format::Safetensors => {
-                // The names of its other files are common ones.
-                let readme = folder.join("README.md");
-                if readme.exists() && !folder.join("model.safetensors").exists() {
-                    return Err(format!(
-                        "{}: there already, of something else: give another folder with --out",
-                        readme.display()
-                    )
-                    .into());
-                }
                 let precision = match self.half {
                     true => Precision::Half,
                     false => Precision::Single,
@@ -186,13 +199,8 @@ impl Export {
                 let train = run.config.as_ref().map(|config| &config.train);
                 let batch_size = train.unwrap_or(&TrainConfig::default()).batch_size;
                 let variables = original::variables(&run.state, batch_size, self.nr_gpu.into())?;
-                // As the original calls them, which knows two data sets.
-                let name = match data.data.starts_with("imagenet") {
-                    true => "params_imagenet.ckpt",
-                    false => "params_cifar.ckpt",
-                };
-                tensorflow::write_v2(&folder, name, variables)?;
-                name
+                tensorflow::write_v2(&folder, checkpoint, variables)?;
+                checkpoint
             }
         };
         let weights = match self.format {

@@ -33,8 +33,8 @@ pub struct Import {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Folder for the new run
-    #[arg(long, value_name = "RUN")]
-    out: PathBuf,
+    #[arg(long, short, value_name = "RUN", alias = "out")]
+    output: PathBuf,
     /// Size of the images: a side or WIDTHxHEIGHT [default: --size, else 32 or that of
     /// config.json]
     #[arg(long, value_name = "SIZE", value_parser = image_size)]
@@ -72,11 +72,11 @@ The defaults are the original's. The data flags say what eval measures on and tr
 with: CIFAR-10 where they are left out.
 
 Examples:
-  pixelcnn import save/params_cifar.ckpt --out runs/original
+  pixelcnn import save/params_cifar.ckpt -o runs/original
       a checkpoint of the original code
-  pixelcnn import pcnn.pth --out runs/port --data photos --size 64
+  pixelcnn import pcnn.pth -o runs/port --data photos --size 64
       one of its PyTorch port, of pictures of 64x64
-  pixelcnn import exported/model.safetensors --out runs/again
+  pixelcnn import exported/model.safetensors -o runs/again
       one that export wrote";
 
 fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
@@ -103,7 +103,7 @@ impl Import {
         train.validate()?;
         let mut data = DataConfig::default();
         self.data.apply(&mut data);
-        expect_new(&self.out)?;
+        expect_new(&self.output)?;
 
         let unsaid = Unsaid {
             // Pictures resized to a side are for a model of that size.
@@ -112,14 +112,14 @@ impl Import {
             train,
         };
         let state = weights::import(&self.file, &unsaid)?;
-        let _lock = checkpoint::lock(&self.out)?;
-        checkpoints(&self.out).save(&state)?;
+        let _lock = checkpoint::lock(&self.output)?;
+        checkpoints(&self.output).save(&state)?;
         let config = RunConfig {
             model: state.config.clone(),
             data,
             train: unsaid.train,
         };
-        config.write(&self.out)?;
+        config.write(&self.output)?;
 
         let model = &state.config;
         say(format_args!(
@@ -139,11 +139,11 @@ impl Import {
                 state.learning_rate
             ))?,
         }
-        let run = quoted(&self.out);
+        let run = quoted(&self.output);
         say(format_args!(
             "run     {}\nnext:\n  pixelcnn eval {run}\n  pixelcnn sample {run}\n  \
              pixelcnn train --resume {run}",
-            self.out.display()
+            self.output.display()
         ))?;
         Ok(ExitCode::SUCCESS)
     }

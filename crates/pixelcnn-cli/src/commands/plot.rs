@@ -8,6 +8,7 @@ use pixelcnn::train::metrics::{self, Record};
 
 use crate::chart::{Chart, Series, Shape};
 use crate::drawing::png;
+use crate::output::Overwrite;
 use crate::terminal::{Result, say};
 
 /// A training curve has up to so many points, each the mean of at least so many records.
@@ -28,9 +29,11 @@ pub struct Plot {
     /// Run folders, also of runs that are going on
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// PNG file for the picture
-    #[arg(short, long, value_name = "FILE", default_value = "curve.png", value_parser = png)]
-    output: PathBuf,
+    /// PNG file for the picture [default: curve.png, or curve-2.png and so on where that is there]
+    #[arg(short, long, value_name = "FILE", value_parser = png)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    overwrite: Overwrite,
 }
 
 const EXAMPLES: &str = "\
@@ -46,6 +49,8 @@ type Points = Vec<(f64, f64)>;
 impl Plot {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
+        let output = self.overwrite.or_free(&self.output, "curve.png");
+        self.overwrite.prepare(&output)?;
         let mut series = Vec::new();
         for run in &self.runs {
             let of = match self.runs.len() {
@@ -74,8 +79,8 @@ impl Plot {
             y_label: "bits/dim".into(),
             series: series.collect(),
         };
-        chart.write(&self.output)?;
-        say(self.output.display())?;
+        chart.write(&output)?;
+        say(output.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

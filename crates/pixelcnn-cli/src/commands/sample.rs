@@ -44,9 +44,10 @@ pub struct Sample {
     class: Option<String>,
     #[command(flatten)]
     drawing: Drawing,
-    /// PNG file for the grid of all images
-    #[arg(long, value_name = "FILE", default_value = "samples.png", value_parser = png)]
-    output: PathBuf,
+    /// PNG file for the grid of all images [default: samples.png, or samples-2.png and so on where
+    /// that is there]
+    #[arg(long, short, value_name = "FILE", value_parser = png)]
+    output: Option<PathBuf>,
     /// Animated PNG file in which the grid appears row by row [default: none]
     #[arg(long, value_name = "FILE", value_parser = png)]
     animate: Option<PathBuf>,
@@ -65,7 +66,7 @@ Examples:
       more, of likelier images, enlarged
   pixelcnn sample runs/quick-1 --scale 4 --animate appearing.png
       and a film of their appearing
-  pixelcnn sample runs/classes --class horse --output horses.png
+  pixelcnn sample runs/classes --class horse -o horses.png
       of one class, where the model was trained with --class-conditional
   pixelcnn sample runs/quick-1/checkpoints/best.safetensors --singles drawn --npz drawn.npz
       from the best checkpoint, each image in a file of its own, and all as an array";
@@ -87,9 +88,9 @@ impl Sample {
         let n = labels.len();
         let shape = [n, model.height, model.width, model.channels];
         let scale = self.drawing.scale.into();
-        let files = [Some(&self.output), self.animate.as_ref(), self.npz.as_ref()];
-        let singles = self.drawing.singles.as_ref();
-        prepare(n, columns, scale, model, &files, singles)?;
+        let output = self.drawing.overwrite.or_free(&self.output, "samples.png");
+        let files = [Some(&output), self.animate.as_ref(), self.npz.as_ref()];
+        prepare(n, columns, &self.drawing, model, &files, n)?;
 
         catch_interrupts("leaving after this row")?;
         let sampling = Sampling {
@@ -106,8 +107,8 @@ impl Sample {
         };
         let speed = n as f64 / start.elapsed().as_secs_f64();
 
-        write_png(&self.output, &grid(&drawn, shape, columns, GAP, scale)?)?;
-        if let Some(folder) = singles {
+        write_png(&output, &grid(&drawn, shape, columns, GAP, scale)?)?;
+        if let Some(folder) = &self.drawing.singles {
             write_singles(folder, &drawn, scale, model)?;
         }
         if let Some(path) = &self.npz {
@@ -128,7 +129,7 @@ impl Sample {
         say(format_args!(
             "{} in {} {}",
             counted(n, "image"),
-            self.output.display(),
+            output.display(),
             self.drawing.summary(&trained, speed)
         ))?;
         Ok(ExitCode::SUCCESS)

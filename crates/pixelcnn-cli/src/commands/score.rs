@@ -6,18 +6,21 @@ use std::process::ExitCode;
 
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
-use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::model::Network;
+use pixelcnn::picture::DroppedCount;
 use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
 
 use super::eval::{progress, split};
 use crate::chart::{Chart, Series, Shape};
-use crate::drawing::make_folder;
 use crate::heat::{self, Group};
+use crate::output::make_folder;
 use crate::settings::absolute;
-use crate::terminal::{Opening, Result, catch_interrupts, counted, interrupted, left_off, say};
+use crate::terminal::{
+    Opening, Result, catch_interrupts, counted, interrupted, left_off, note_dropped, say,
+};
 use crate::trained::Trained;
 
 /// The images that are named in the terminal as the most unusual.
@@ -38,7 +41,7 @@ const NAMED: usize = 5;
 pub struct Score {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
     /// shipped model]; then the images: cifar10, imagenet32, imagenet64, or the path of a folder or
-    /// .tar of PNG and JPEG files, or of a .npy or .npz file
+    /// .tar of pictures, or of a .npy or .npz file
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// Other images, given as DATA is: tells how well the scores find them among those of DATA, and
@@ -109,9 +112,11 @@ impl Score {
         };
         let model = trained.model();
         let network = trained.network(self.raw, &device)?;
-        let mut sets = Vec::new();
+        let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
+        let progress = Opening::new();
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
-            let (name, data) = self.open(data, &trained)?;
+            let (name, data) = self.open(data, &trained, &progress)?;
+            dropped += data.dropped();
             expect_images(model, &data)?;
             let count = self
                 .limit
@@ -122,6 +127,7 @@ impl Score {
             }
             sets.push((name, data, count));
         }
+        note_dropped(dropped);
         catch_interrupts("leaving after this batch")?;
         make_folder(&self.output)?;
         let mut scored = Vec::new();
@@ -193,7 +199,12 @@ impl Score {
     }
 
     /// Opens what is given as DATA, and names it.
-    fn open(&self, data: &Path, trained: &Trained) -> Result<(String, Dataset)> {
+    fn open(
+        &self,
+        data: &Path,
+        trained: &Trained,
+        progress: &Opening,
+    ) -> Result<(String, Dataset)> {
         let name = data.to_str();
         let name = name.ok_or_else(|| format!("{}: not UTF-8: rename it", data.display()))?;
         let short = shortened(name);
@@ -204,26 +215,16 @@ impl Score {
             ..DataConfig::default()
         };
         absolute(&mut config);
-        let own = trained.data().filter(|own| own.data == config.data);
-        if let Some(own) = own {
+        if let Some(own) = trained.data().filter(|_| trained.is_own(&config)) {
             config = DataConfig {
                 data_dir: config.data_dir.or(own.data_dir.clone()),
                 size: config.size.or(own.size),
                 ..own.clone()
             };
         }
-        let open = |config: &DataConfig, split| Dataset::open(config, split, &Opening::new());
-        if self.split.is_some() || own.is_some() {
-            let split = self.split.unwrap_or(Split::Test);
-            return Ok((format!("{short} {split}"), open(&config, split)?));
-        }
-        // With nothing held out, there are test images only where the data have a split of their
-        // own; the others are all images.
-        config.held_out = 0.0;
-        match open(&config, Split::Test) {
-            Err(DataError::Empty { .. }) => Ok((short, open(&config, Split::Train)?)),
-            opened => Ok((format!("{short} {}", Split::Test), opened?)),
-        }
+        let (split, data) = trained.open_measured(&config, self.split, progress)?;
+        let split = split.map(|split| format!(" {split}"));
+        Ok((short + &split.unwrap_or_default(), data))
     }
 
     /// Scores the first `count` images and shows how far it is; none where Ctrl-C stopped it.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use pixelcnn::data::{Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device;
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::{CheckpointError, TrainState};
@@ -16,7 +16,7 @@ use pixelcnn::train::{Event, Outcome};
 use crate::settings::{DataFlags, Flags, Settings, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Opening, Result, catch_interrupts, counted, duration, grouped, interrupted,
-    quoted, say,
+    note_dropped, quoted, say,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -129,9 +129,7 @@ impl Train {
             expect_new(run)?;
         }
 
-        let progress = Opening::new();
-        let train = Dataset::open(&settings.data, Split::Train, &progress)?;
-        let test = Dataset::open(&settings.data, Split::Test, &progress)?;
+        let (train, test) = open_splits(&settings.data)?;
         let config = settings.run(&train)?;
         let run = match (chosen, &self.config) {
             (Some(run), _) => run.clone(),
@@ -185,15 +183,22 @@ impl Train {
             }
             None => None,
         };
-        let progress = Opening::new();
-        let train = Dataset::open(&config.data, Split::Train, &progress)?;
-        let test = Dataset::open(&config.data, Split::Test, &progress)?;
+        let (train, test) = open_splits(&config.data)?;
         Ok((run.to_owned(), config, start, train, test))
     }
 }
 
 /// Run folder, configuration, state to start from, training and test images.
 type Start = (PathBuf, RunConfig, Option<TrainState>, Dataset, Dataset);
+
+/// Opens training and test images, and tells what of them is dropped.
+fn open_splits(data: &DataConfig) -> Result<(Dataset, Dataset)> {
+    let (train, test) = Dataset::open_splits(data, &Opening::new())?;
+    let mut dropped = train.dropped();
+    dropped += test.dropped();
+    note_dropped(dropped);
+    Ok((train, test))
+}
 
 /// Checks that a folder is not there yet, or empty.
 pub fn expect_new(run: &Path) -> Result {

@@ -349,3 +349,50 @@ proptest! {
         let _ = open(&bytes);
     }
 }
+
+#[test]
+fn every_image_has_a_png_file_of_its_own() {
+    let long = "x".repeat(255);
+    for (names, expected) in [
+        (
+            &["a.jpg", "b.png", "c"][..],
+            &["a.png", "b.png", "c.png"][..],
+        ),
+        (
+            &["a.jpg", "a.png", "a.jpg.png"],
+            &["a-2.png", "a.png", "a.jpg.png"],
+        ),
+        (
+            &["a.jpg", "a.webp", "a.gif"],
+            &["a.png", "a.webp.png", "a.gif.png"],
+        ),
+        (&["d/a.PNG", "a.txt"], &["d/a.PNG", "a.txt.png"]),
+        // No file can have the name of a folder.
+        (&["a.png/b.png", "a.png"], &["a.png/b.png", "a-2.png"]),
+        (&[&long, "y"], &[&format!("{}.png", &long[4..]), "y.png"]),
+    ] {
+        assert_eq!(png_names(names.iter().copied()), expected);
+    }
+    let many: Vec<String> = (0..300)
+        .map(|n| format!("ä{}.{n}", "ö".repeat(125)))
+        .collect();
+    let files = png_names(many.iter().map(String::as_str));
+    assert!(files.iter().all(|file| file.len() <= 255));
+    assert_eq!(files.iter().collect::<HashSet<_>>().len(), 300);
+
+    let names = ["a.png", "d/.x", "a.png", "a-2.png", "d/.x", "a.png"];
+    assert_eq!(
+        distinct_names(names.map(String::from).to_vec()),
+        ["a.png", "d/.x", "a-3.png", "a-2.png", "d/.x-2", "a-4.png"]
+    );
+}
+
+#[test]
+fn what_follows_an_archive_is_told() {
+    let file = compressed(&pictures(&["a.png", "b.png"]));
+    let trailing = |bytes: Vec<u8>| Archive::new(Cursor::new(bytes)).unwrap().trailing();
+    assert_eq!(trailing(file.clone()), 0);
+    assert_eq!(trailing([&file[..], b"more"].concat()), 4);
+    assert_eq!(trailing([&file[..], &file].concat()), file.len() as u64);
+    assert_eq!(trailing(file[..file.len() - 1].to_vec()), 0);
+}

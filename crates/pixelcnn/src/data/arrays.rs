@@ -10,6 +10,7 @@ use npyz::npz::NpzArchive;
 
 use super::rows::{Bytes, Rows, read_at};
 use super::{DataError, Dataset, Images, MEMORY_LIMIT, Split, cache_dir, hold_out};
+use crate::picture::DroppedCount;
 
 /// NumPy itself writes 64 to 256 bytes.
 const MAX_HEADER_BYTES: usize = 10_000;
@@ -55,6 +56,8 @@ pub(super) fn open_npy(path: &Path, held_out: f64, split: Split) -> Result<Datas
         labels: Vec::new(),
         nr_classes: 0,
         class_names: Vec::new(),
+        no_labels: None,
+        dropped: DroppedCount::default(),
     })
 }
 
@@ -136,6 +139,8 @@ pub(super) fn open_npz(
         labels,
         nr_classes,
         class_names: Vec::new(),
+        no_labels: None,
+        dropped: DroppedCount::default(),
     })
 }
 

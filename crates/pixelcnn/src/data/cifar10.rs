@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::rows::{Bytes, Rows};
 use super::{DataError, Dataset, Images, Progress, Split, one_line};
+use crate::picture::DroppedCount;
 
 const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const ARCHIVE_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
@@ -137,6 +138,8 @@ fn load(dir: &Path, split: Split) -> Result<Dataset, DataError> {
         labels,
         nr_classes: CLASSES.len(),
         class_names: CLASSES.map(str::to_owned).to_vec(),
+        no_labels: None,
+        dropped: DroppedCount::default(),
     })
 }
 

@@ -1,48 +1,89 @@
 //! Pictures in a folder or in a tar: the same names in the same order, in either.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::walk::{LeftOut, is_hidden, is_litter, walk};
 use super::{
-    DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Split, hold_out, one_line, picture,
+    Damaged, DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Progress, Split, hold_out,
     rows::read_at,
 };
-use crate::picture::{is_hidden, is_picture, walk};
+use crate::one_line;
+use crate::picture::file::{self, Fit, MAX_FILE, Unread};
+use crate::picture::{DroppedCount, FORMATS, is_picture};
 
 /// Most headers end within this many bytes.
 const HEADER_BYTES: u64 = 64 << 10;
-/// No picture file that decodes within the decoders' limits is larger.
-const MAX_FILE_BYTES: u64 = 1 << 30;
+/// So many damaged pictures are named.
+const NAMED: usize = 10;
+/// Links that lead to links are followed so far.
+const MAX_LINKS: usize = 16;
+
+/// The names of the folders of splits, in any case; what comes first goes first.
+const TRAIN: [&str; 2] = ["train", "training"];
+const TEST: [&str; 6] = ["test", "testing", "val", "valid", "validation", "dev"];
 
 /// Opens a split of a folder or tar, with its classes.
-pub(super) fn open(path: &Path, config: &DataConfig, split: Split) -> Result<Dataset, DataError> {
+pub(super) fn open(
+    path: &Path,
+    config: &DataConfig,
+    split: Split,
+    progress: &dyn Progress,
+) -> Result<Dataset, DataError> {
     let listing = Listing::of(path)?;
-    let (files, class_names) = listing.split(split, config.held_out)?;
-    let dataset = Pictures::open(
-        listing,
-        files,
-        config.size,
-        format!("{} {split}", path.display()),
-    )?;
+    listing.tell(progress);
+    let layout = Layout::of(&listing);
+    if let Some(note) = layout.note(&listing, config.held_out) {
+        progress.note(&note);
+    }
+    let files = layout.files(&listing, split)?;
+    let (classes, no_labels) = match layout.classes(&listing) {
+        Ok(classes) => (classes, None),
+        Err(problem) => (Vec::new(), Some(problem)),
+    };
+    let mut chosen: Vec<Chosen> = files
+        .into_iter()
+        .map(|file| Chosen {
+            file,
+            label: layout
+                .class(&listing.files[file])
+                .and_then(|class| classes.iter().position(|known| known == class))
+                .map(|label| label as u32),
+            kept: true,
+        })
+        .collect();
+    if layout.test.is_none() {
+        chosen.iter_mut().for_each(|chosen| chosen.kept = false);
+        let names = chosen
+            .iter()
+            .map(|chosen| &listing.files[chosen.file].name[layout.prefix.len()..]);
+        for i in hold_out(names.collect::<Vec<_>>().iter(), config.held_out, split) {
+            chosen[i].kept = true;
+        }
+    }
+    let name = format!("{} {split}", path.display());
     Ok(Dataset {
-        nr_classes: class_names.len(),
-        class_names,
-        ..dataset
+        nr_classes: classes.len(),
+        class_names: classes,
+        no_labels,
+        ..Pictures::open(listing, chosen, config, name, progress)?
     })
 }
 
 /// Opens all pictures of a folder or tar, without labels.
 pub(super) fn open_whole(
     path: &Path,
-    size: Option<usize>,
+    config: &DataConfig,
     name: String,
+    progress: &dyn Progress,
 ) -> Result<Dataset, DataError> {
     let listing = Listing::of(path)?;
+    listing.tell(progress);
     let files = (0..listing.files.len())
         .map(|file| Chosen {
             file,
@@ -50,7 +91,7 @@ pub(super) fn open_whole(
             kept: true,
         })
         .collect();
-    Pictures::open(listing, files, size, name)
+    Pictures::open(listing, files, config, name, progress)
 }
 
 /// A picture's relative name, with `/` between its parts, and where its bytes are.
@@ -59,6 +100,16 @@ struct Entry {
     place: Place,
 }
 
+impl Entry {
+    /// The folders that it is in, below a prefix of its name.
+    fn folders(&self, prefix: &str) -> Vec<&str> {
+        let mut parts: Vec<&str> = self.name[prefix.len()..].split('/').collect();
+        parts.pop();
+        parts
+    }
+}
+
+#[derive(Clone)]
 enum Place {
     File(PathBuf),
     Tar { offset: u64, len: u64 },
@@ -71,6 +122,7 @@ struct Listing {
     tar: Option<File>,
     files: Vec<Entry>,
     folders: Vec<String>,
+    left_out: LeftOut,
 }
 
 /// A picture of the part of a listing that was asked for.
@@ -90,54 +142,43 @@ impl Listing {
         };
         listing.files.sort_by(|a, b| a.name.cmp(&b.name));
         match listing.files.is_empty() {
-            true => Err(DataError::Empty {
-                name: path.display().to_string(),
-                problem: "no PNG or JPEG files in it: give the folder that holds the pictures"
-                    .into(),
-            }),
+            true => Err(no_pictures(path, &listing.left_out)),
             false => Ok(listing),
         }
     }
 
     fn of_folder(path: &Path) -> Result<Listing, DataError> {
-        let mut listing = Listing {
+        let walk = walk(path)?;
+        let name = |inside: &Path| relative_name(inside.strip_prefix(path).unwrap_or(inside));
+        let files = walk.pictures.into_iter().filter_map(|picture| {
+            Some(Entry {
+                name: name(&picture)?,
+                place: Place::File(picture),
+            })
+        });
+        Ok(Listing {
             path: path.to_owned(),
             tar: None,
-            files: Vec::new(),
-            folders: Vec::new(),
-        };
-        for entry in walk(path) {
-            let entry = entry.map_err(|error| DataError::Io {
-                path: error.path().unwrap_or(path).to_owned(),
-                source: error.into(),
-            })?;
-            let Some(name) = relative_name(entry.path().strip_prefix(path).unwrap_or(entry.path()))
-            else {
-                continue;
-            };
-            if entry.file_type().is_dir() {
-                listing.folders.push(name);
-            } else if entry.file_type().is_file() && is_picture(Path::new(&name)) {
-                listing.files.push(Entry {
-                    name,
-                    place: Place::File(entry.into_path()),
-                });
-            }
-        }
-        Ok(listing)
+            files: files.collect(),
+            folders: walk
+                .folders
+                .iter()
+                .filter_map(|folder| name(folder))
+                .collect(),
+            left_out: walk.left_out,
+        })
     }
 
     fn of_tar(path: &Path) -> Result<Listing, DataError> {
-        let file = File::open(path).map_err(DataError::io(path))?;
+        let mut file = File::open(path).map_err(DataError::io(path))?;
         let size = file.metadata().map_err(DataError::io(path))?.len();
+        expect_tar(path, &mut file)?;
         let damaged =
             |error: io::Error| DataError::io(path)(io::Error::new(error.kind(), one_line(error)));
-        let mut listing = Listing {
-            path: path.to_owned(),
-            tar: None,
-            files: Vec::new(),
-            folders: Vec::new(),
-        };
+        // As unpacking does it, a later entry of the same name takes the place of an earlier one.
+        let mut files: BTreeMap<String, Place> = BTreeMap::new();
+        let mut links: BTreeMap<String, Option<String>> = BTreeMap::new();
+        let (mut folders, mut left_out) = (BTreeSet::new(), LeftOut::default());
         let mut archive = tar::Archive::new(&file);
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let entry = entry.map_err(damaged)?;
@@ -145,153 +186,83 @@ impl Listing {
             let Some(name) = relative_name(&name) else {
                 continue;
             };
+            if name.split('/').any(is_litter) {
+                continue;
+            }
             if name.split('/').any(is_hidden) {
+                left_out.add("hidden");
                 continue;
             }
             let (offset, len) = (entry.raw_file_position(), entry.size());
-            match entry.header().entry_type() {
-                tar::EntryType::Directory => listing.folders.push(name),
-                tar::EntryType::Regular if is_picture(Path::new(&name)) => {
-                    if offset.checked_add(len).is_none_or(|end| end > size) {
+            let kind = entry.header().entry_type();
+            match kind {
+                tar::EntryType::Directory => {
+                    folders.insert(name);
+                }
+                tar::EntryType::Regular | tar::EntryType::Continuous => {
+                    if is_picture(Path::new(&name))
+                        && offset.checked_add(len).is_none_or(|end| end > size)
+                    {
                         return Err(DataError::Picture {
                             name: one_line(format!("{}: {name}", path.display())),
                             problem: "the tar is cut off in it".into(),
                         });
                     }
-                    listing.files.push(Entry {
-                        name,
-                        place: Place::Tar { offset, len },
-                    });
+                    links.remove(&name);
+                    files.insert(name, Place::Tar { offset, len });
                 }
-                _ => {}
+                tar::EntryType::Link | tar::EntryType::Symlink => {
+                    let target = entry.link_name().map_err(damaged)?;
+                    let from = match kind {
+                        tar::EntryType::Symlink => Path::new(&name).parent(),
+                        _ => None,
+                    };
+                    let target = target.and_then(|target| inside(from, &target));
+                    files.remove(&name);
+                    links.insert(name, target);
+                }
+                tar::EntryType::XGlobalHeader => {}
+                tar::EntryType::Fifo | tar::EntryType::Char | tar::EntryType::Block => {
+                    left_out.add("pipe, socket or device");
+                }
+                _ => left_out.add("entry of an unknown kind"),
             }
         }
-        listing.tar = Some(file);
-        Ok(listing)
+        follow(&links, &mut files, &mut left_out);
+        let mut pictures = Vec::new();
+        for (name, place) in files {
+            match is_picture(Path::new(&name)) {
+                true => pictures.push(Entry { name, place }),
+                false => left_out.add_file(Path::new(&name)),
+            }
+        }
+        Ok(Listing {
+            path: path.to_owned(),
+            tar: Some(file),
+            files: pictures,
+            folders: folders.into_iter().collect(),
+            left_out,
+        })
     }
 
-    /// The pictures of a split, and the names of the classes.
-    fn split(&self, split: Split, held_out: f64) -> Result<(Vec<Chosen>, Vec<String>), DataError> {
-        // A single folder around everything, as tars have it, means nothing.
-        let mut prefix = String::new();
-        while let [only] = self.children(&prefix).iter().collect::<Vec<_>>()[..]
-            && self
-                .files
-                .iter()
-                .all(|file| file.name[prefix.len()..].contains('/'))
-        {
-            prefix = format!("{prefix}{only}/");
+    /// Tells what is left out.
+    fn tell(&self, progress: &dyn Progress) {
+        if !self.left_out.is_empty() {
+            progress.note(&format!("{}: {}", self.name(""), self.left_out));
         }
-
-        let top = self.children(&prefix);
-        let folder = |name: &str| top.contains(name).then(|| format!("{prefix}{name}/"));
-        let train = folder("train");
-        let test = ["test", "val", "valid"]
-            .iter()
-            .find_map(|name| folder(name))
-            .filter(|_| train.is_some());
-        let train = train.unwrap_or(prefix.clone());
-        let classes = self.classes(&train)?;
-        let (part, part_classes) = match (&test, split) {
-            (Some(test), Split::Test) => (test, self.classes(test)?),
-            _ => (&train, classes.clone()),
-        };
-        if let Some(class) = part_classes.iter().find(|class| !classes.contains(class)) {
-            return Err(DataError::Classes {
-                path: self.name(part),
-                problem: format!(
-                    "class {} is not in {}: both need the same classes",
-                    one_line(class),
-                    self.name(&train)
-                ),
-            });
-        }
-
-        let mut chosen = Vec::new();
-        for (file, entry) in self.files.iter().enumerate() {
-            let Some(name) = entry.name.strip_prefix(part.as_str()) else {
-                continue;
-            };
-            let class = name.split_once('/').map_or("", |(class, _)| class);
-            let label = classes
-                .binary_search_by(|name| name.as_str().cmp(class))
-                .ok()
-                .map(|label| label as u32);
-            chosen.push(Chosen {
-                file,
-                label,
-                kept: true,
-            });
-        }
-        if !classes.is_empty() && chosen.iter().any(|chosen| chosen.label.is_none()) {
-            return Err(DataError::Classes {
-                path: self.name(part),
-                problem: format!(
-                    "has pictures without a class, {} has classes: sort them",
-                    self.name(&train)
-                ),
-            });
-        }
-        if test.is_none() {
-            chosen.iter_mut().for_each(|chosen| chosen.kept = false);
-            let names = chosen
-                .iter()
-                .map(|chosen| self.files[chosen.file].name[prefix.len()..].to_owned());
-            for i in hold_out(names.collect::<Vec<_>>().iter(), held_out, split) {
-                chosen[i].kept = true;
-            }
-        }
-        Ok((chosen, classes))
     }
 
     /// The names of the folders directly under a prefix (which ends in `/` or is empty).
     fn children(&self, prefix: &str) -> BTreeSet<&str> {
-        let in_folder = |name: &str| name.split_once('/').map(|(child, _)| child.len());
-        let of_files = self
-            .files
-            .iter()
-            .map(|file| file.name.as_str())
-            .filter_map(|name| {
-                let rest = name.strip_prefix(prefix)?;
-                Some(&rest[..in_folder(rest)?])
-            });
+        let of_files = self.files.iter().filter_map(|file| {
+            let (child, _) = file.name.strip_prefix(prefix)?.split_once('/')?;
+            Some(child)
+        });
         let of_folders = self.folders.iter().filter_map(|name| {
             let rest = name.strip_prefix(prefix)?;
-            Some(&rest[..in_folder(rest).unwrap_or(rest.len())])
+            rest.split('/').next().filter(|child| !child.is_empty())
         });
-        of_files
-            .chain(of_folders)
-            .filter(|child| !child.is_empty())
-            .collect()
-    }
-
-    /// The classes under a prefix, sorted: its sub-folders, where the pictures are in two or more.
-    fn classes(&self, prefix: &str) -> Result<Vec<String>, DataError> {
-        let inside = self
-            .files
-            .iter()
-            .filter_map(|file| file.name.strip_prefix(prefix));
-        let (deep, loose): (Vec<&str>, Vec<&str>) = inside.partition(|name| name.contains('/'));
-        let filled: BTreeSet<&str> = deep
-            .iter()
-            .filter_map(|name| Some(name.split_once('/')?.0))
-            .collect();
-        if !deep.is_empty() && !loose.is_empty() {
-            return Err(DataError::Classes {
-                path: self.name(prefix),
-                problem: "has pictures both in sub-folders (classes) and beside them: move them to one place".into(),
-            });
-        }
-        let children = self.children(prefix);
-        if deep.is_empty() || children.len() < 2 {
-            return Ok(Vec::new());
-        }
-        match children.iter().find(|child| !filled.contains(*child)) {
-            Some(empty) => Err(DataError::EmptyClass {
-                class: self.name(&format!("{prefix}{empty}")),
-            }),
-            None => Ok(children.iter().map(|&child| child.to_owned()).collect()),
-        }
+        of_files.chain(of_folders).collect()
     }
 
     /// What a file or folder in it is called in messages.
@@ -311,39 +282,333 @@ impl Listing {
         }
     }
 
-    /// The first `limit` bytes of a picture's file, and whether that is all of it.
-    fn bytes(&self, entry: &Entry, limit: u64) -> Result<(Vec<u8>, bool), DataError> {
+    /// Up to `limit` bytes of a picture's file from `from` on, and the length of all of it.
+    fn bytes(&self, entry: &Entry, from: u64, limit: u64) -> Result<(Vec<u8>, u64), DataError> {
         let mut bytes = Vec::new();
         let len = match (&entry.place, &self.tar) {
             (Place::Tar { offset, len }, Some(tar)) => {
-                bytes.resize(limit.min(*len) as usize, 0);
-                read_at(tar, &mut bytes, *offset).map_err(DataError::io(&self.path))?;
+                expect_size(*len).map_err(|problem| self.failed(entry, problem))?;
+                bytes.resize(limit.min(len.saturating_sub(from)) as usize, 0);
+                read_at(tar, &mut bytes, offset + from).map_err(DataError::io(&self.path))?;
                 *len
             }
             (Place::File(path), _) => {
-                let file = File::open(path).map_err(DataError::io(path))?;
+                let mut file = File::open(path).map_err(DataError::io(path))?;
                 let len = file.metadata().map_err(DataError::io(path))?.len();
-                file.take(limit)
-                    .read_to_end(&mut bytes)
+                expect_size(len).map_err(|problem| self.failed(entry, problem))?;
+                file.seek(SeekFrom::Start(from))
+                    .and_then(|_| file.take(limit).read_to_end(&mut bytes))
                     .map_err(DataError::io(path))?;
                 len
             }
             (Place::Tar { .. }, None) => 0,
         };
-        match len > MAX_FILE_BYTES {
-            true => Err(self.failed(entry, "larger than 1 GiB".into())),
-            false => Ok((bytes, len <= limit)),
-        }
+        Ok((bytes, len))
     }
 
-    fn header(&self, entry: &Entry) -> Result<picture::Header, DataError> {
-        let (bytes, whole) = self.bytes(entry, HEADER_BYTES)?;
-        match picture::header(&bytes) {
+    /// Reads a picture's header, and makes sure that the rest of the file is there: by its end where
+    /// that is enough and not all of it is asked for, else by decoding it.
+    fn check(&self, entry: &Entry, all: bool) -> Result<file::Header, String> {
+        let read = |from, limit| self.bytes(entry, from, limit).map_err(one_line);
+        let (mut bytes, len) = read(0, HEADER_BYTES)?;
+        let header = match file::header(&bytes, len <= HEADER_BYTES) {
             // Perhaps a long profile or thumbnail comes before the size.
-            Err(_) if !whole => picture::header(&self.bytes(entry, MAX_FILE_BYTES)?.0),
-            result => result,
+            Err(_) if len > HEADER_BYTES => {
+                bytes = read(0, len)?.0;
+                file::header(&bytes, true)
+            }
+            header => header,
+        }?;
+        let (last, _) = read(len.saturating_sub(16), 16)?;
+        if !all && file::is_surely_whole(&bytes, &last, len) {
+            return Ok(header);
         }
-        .map_err(|problem| self.failed(entry, problem))
+        if (bytes.len() as u64) < len {
+            bytes = read(0, len)?.0;
+        }
+        match file::decode(&bytes, 3, Fit::Exact([header.height, header.width]), false) {
+            Ok(_) => Ok(header),
+            Err(Unread::Because(problem)) => Err(problem),
+            Err(other) => Err(format!("{other:?}")),
+        }
+    }
+}
+
+fn expect_size(len: u64) -> Result<(), String> {
+    match len > MAX_FILE {
+        true => Err(format!("larger than {} MiB", MAX_FILE >> 20)),
+        false => Ok(()),
+    }
+}
+
+/// What is said of a folder or tar without pictures.
+fn no_pictures(path: &Path, left_out: &LeftOut) -> DataError {
+    let left_out = match left_out.is_empty() {
+        true => String::new(),
+        false => format!(" ({left_out})"),
+    };
+    DataError::Empty {
+        name: path.display().to_string(),
+        problem: format!("no pictures in it{left_out}: give a folder that holds {FORMATS} files"),
+    }
+}
+
+/// Names a compressed or other file that is only called a tar.
+fn expect_tar(path: &Path, file: &mut File) -> Result<(), DataError> {
+    let mut start = Vec::new();
+    file.take(6)
+        .read_to_end(&mut start)
+        .and_then(|_| file.rewind())
+        .map_err(DataError::io(path))?;
+    let (what, how) = match start[..] {
+        [0x1F, 0x8B, ..] => ("compressed with gzip", "unpack it with gunzip or tar -xzf"),
+        [b'B', b'Z', b'h', ..] => ("compressed with bzip2", "unpack it with tar -xjf"),
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => ("compressed with xz", "unpack it with tar -xJf"),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => ("compressed with zstd", "unpack it with tar --zstd -xf"),
+        [b'P', b'K', 3, 4, ..] => ("a zip archive, not a tar", "unpack it with unzip"),
+        _ => return Ok(()),
+    };
+    Err(DataError::Config(format!(
+        "{}: it is {what}: {how} and give the folder",
+        path.display()
+    )))
+}
+
+/// The name inside an archive that a link leads to: from the folder that it is in, or from the top.
+fn inside(from: Option<&Path>, target: &Path) -> Option<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for part in from.unwrap_or(Path::new("")).join(target).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
+            Component::CurDir => {}
+            Component::ParentDir => {
+                parts.pop()?;
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Adds the files that links lead to under the links' names, and all files of a folder that one
+/// leads to; counts the links that lead nowhere.
+fn follow(
+    links: &BTreeMap<String, Option<String>>,
+    files: &mut BTreeMap<String, Place>,
+    left_out: &mut LeftOut,
+) {
+    for (link, target) in links {
+        let mut end = target.as_ref();
+        for _ in 0..MAX_LINKS {
+            match end.and_then(|name| links.get(name)) {
+                Some(next) => end = next.as_ref(),
+                None => break,
+            }
+        }
+        let mut found = Vec::new();
+        if let Some(end) = end {
+            if let Some(place) = files.get(end) {
+                found.push((link.clone(), place.clone()));
+            } else if !format!("{link}/").starts_with(&format!("{end}/")) && !end.is_empty() {
+                let under = format!("{end}/");
+                let inside = files.range(under.clone()..);
+                let inside = inside.take_while(|(name, _)| name.starts_with(&under));
+                found.extend(
+                    inside.map(|(name, place)| {
+                        (format!("{link}{}", &name[end.len()..]), place.clone())
+                    }),
+                );
+            }
+        }
+        match found.is_empty() {
+            true => left_out.add("link that leads nowhere in it"),
+            false => files.extend(found),
+        }
+    }
+}
+
+/// Where in the pictures' names their splits and classes are.
+struct Layout {
+    /// The folders around everything, which mean nothing; as tars have them.
+    prefix: String,
+    /// How many folders further down the splits' folders are.
+    depth: usize,
+    /// The folders' names, where there are such.
+    train: Option<String>,
+    test: Option<String>,
+}
+
+impl Layout {
+    fn of(listing: &Listing) -> Layout {
+        let mut layout = Layout {
+            prefix: String::new(),
+            depth: 0,
+            train: None,
+            test: None,
+        };
+        let at = |layout: &Layout, depth: usize| -> BTreeSet<Option<&str>> {
+            let files = listing.files.iter();
+            files
+                .map(|file| file.folders(&layout.prefix).get(depth).copied())
+                .collect()
+        };
+        let of_kind = |names: &BTreeSet<Option<&str>>, kind: &[&str]| {
+            let mut kind = kind.iter();
+            kind.find_map(|kind| {
+                let mut names = names.iter().flatten();
+                let name = names.find(|name| name.eq_ignore_ascii_case(kind))?;
+                Some((*name).to_owned())
+            })
+        };
+        while let [Some(only)] = at(&layout, 0).iter().collect::<Vec<_>>()[..]
+            && of_kind(&[Some(*only)].into(), &[&TRAIN[..], &TEST].concat()).is_none()
+        {
+            layout.prefix = format!("{}{only}/", layout.prefix);
+        }
+        for depth in 0..2 {
+            let names = at(&layout, depth);
+            let train = of_kind(&names, &TRAIN);
+            if train.is_some() {
+                let test = of_kind(&names, &TEST);
+                return Layout {
+                    depth,
+                    train,
+                    test,
+                    ..layout
+                };
+            }
+        }
+        layout.test = of_kind(&at(&layout, 0), &TEST);
+        layout
+    }
+
+    /// The split that a picture is in: its folder's name, or nothing where it is in none of them.
+    fn split<'a>(&self, entry: &'a Entry) -> Option<&'a str> {
+        entry.folders(&self.prefix).get(self.depth).copied()
+    }
+
+    /// The folder of a picture that can be its class.
+    fn class<'a>(&self, entry: &'a Entry) -> Option<&'a str> {
+        let mut folders = entry.folders(&self.prefix);
+        if self.train.is_some() || self.test.is_some() {
+            folders.remove(self.depth);
+        }
+        folders.first().copied()
+    }
+
+    /// The pictures of a split, or all of those of which a part is held out.
+    fn files(&self, listing: &Listing, split: Split) -> Result<Vec<usize>, DataError> {
+        let folder = match (&self.train, &self.test, split) {
+            (None, None, _) => return Ok((0..listing.files.len()).collect()),
+            (None, Some(test), Split::Train) => {
+                return Err(DataError::Empty {
+                    name: listing.name(&self.prefix),
+                    problem: format!(
+                        "{test}/ is for testing and there is no folder train/ beside it: \
+                         put the training images there, or give another name to {test}/"
+                    ),
+                });
+            }
+            (_, Some(test), Split::Test) => test,
+            (Some(train), _, _) => train,
+        };
+        let is_in = |&file: &usize| self.split(&listing.files[file]) == Some(folder);
+        Ok((0..listing.files.len()).filter(is_in).collect())
+    }
+
+    /// Which folder is which split, how many images each has, and what is unused, in one line.
+    fn note(&self, listing: &Listing, held_out: f64) -> Option<String> {
+        let mut counts: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        for file in &listing.files {
+            *counts.entry(self.split(file)).or_default() += 1;
+        }
+        let above = "*/".repeat(self.depth);
+        let mut said = Vec::new();
+        for (split, name) in [("training", &self.train), ("test", &self.test)] {
+            if let Some(name) = name {
+                let count = counts.remove(&Some(name.as_str())).unwrap_or_default();
+                said.push(format!("{split} images in {above}{name}/ ({count})"));
+            }
+        }
+        if said.is_empty() {
+            return None;
+        }
+        if self.test.is_none() && held_out > 0.0 {
+            said.push(format!("of which {held_out} are held out as test images"));
+        }
+        let mut unused: Vec<_> = counts.into_iter().collect();
+        // Those beside the folders last.
+        unused.reverse();
+        let unused = unused.into_iter().map(|(name, count)| match name {
+            Some(name) => format!("{above}{name}/ ({count})"),
+            None => format!("{count} beside them"),
+        });
+        let unused: Vec<_> = unused.collect();
+        let unused = match unused.is_empty() {
+            true => String::new(),
+            false => format!("; unused: {}", unused.join(", ")),
+        };
+        let name = listing.name(&self.prefix);
+        Some(one_line(format!("{name}: {}{unused}", said.join(", "))))
+    }
+
+    /// The classes, sorted: the folders in the training split's, where there are two or more. Or why
+    /// they can't be told.
+    fn classes(&self, listing: &Listing) -> Result<Vec<String>, String> {
+        let of = |split| {
+            let files = self.files(listing, split).unwrap_or_default();
+            files
+                .into_iter()
+                .map(|file| self.class(&listing.files[file]))
+        };
+        let found: BTreeSet<Option<&str>> = of(Split::Train).collect();
+        let folder = match &self.train {
+            Some(train) if self.depth == 0 => format!("{}{train}/", self.prefix),
+            _ => self.prefix.clone(),
+        };
+        let name = listing.name(&folder);
+        let mut classes: BTreeSet<&str> = found.iter().copied().flatten().collect();
+        if classes.is_empty() {
+            return Ok(Vec::new());
+        }
+        if found.contains(&None) {
+            return Err(format!(
+                "{name} has pictures both in sub-folders (classes) and beside them"
+            ));
+        }
+        let children = match self.depth {
+            0 => listing.children(&folder),
+            _ => BTreeSet::new(),
+        };
+        if let (true, Some(empty)) = (
+            children.len() > 1,
+            children.iter().find(|child| !classes.contains(*child)),
+        ) {
+            return Err(format!(
+                "{} has no pictures of its class",
+                listing.name(&format!("{folder}{empty}"))
+            ));
+        }
+        if classes.len() < 2 {
+            classes.clear();
+        }
+        if let Some(test) = &self.test
+            && !classes.is_empty()
+        {
+            for class in of(Split::Test) {
+                match class {
+                    None => return Err(format!("the pictures in {test}/ have no classes")),
+                    Some(class) if !classes.contains(class) => {
+                        return Err(format!(
+                            "class {} of {test}/ is not in {name}",
+                            one_line(class)
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(classes.into_iter().map(str::to_owned).collect())
     }
 }
 
@@ -372,22 +637,43 @@ pub(super) struct Pictures {
 }
 
 impl Pictures {
-    /// The kept ones of the chosen pictures. Looks at every header: the sizes must agree unless
-    /// `size` makes them, and there is one channel only if all are grey.
+    /// The kept ones of the chosen pictures. Looks at all of them: damaged ones are refused or
+    /// skipped, the sizes must agree unless `size` makes them, and there is one channel only if all
+    /// are grey.
     fn open(
         listing: Listing,
-        chosen: Vec<Chosen>,
-        size: Option<usize>,
+        mut chosen: Vec<Chosen>,
+        config: &DataConfig,
         name: String,
+        progress: &dyn Progress,
     ) -> Result<Dataset, DataError> {
-        let headers: Vec<_> = chosen
+        let size = config.size;
+        let checked: Vec<_> = chosen
             .par_iter()
-            .map(|chosen| listing.header(&listing.files[chosen.file]))
+            .map(|chosen| listing.check(&listing.files[chosen.file], config.skip_damaged))
             .collect();
-        let headers = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let sides = |header: &picture::Header| {
-            size.map_or([header.height, header.width], |size| [size, size])
-        };
+        let damaged = chosen.iter().zip(&checked).filter_map(|(chosen, checked)| {
+            let problem = checked.as_ref().err()?;
+            let name = listing.name(&listing.files[chosen.file].name);
+            Some(format!("{name} ({problem})"))
+        });
+        let damaged: Vec<String> = damaged.collect();
+        if !damaged.is_empty() {
+            let damaged = Damaged {
+                pictures: chosen.len(),
+                count: damaged.len(),
+                first: damaged.into_iter().take(NAMED).collect(),
+            };
+            if !config.skip_damaged {
+                return Err(DataError::Damaged(damaged));
+            }
+            progress.note(&format!("skipped: {damaged}"));
+            let mut whole = checked.iter().map(Result::is_ok);
+            chosen.retain(|_| whole.next().unwrap_or_default());
+        }
+        let headers: Vec<file::Header> = checked.into_iter().flatten().collect();
+        let sides =
+            |header: &file::Header| size.map_or([header.height, header.width], |size| [size, size]);
         let first = headers.first().map_or([0, 0], sides);
         if let Some(other) = headers.iter().position(|header| sides(header) != first) {
             return Err(DataError::MixedSizes {
@@ -404,6 +690,14 @@ impl Pictures {
         };
         let shape = [first[0], first[1], channels];
 
+        let mut dropped = DroppedCount::default();
+        for (_, header) in chosen
+            .iter()
+            .zip(&headers)
+            .filter(|(chosen, _)| chosen.kept)
+        {
+            dropped += header.dropped;
+        }
         let kept = || chosen.iter().filter(|chosen| chosen.kept);
         let files: Vec<usize> = kept().map(|chosen| chosen.file).collect();
         let labels = kept().filter_map(|chosen| chosen.label).collect();
@@ -428,6 +722,8 @@ impl Pictures {
             labels,
             nr_classes: 0,
             class_names: Vec::new(),
+            no_labels: None,
+            dropped,
         })
     }
 
@@ -460,13 +756,14 @@ impl Pictures {
     fn decode(&self, index: usize) -> Result<Vec<u8>, DataError> {
         let entry = &self.listing.files[self.files[index]];
         let [height, width, channels] = self.shape;
-        let (bytes, _) = self.listing.bytes(entry, MAX_FILE_BYTES)?;
-        match picture::decode(&bytes, channels, self.size) {
-            Ok((sides, pixels)) if sides == [height, width] => Ok(pixels),
-            Ok(_) => Err(self
-                .listing
-                .failed(entry, "its size has changed since it was opened".into())),
-            Err(problem) => Err(self.listing.failed(entry, problem)),
-        }
+        let (bytes, _) = self.listing.bytes(entry, 0, MAX_FILE)?;
+        let fit = self.size.map_or(Fit::Exact([height, width]), Fit::Square);
+        file::decode(&bytes, channels, fit, false).map_err(|unread| {
+            let problem = match unread {
+                Unread::Because(problem) => problem,
+                _ => "its size has changed since it was opened".into(),
+            };
+            self.listing.failed(entry, problem)
+        })
     }
 }

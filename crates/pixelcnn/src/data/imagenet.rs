@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::arrays::{Npz, Room};
 use super::rows::Rows;
-use super::{DataError, Dataset, Images, Split, folder};
+use super::{DataConfig, DataError, Dataset, Images, Progress, Split, folder};
+use crate::picture::DroppedCount;
 
 const NR_CLASSES: usize = 1000;
 
@@ -17,13 +18,15 @@ const NR_CLASSES: usize = 1000;
 /// in the cache. If both forms are there, the pictures win.
 pub(super) fn open(
     side: usize,
-    data_dir: Option<&Path>,
+    config: &DataConfig,
     cache: Option<PathBuf>,
     split: Split,
+    progress: &dyn Progress,
 ) -> Result<Dataset, DataError> {
     let set = format!("imagenet{side}");
-    let dir = data_dir
-        .map(Path::to_owned)
+    let dir = config
+        .data_dir
+        .clone()
         .or_else(|| Some(cache?.join(&set)))
         .unwrap_or_default();
     let name = format!("ImageNet {side}x{side} {split}");
@@ -56,7 +59,12 @@ pub(super) fn open(
                     .to_string(),
             )
         })?;
-        return folder::open_whole(&path, None, name).and_then(|dataset| match dataset.shape {
+        // Their size is the set's own, and checked here.
+        let all = DataConfig {
+            size: None,
+            ..config.clone()
+        };
+        return folder::open_whole(&path, &all, name, progress).and_then(|dataset| match dataset.shape {
             [height, width, 3] if [height, width] == [side, side] => Ok(dataset),
             [height, width, channels] => Err(DataError::Config(format!(
                 "{}: holds images of {width}x{height}x{channels}, not {side}x{side}x3: is it another data set?",
@@ -149,5 +157,7 @@ fn open_batches(
         labels,
         nr_classes: NR_CLASSES,
         class_names: Vec::new(),
+        no_labels: None,
+        dropped: DroppedCount::default(),
     })
 }

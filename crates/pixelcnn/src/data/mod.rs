@@ -23,12 +23,17 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::one_line;
+use crate::picture::DroppedCount;
+
 mod arrays;
 mod cifar10;
 mod folder;
 mod imagenet;
-pub(crate) mod picture;
 mod rows;
+mod walk;
+
+pub use walk::{LeftOut, Walk, walk};
 
 /// Up to this many bytes of decoded images a data set is kept in memory.
 const MEMORY_LIMIT: u64 = 2 << 30;
@@ -55,11 +60,13 @@ impl fmt::Display for Split {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// `cifar10`, `imagenet32`, `imagenet64`, or the path of a folder of PNG and JPEG files, of a
-    /// `.tar` of them, or of a `.npy` or `.npz` file.
+    /// `cifar10`, `imagenet32`, `imagenet64`, or the path of a folder of pictures
+    /// ([`FORMATS`](crate::picture::FORMATS)), of a `.tar` of them, or of a `.npy` or `.npz` file.
     ///
-    /// - A folder or tar has its splits in `train/` and `test/` (or `val/`, `valid/`), or none. In
-    ///   a split, sub-folders are classes; a single one is not.
+    /// - A folder or tar has its splits in folders named train or training, and test, testing, val,
+    ///   valid, validation or dev (in any case; the first of these that is there), at the top or in
+    ///   each class, or it has none. In a split, sub-folders are classes; a single one is not. What
+    ///   is hidden or not a picture by its name is left out, which [`Progress::note`] is told.
     /// - A `.npy` holds `u8` of shape `[N, H, W, C]` with C 1 or 3, or `[N, H, W]`.
     /// - A `.npz` holds such arrays as `trainx` and `testx` with labels `trainy` and `testy` (or
     ///   `x_train` and so on), or as `x` with labels `y`; labels may be missing.
@@ -73,6 +80,10 @@ pub struct DataConfig {
     /// They are chosen by a hash of their relative path (of their index in an array), so that the
     /// same ones are held out each time, and adding pictures moves few others.
     pub held_out: f64,
+    /// Leaves damaged pictures out of folders and tars instead of refusing all, and tells
+    /// [`Progress::note`] so. Every picture is then decoded once to find out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skip_damaged: bool,
 }
 
 impl Default for DataConfig {
@@ -82,6 +93,7 @@ impl Default for DataConfig {
             data_dir: None,
             size: None,
             held_out: 0.1,
+            skip_damaged: false,
         }
     }
 }
@@ -132,6 +144,9 @@ pub enum DataError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Pictures cannot be read.
+    #[error("{0}: replace or remove them, or skip what is damaged")]
+    Damaged(Damaged),
     /// Pictures of different sizes.
     #[error("{first} is {}x{}, {second} is {}x{}: give --size to crop and resize all to one size",
         first_size[1], first_size[0], second_size[1], second_size[0])]
@@ -157,20 +172,6 @@ pub enum DataError {
         height: usize,
         /// Columns of an image.
         width: usize,
-    },
-    /// A class without a picture.
-    #[error("{class}: no PNG or JPEG files for this class: fill or remove the folder")]
-    EmptyClass {
-        /// Its folder.
-        class: String,
-    },
-    /// Folders do not say which class each picture has.
-    #[error("{path}: {problem}")]
-    Classes {
-        /// The folder.
-        path: String,
-        /// What is ambiguous, and what to do.
-        problem: String,
     },
     /// A split without images.
     #[error("{name}: {problem}")]
@@ -217,6 +218,33 @@ pub enum DataError {
     },
 }
 
+/// The damaged pictures of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// How many pictures were looked at.
+    pub pictures: usize,
+    /// How many of them are damaged.
+    pub count: usize,
+    /// The first ones, with what is wrong with each.
+    pub first: Vec<String>,
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Damaged {
+            pictures,
+            count,
+            first,
+        } = self;
+        let first = first.join(", ");
+        write!(f, "{count} of {pictures} pictures can't be read: {first}")?;
+        match count - self.first.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
 impl DataError {
     fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> DataError {
         move |source| DataError::Io {
@@ -224,14 +252,6 @@ impl DataError {
             source,
         }
     }
-}
-
-/// What comes from a file or another crate may span lines.
-fn one_line(text: impl fmt::Display) -> String {
-    text.to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// One split of a data set: images of one shape, read by index.
@@ -245,6 +265,10 @@ pub struct Dataset {
     labels: Vec<u32>,
     nr_classes: usize,
     class_names: Vec<String>,
+    /// Why there are no labels, where folders seem to tell classes and don't.
+    no_labels: Option<String>,
+    /// What the files hold and the images don't.
+    dropped: DroppedCount,
 }
 
 enum Images {
@@ -287,16 +311,44 @@ impl Dataset {
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
             "cifar10" => cifar10::open(data_dir, cache_dir(), split, progress)?,
-            "imagenet32" => imagenet::open(32, data_dir, cache_dir(), split)?,
-            "imagenet64" => imagenet::open(64, data_dir, cache_dir(), split)?,
-            path => Self::open_path(Path::new(path), config, split)?,
+            "imagenet32" => imagenet::open(32, config, cache_dir(), split, progress)?,
+            "imagenet64" => imagenet::open(64, config, cache_dir(), split, progress)?,
+            path => Self::open_path(Path::new(path), config, split, progress)?,
         };
         let dataset = dataset.checked(config)?;
         tracing::info!(%split, "{}", dataset.describe());
         Ok(dataset)
     }
 
-    fn open_path(path: &Path, config: &DataConfig, split: Split) -> Result<Self, DataError> {
+    /// Opens both splits. Damaged pictures of both are named together.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_splits(
+        config: &DataConfig,
+        progress: &dyn Progress,
+    ) -> Result<(Self, Self), DataError> {
+        let open = |split| Self::open(config, split, progress);
+        match (open(Split::Train), open(Split::Test)) {
+            (Err(DataError::Damaged(mut train)), Err(DataError::Damaged(test)))
+                if train != test =>
+            {
+                train.pictures += test.pictures;
+                train.count += test.count;
+                train.first.extend(test.first);
+                train.first.truncate(10);
+                Err(DataError::Damaged(train))
+            }
+            (train, test) => Ok((train?, test?)),
+        }
+    }
+
+    fn open_path(
+        path: &Path,
+        config: &DataConfig,
+        split: Split,
+        progress: &dyn Progress,
+    ) -> Result<Self, DataError> {
         let extension = path
             .extension()
             .unwrap_or_default()
@@ -307,8 +359,8 @@ impl Dataset {
                 what: path.display().to_string(),
                 help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
             }),
-            _ if path.is_dir() => folder::open(path, config, split),
-            "tar" => folder::open(path, config, split),
+            _ if path.is_dir() => folder::open(path, config, split, progress),
+            "tar" => folder::open(path, config, split, progress),
             "npy" => arrays::open_npy(path, config.held_out, split),
             "npz" => arrays::open_npz(path, config.held_out, split, arrays::Room::default()),
             _ => Err(DataError::Config(format!(
@@ -385,6 +437,16 @@ impl Dataset {
     /// The classes' names in the labels' order, or nothing where they have none.
     pub fn class_names(&self) -> &[String] {
         &self.class_names
+    }
+
+    /// Why the images have no labels though they lie in folders, where that is so.
+    pub fn no_labels(&self) -> Option<&str> {
+        self.no_labels.as_deref()
+    }
+
+    /// How many of the images have an alpha channel or more than 8 bits, which are dropped.
+    pub fn dropped(&self) -> DroppedCount {
+        self.dropped
     }
 
     /// What the image at `index` is called: its path in the folder or tar, with `/` between its

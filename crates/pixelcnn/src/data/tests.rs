@@ -662,24 +662,182 @@ fn folders_of_splits() {
         "numbered as in train/"
     );
     folder.picture("test/d/1.png", [0; 3]);
-    assert_fails!(
-        folder.config(),
-        Split::Test,
-        DataError::Classes { .. },
-        "class d is not in",
-        "train"
-    );
-    assert_eq!(open(&folder.config(), Split::Train).nr_classes(), 3);
+    // Where the splits don't agree there are no labels: only who needs them minds.
+    for split in [Split::Train, Split::Test] {
+        let dataset = open(&folder.config(), split);
+        assert_eq!((dataset.nr_classes(), read_all(&dataset).1.len()), (0, 0));
+        let problem = dataset.no_labels().unwrap();
+        assert!(problem.contains("class d of test/ is not in"), "{problem}");
+    }
+}
+
+/// What [`Progress::note`] is told.
+#[derive(Default)]
+struct Notes(std::cell::RefCell<Vec<String>>);
+
+impl Progress for Notes {
+    fn note(&self, text: &str) {
+        self.0.borrow_mut().push(text.into());
+    }
+}
+
+/// A split's colours and labels, and what is told of opening it.
+fn opened(config: &DataConfig, split: Split) -> (Vec<u8>, Vec<u32>, String) {
+    let notes = Notes::default();
+    let dataset = Dataset::open(config, split, &notes).unwrap();
+    let (images, labels) = read_all(&dataset);
+    let colours = images.iter().map(|image| image[0]).collect();
+    (colours, labels, notes.0.into_inner().join("\n"))
 }
 
 #[test]
-fn folders_in_disorder_are_refused() {
+fn splits_are_known_by_their_usual_names() {
+    // (names, training, test, what is told)
+    for (names, train, test, told) in [
+        (
+            &["Train/cat/1", "Train/dog/1", "Test/cat/1", "Test/dog/1"][..],
+            &[0, 1][..],
+            &[2, 3][..],
+            "training images in Train/ (2), test images in Test/ (2)",
+        ),
+        (
+            &["TRAINING/1", "Validation/1", "Validation/2", "test.png/1"],
+            &[0],
+            &[1, 2],
+            "training images in TRAINING/ (1), test images in Validation/ (2); unused: test.png/ (1)",
+        ),
+        (
+            &["x/train/1", "x/dev/1", "x/val/1", "x/val/2", "x/1"],
+            &[0],
+            &[2, 3],
+            "training images in train/ (1), test images in val/ (2); unused: dev/ (1), 1 beside them",
+        ),
+        // The splits in each class.
+        (
+            &["cat/train/1", "cat/test/1", "dog/train/1", "dog/test/1"],
+            &[0, 2],
+            &[1, 3],
+            "training images in */train/ (2), test images in */test/ (2)",
+        ),
+    ] {
+        let folder = Folder::new();
+        for (i, name) in names.iter().enumerate() {
+            folder.picture(&format!("{name}.png"), [i as u8, 0, 0]);
+        }
+        for (split, expected) in [(Split::Train, train), (Split::Test, test)] {
+            let (mut colours, labels, notes) = opened(&folder.config(), split);
+            colours.sort_unstable();
+            assert_eq!(colours, expected, "{names:?}");
+            assert!(notes.contains(told), "{notes}");
+            let classes = if names[0].contains("cat") { 2 } else { 0 };
+            assert_eq!(labels.len(), classes, "{names:?}");
+        }
+    }
+    // As Tiny ImageNet has it: classes for training alone.
+    let folder = Folder::new();
+    for name in [
+        "train/n01/images/1",
+        "train/n02/images/1",
+        "val/images/1",
+        "test/images/1",
+    ] {
+        folder.picture(&format!("{name}.png"), [0; 3]);
+    }
+    folder.write("val/val_annotations.txt", "1.png n01");
+    let test = open(&folder.config(), Split::Test);
+    assert_eq!((test.len(), test.nr_classes()), (1, 0));
+    assert!(test.no_labels().unwrap().contains("class images of test/"));
+    let (_, _, notes) = opened(&folder.config(), Split::Train);
+    assert!(notes.contains("unused: val/ (1)"), "{notes}");
+    assert!(notes.contains("1 file is left out: 1 .txt"), "{notes}");
+
+    // Never is a folder of test images trained on.
+    let folder = Folder::new();
+    folder.picture("Test/1.png", [1; 3]);
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::Empty { .. },
+        "Test/ is for testing"
+    );
+    folder.picture("cat/1.png", [2; 3]);
+    failure(&folder.config(), Split::Train);
+    assert_eq!(opened(&folder.config(), Split::Test).0, [1]);
+    // And without one a part of the training images is held out.
+    let folder = Folder::new();
+    for i in 0..10 {
+        folder.picture(&format!("train/{i}.png"), [i; 3]);
+    }
+    let (colours, _, notes) = opened(&folder.config(), Split::Train);
+    assert_eq!(colours.len(), 9);
+    assert!(
+        notes.contains("train/ (10), of which 0.1 are held out"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn what_is_left_out_is_counted() {
+    let folder = Folder::new();
+    folder.picture("1.png", [0; 3]);
+    assert_eq!(opened(&folder.config(), Split::Train).2, "");
+    for name in [
+        "a.HEIC",
+        "b.heic",
+        "c.txt",
+        "README",
+        ".hidden.png",
+        "x/d.txt",
+    ] {
+        folder.write(name, "");
+    }
+    for litter in [
+        ".DS_Store",
+        "._1.png",
+        "Thumbs.db",
+        "desktop.ini",
+        "__MACOSX/1.png",
+    ] {
+        folder.write(litter, "");
+    }
+    let mut expected = 6;
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere.png", folder.path("broken.png")).unwrap();
+        std::os::unix::fs::symlink("..", folder.path("x/around")).unwrap();
+        std::os::unix::fs::symlink("1.png", folder.path("again.png")).unwrap();
+        expected += 2;
+    }
+    let (colours, _, notes) = opened(&folder.config(), Split::Train);
+    assert_eq!(
+        colours.len(),
+        1 + usize::from(cfg!(unix)) - usize::from(cfg!(unix))
+    );
+    assert!(
+        notes.ends_with(&format!(
+            "{expected} files are left out: 2 .heic, 2 .txt, 1 broken link, 1 hidden, \
+             1 link to a folder around it, 1 without an extension"
+        )),
+        "{notes}"
+    );
+    let folder = Folder::new();
+    folder.write("a.heic", "");
+    assert_fails!(
+        folder.config(),
+        Split::Train,
+        DataError::Empty { .. },
+        "no pictures in it (1 file is left out: 1 .heic)"
+    );
+}
+
+#[test]
+fn folders_in_disorder_have_no_labels() {
     let folder = Folder::new();
     assert_fails!(
         folder.config(),
         Split::Train,
         DataError::Empty { .. },
-        "no PNG or JPEG files"
+        "no pictures in it: give a folder that holds PNG, JPEG"
     );
     folder.picture("a/1.png", [0; 3]);
     assert_eq!(
@@ -699,22 +857,21 @@ fn folders_in_disorder_are_refused() {
         DataError::Empty { .. },
         "held-out"
     );
+    folder.picture("c/1.png", [0; 3]);
     fs::create_dir(folder.path("b")).unwrap();
     let b = folder.path("b");
-    assert_fails!(
-        folder.config(),
-        Split::Train,
-        DataError::EmptyClass { .. },
-        b.to_str().unwrap()
+    let problem = || {
+        let dataset = open(&folder.config(), Split::Train);
+        assert_eq!(dataset.nr_classes(), 0);
+        dataset.no_labels().unwrap().to_owned()
+    };
+    assert_eq!(
+        problem(),
+        format!("{} has no pictures of its class", b.display())
     );
     folder.picture("b/1.png", [0; 3]);
     folder.picture("1.png", [0; 3]);
-    assert_fails!(
-        folder.config(),
-        Split::Train,
-        DataError::Classes { .. },
-        "beside them"
-    );
+    assert!(problem().contains("beside them"), "{}", problem());
 }
 
 #[test]
@@ -883,15 +1040,29 @@ fn damaged_pictures_are_named() {
         for header in [
             &whole[..20],
             b"",
-            b"GIF89a an animation",
+            b"GIF89a cut off",
             b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\0",
         ] {
             folder.write(name, header);
-            assert_fails!(config, Split::Train, DataError::Picture { .. }, name);
+            assert_fails!(config, Split::Train, DataError::Damaged(_), name);
         }
-        // The rest is looked at when it is read.
+        // That the end is there is seen on opening it,
         folder.write(name, &whole[..whole.len() * 2 / 3]);
+        assert_fails!(config, Split::Train, DataError::Damaged(_), name, "1 of 4");
+        let skipping = DataConfig {
+            skip_damaged: true,
+            ..config.clone()
+        };
+        let (colours, _, notes) = opened(&skipping, Split::Train);
+        assert_eq!(colours.len(), 3);
+        assert!(
+            notes.contains("skipped: 1 of 4 pictures") && notes.contains(name),
+            "{notes}"
+        );
+        // the rest when it is read: of a file that is cut only then, say.
+        folder.write(name, &whole);
         let dataset = open(&config, Split::Train);
+        folder.write(name, &whole[..whole.len() * 2 / 3]);
         let (mut images, mut labels) = (Vec::new(), Vec::new());
         let error = dataset
             .read(&[0, 1, 2, 3], &mut images, &mut labels)
@@ -908,6 +1079,22 @@ fn damaged_pictures_are_named() {
         folder.write(name, whole);
         dataset.read(&[3], &mut images, &mut labels).unwrap();
     }
+    // Many are named up to a point, of both splits together.
+    let folder = Folder::new();
+    folder.picture("train/whole.png", [0; 3]);
+    for i in 0..12 {
+        folder.write(&format!("train/{i}.png"), "");
+        folder.write(&format!("test/{i}.png"), "");
+    }
+    let error = Dataset::open_splits(&folder.config(), &()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("24 of 25 pictures can't be read: "),
+        "{text}"
+    );
+    assert!(text.contains(" and 14 more"), "{text}");
+    assert_eq!(text.matches(".png").count(), 10, "{text}");
+
     // A header that promises more than it holds takes no memory.
     let folder = Folder::new();
     let mut huge = png(RgbImage::new(4, 4));
@@ -920,7 +1107,17 @@ fn damaged_pictures_are_named() {
     let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train, &())
         .and_then(|dataset| dataset.read(&[0], &mut Vec::new(), &mut Vec::new()))
         .unwrap_err();
-    assert!(matches!(error, DataError::Picture { .. }), "{error}");
+    assert!(matches!(error, DataError::Damaged(_)), "{error}");
+    // Nor does one that is within reason, but for the limit.
+    huge[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+    let mut crc = flate2::Crc::new();
+    crc.update(&huge[12..29]);
+    huge[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    folder.write("a.png", &huge);
+    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train, &())
+        .and_then(|dataset| dataset.read(&[0], &mut Vec::new(), &mut Vec::new()))
+        .unwrap_err();
+    assert!(error.to_string().contains("more than 512 MiB"), "{error}");
 }
 
 fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
@@ -984,19 +1181,95 @@ fn a_tar_is_read_like_the_folder_it_unpacks_to() {
         held_out: 0.0,
         ..config(&damaged)
     };
-    let error = Dataset::open(&all, Split::Train, &()).and_then(|d| {
-        d.read(
-            &(0..d.len()).collect::<Vec<_>>(),
-            &mut Vec::new(),
-            &mut Vec::new(),
-        )
-    });
-    assert!(
-        error
-            .unwrap_err()
-            .to_string()
-            .contains("damaged.tar: everything/")
+    assert_fails!(
+        all,
+        Split::Train,
+        DataError::Damaged(_),
+        "1 of 30",
+        "damaged.tar: everything/"
     );
+}
+
+#[test]
+fn links_in_a_tar_are_followed() {
+    let folder = Folder::new();
+    let picture = |i: u8| png(RgbImage::from_pixel(4, 4, Rgb([i, 0, 0])));
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    for (name, i) in [("photos/0.png", 7), ("photos/0.png", 0), ("photos/raw", 1)] {
+        let bytes = picture(i);
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    header.set_size(0);
+    for (kind, name, target) in [
+        (tar::EntryType::Link, "photos/hard.png", "photos/0.png"),
+        (
+            tar::EntryType::Symlink,
+            "photos/soft.png",
+            "../photos/./raw",
+        ),
+        (tar::EntryType::Symlink, "photos/chain.png", "soft.png"),
+        (tar::EntryType::Symlink, "photos/lost.png", "nowhere.png"),
+        (tar::EntryType::Symlink, "photos/round.png", "round.png"),
+        (tar::EntryType::Symlink, "photos/out.png", "/etc/passwd"),
+        (tar::EntryType::Symlink, "photos/above.png", "../../x.png"),
+        (tar::EntryType::Symlink, "again", "photos"),
+        (tar::EntryType::Symlink, "photos/around", "."),
+    ] {
+        header.set_entry_type(kind);
+        archive.append_link(&mut header, name, target).unwrap();
+    }
+    let tar = folder.write("a.tar", archive.into_inner().unwrap());
+    let all = DataConfig {
+        held_out: 0.0,
+        ..config(&tar)
+    };
+    let notes = Notes::default();
+    let dataset = Dataset::open(&all, Split::Train, &notes).unwrap();
+    let names: Vec<_> = (0..dataset.len())
+        .filter_map(|i| dataset.image_name(i))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "again/0.png",
+            "photos/0.png",
+            "photos/chain.png",
+            "photos/hard.png",
+            "photos/soft.png"
+        ]
+    );
+    let colours: Vec<u8> = read_all(&dataset).0.iter().map(|image| image[0]).collect();
+    assert_eq!(colours, [0, 0, 1, 0, 1]);
+    let notes = notes.0.into_inner().join("");
+    assert!(
+        notes.ends_with(
+            "7 files are left out: 5 link that leads nowhere in it, 2 without an extension"
+        ),
+        "{notes}"
+    );
+}
+
+#[test]
+fn what_is_only_called_a_tar_is_named() {
+    let folder = Folder::new();
+    for (start, what) in [
+        (&b"\x1f\x8b\x08\0"[..], "gzip"),
+        (b"BZh91AY", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"PK\x03\x04", "zip"),
+    ] {
+        let path = folder.write("a.tar", start);
+        assert_fails!(
+            config(&path),
+            Split::Train,
+            DataError::Config(_),
+            what,
+            "unpack"
+        );
+    }
 }
 
 // Downsampled ImageNet.

@@ -1,70 +1,16 @@
-//! Images side by side in one picture, and pictures as files: found, read, written, and animated.
+//! Images side by side in one picture, written as PNG files and animated.
 
 use std::io::{self, Cursor};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
-use walkdir::{DirEntry, WalkDir};
 
+use super::PictureError;
 use crate::atomic;
-use crate::data::picture::{decode, loss};
-
-/// Why there is no picture.
-#[derive(Debug, thiserror::Error)]
-pub enum PictureError {
-    /// Not the images that the shape says.
-    #[error(
-        "{bytes} bytes are not images of shape {shape:?} (N, H, W, 1 or 3): none of it may be 0"
-    )]
-    Shape {
-        /// How many bytes there are.
-        bytes: usize,
-        /// What they should be.
-        shape: [usize; 4],
-    },
-    /// No columns, no scale, or more pixels than is reasonable.
-    #[error(
-        "a grid of {columns} columns at scale {scale} is empty or over {MAX_SIDE} pixels wide or high: \
-         choose others"
-    )]
-    Grid {
-        /// Images side by side.
-        columns: usize,
-        /// Pixels per pixel.
-        scale: usize,
-    },
-    /// The encoder fails.
-    #[error("cannot encode a picture as PNG: {0}")]
-    Encode(#[from] image::ImageError),
-    /// A file that is not there or not a picture.
-    #[error("cannot read `{path}`: {reason}: give a whole PNG or JPEG file")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// A picture of which something would be lost.
-    #[error("{path}: {reason}")]
-    Lossy {
-        /// The file.
-        path: PathBuf,
-        /// What, and what to do.
-        reason: &'static str,
-    },
-    /// The file system refuses.
-    #[error("cannot write `{path}`: {source}: make room or choose another folder")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Its reason.
-        source: io::Error,
-    },
-}
 
 /// The longest side of a grid, in pixels: some 800 MB of RGB if it is square.
-const MAX_SIDE: usize = 1 << 14;
+pub(super) const MAX_SIDE: usize = 1 << 14;
 
 /// Lays N `images` of `shape` \[N, H, W, channels\] out row by row in a grid of `columns`, with a
 /// white `gap` of so many pixels between them; every pixel becomes a square of `scale` x `scale`.
@@ -138,66 +84,6 @@ pub fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), PictureError
         path: path.into(),
         source,
     })
-}
-
-/// Reads a PNG or JPEG file as 1 or 3 channels of `u8`: its height and width, and its pixels.
-///
-/// # Errors
-/// [`PictureError::Read`].
-pub fn read(path: &Path, channels: usize) -> Result<([usize; 2], Vec<u8>), PictureError> {
-    let bytes = bytes(path)?;
-    decode(&bytes, channels, None).map_err(unreadable(path))
-}
-
-/// As [`read`], but only where the picture comes back as it is: with 8 bits, without transparency
-/// and, for 1 channel, without colours.
-///
-/// # Errors
-/// [`PictureError::Read`] and [`PictureError::Lossy`].
-pub fn read_exactly(path: &Path, channels: usize) -> Result<([usize; 2], Vec<u8>), PictureError> {
-    let bytes = bytes(path)?;
-    if let Some(reason) = loss(&bytes, channels).map_err(unreadable(path))? {
-        return Err(PictureError::Lossy {
-            path: path.into(),
-            reason,
-        });
-    }
-    decode(&bytes, channels, None).map_err(unreadable(path))
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
-    std::fs::read(path).map_err(|error| unreadable(path)(error.to_string()))
-}
-
-fn unreadable(path: &Path) -> impl FnOnce(String) -> PictureError {
-    move |reason| PictureError::Read {
-        path: path.into(),
-        reason,
-    }
-}
-
-/// Whether a file's name is a PNG or JPEG picture's.
-pub fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default();
-    ["png", "jpg", "jpeg"]
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
-}
-
-/// Whether a name is a hidden file's or folder's, or of what macOS puts in archives.
-pub(crate) fn is_hidden(name: &str) -> bool {
-    name.starts_with('.') || name == "__MACOSX"
-}
-
-/// The files and folders in a folder, at any depth and in no order: links are followed, what is
-/// hidden is left out.
-///
-/// # Errors
-/// For each entry that cannot be read, and for a link to a folder around it.
-pub fn walk(folder: &Path) -> impl Iterator<Item = walkdir::Result<DirEntry>> {
-    let walk = WalkDir::new(folder).min_depth(1).follow_links(true);
-    walk.into_iter()
-        .filter_entry(|entry| !is_hidden(&entry.file_name().to_string_lossy()))
 }
 
 /// How long a frame of an animation is seen, in milliseconds.
@@ -337,11 +223,9 @@ mod tests {
                 decoder.next_frame(&mut pixels).unwrap();
                 assert_eq!(pixels, frame(number).unwrap().into_bytes());
             }
-            // Who knows no animations sees the first frame.
-            assert_eq!(
-                read(&path, channels).unwrap(),
-                ([6, 18], frame(0).unwrap().into_bytes())
-            );
+            // Whoever knows no animations sees the first frame.
+            let shown = image::load_from_memory(&file).unwrap();
+            assert_eq!(shown, frame(0).unwrap());
         }
         let refused = write_animation(&path, 2, |number| {
             grid(&[0; 4], [1, 2, 2, 1], 1, 0, 1 - number as usize)
@@ -350,19 +234,6 @@ mod tests {
         let missing = folder.path().join("missing/a.png");
         let refused = write_animation(&missing, 1, |_| grid(&[0; 4], [1, 2, 2, 1], 1, 0, 1));
         assert!(matches!(refused, Err(PictureError::Write { .. })));
-    }
-
-    #[test]
-    fn what_is_no_picture_is_not_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("picture.png");
-        assert!(matches!(read(&path, 3), Err(PictureError::Read { .. })));
-        let picture = grid(&[1, 2, 3, 4], [1, 2, 2, 1], 1, 0, 1).unwrap();
-        write_png(&path, &picture).unwrap();
-        assert_eq!(read(&path, 1).unwrap(), ([2, 2], vec![1, 2, 3, 4]));
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert!(matches!(read(&path, 1), Err(PictureError::Read { .. })));
     }
 
     #[test]

@@ -1,0 +1,169 @@
+//! Pictures: files read as pixels, and images side by side in one picture, written or animated.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+pub(crate) mod file;
+mod grid;
+
+pub use file::{Dropped, DroppedCount, FORMATS, is_picture};
+pub use grid::{encode_png, grid, write_animation, write_png};
+
+use file::{Fit, MAX_FILE, Unread};
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    /// Not the images that the shape says.
+    #[error(
+        "{bytes} bytes are not images of shape {shape:?} (N, H, W, 1 or 3): none of it may be 0"
+    )]
+    Shape {
+        /// How many bytes there are.
+        bytes: usize,
+        /// What they should be.
+        shape: [usize; 4],
+    },
+    /// No columns, no scale, or more pixels than is reasonable.
+    #[error(
+        "a grid of {columns} columns at scale {scale} is empty or over {} pixels wide or high: \
+         choose others",
+        grid::MAX_SIDE
+    )]
+    Grid {
+        /// Images side by side.
+        columns: usize,
+        /// Pixels per pixel.
+        scale: usize,
+    },
+    /// The encoder fails.
+    #[error("cannot encode a picture as PNG: {0}")]
+    Encode(#[from] image::ImageError),
+    /// A file that is not there or not a picture.
+    #[error("cannot read `{path}`: {reason}: give a whole picture ({FORMATS})")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A picture of another size than the one wanted.
+    #[error("{path}: {}x{} pixels where the model takes {}x{}: crop or resize it first",
+        found[1], found[0], wanted[1], wanted[0])]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its height and width.
+        found: [usize; 2],
+        /// The height and width wanted.
+        wanted: [usize; 2],
+    },
+    /// A picture of which something would be lost.
+    #[error("{path}: {reason}")]
+    Lossy {
+        /// The file.
+        path: PathBuf,
+        /// What, and what to do.
+        reason: &'static str,
+    },
+    /// The file system refuses.
+    #[error("cannot write `{path}`: {source}: make room or choose another folder")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
+}
+
+/// A picture read from a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Its pixels, u8 \[H, W, C\].
+    pub levels: Vec<u8>,
+    /// What else the file holds.
+    pub dropped: Dropped,
+    /// The file's size in bytes.
+    pub file_bytes: u64,
+}
+
+/// Reads a picture file of the height, width and channels (1 or 3) of `shape`. What is not of this
+/// size is not decoded.
+///
+/// # Errors
+/// [`PictureError::Read`] and [`PictureError::Size`].
+pub fn read(path: &Path, shape: [usize; 3]) -> Result<Picture, PictureError> {
+    read_file(path, shape, false)
+}
+
+/// As [`read`], but only where the picture comes back as it is: with 8 bits, nothing transparent and,
+/// for 1 channel, without colours.
+///
+/// # Errors
+/// [`PictureError::Read`], [`PictureError::Size`] and [`PictureError::Lossy`].
+pub fn read_exactly(path: &Path, shape: [usize; 3]) -> Result<Picture, PictureError> {
+    read_file(path, shape, true)
+}
+
+fn read_file(path: &Path, shape: [usize; 3], exactly: bool) -> Result<Picture, PictureError> {
+    let unreadable = |reason| PictureError::Read {
+        path: path.into(),
+        reason,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    // Of a pipe nobody knows the length before its end.
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+    let read = read.map_err(|error| unreadable(error.to_string()))? as u64;
+    if read > MAX_FILE {
+        return Err(unreadable(format!("over {} MiB", MAX_FILE >> 20)));
+    }
+    decode(&bytes, path, shape, exactly)
+}
+
+/// Decodes a picture file in memory as [`read`] does, or `exactly` as [`read_exactly`]; `path` stands
+/// for it in errors.
+///
+/// # Errors
+/// As theirs.
+pub fn decode(
+    bytes: &[u8],
+    path: &Path,
+    shape: [usize; 3],
+    exactly: bool,
+) -> Result<Picture, PictureError> {
+    let unreadable = |reason| PictureError::Read {
+        path: path.into(),
+        reason,
+    };
+    let [height, width, channels] = shape;
+    let wanted = [height, width];
+    let levels = file::decode(bytes, channels, Fit::Exact(wanted), exactly);
+    let levels = levels.map_err(|unread| match unread {
+        Unread::Size(found) => PictureError::Size {
+            path: path.into(),
+            found,
+            wanted,
+        },
+        Unread::Lossy(reason) => PictureError::Lossy {
+            path: path.into(),
+            reason,
+        },
+        Unread::Because(reason) => unreadable(reason),
+    })?;
+    let pixels = file::header(bytes, true).map_err(unreadable)?.dropped;
+    let beside = file::beside_pixels(bytes).map_err(unreadable)?;
+    Ok(Picture {
+        levels,
+        dropped: Dropped {
+            profile: beside.profile,
+            metadata: beside.metadata,
+            ..pixels
+        },
+        file_bytes: bytes.len() as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests;
