@@ -194,6 +194,64 @@ fn two_sets_are_compared() {
     assert!(folder.join("scores/maps-against.png").exists());
 }
 
+/// Nothing of earlier scores is taken for a part of the new ones.
+#[test]
+fn earlier_scores_make_room() {
+    let folder = trained();
+    let folder = folder.path();
+    let files = |of: &str| -> Vec<String> {
+        let entries = fs::read_dir(folder.join(of)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != "notes.txt").collect();
+        names.sort();
+        names
+    };
+    let removed = |arguments: &str| -> String {
+        let output = program::pixelcnn(folder, &format!("score run {arguments}"));
+        assert!(output.status.success(), "{arguments}");
+        program::text(&output.stderr)
+    };
+    succeeds(folder, "score run photos --against flat --maps 1");
+    fs::write(folder.join("scores/notes.txt"), "mine").unwrap();
+    let all = [
+        "against.csv",
+        "corrected.png",
+        "histogram.png",
+        "maps-against.png",
+        "maps.png",
+        "scores.csv",
+    ];
+    assert_eq!(files("scores"), all);
+    assert!(!removed("photos --against flat --maps 1").contains("removed"));
+    assert_eq!(files("scores"), all);
+    contains(
+        &removed("photos --maps 1"),
+        "scores: removed against.csv, maps-against.png of earlier scores",
+    );
+    assert_eq!(
+        files("scores"),
+        ["corrected.png", "histogram.png", "maps.png", "scores.csv"]
+    );
+    contains(
+        &removed("photos"),
+        "scores: removed maps.png of earlier scores",
+    );
+    assert_eq!(
+        files("scores"),
+        ["corrected.png", "histogram.png", "scores.csv"]
+    );
+    assert!(folder.join("scores/notes.txt").exists());
+
+    // What only has the name is somebody's.
+    fs::create_dir(folder.join("mine")).unwrap();
+    for name in ["against.csv", "maps.png"] {
+        fs::write(folder.join("mine").join(name), "mine").unwrap();
+    }
+    assert_eq!(removed("photos -o mine"), "");
+    assert_eq!(fs::read(folder.join("mine/maps.png")).unwrap(), b"mine");
+    assert_eq!(fs::read(folder.join("mine/against.csv")).unwrap(), b"mine");
+}
+
 #[test]
 fn what_cannot_be_scored_is_one_line() {
     let folder = trained();

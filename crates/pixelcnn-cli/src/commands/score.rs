@@ -1,6 +1,7 @@
 //! `pixelcnn score`.
 
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,10 +20,14 @@ use crate::heat::{self, Group};
 use crate::output::make_folder;
 use crate::settings::absolute;
 use crate::terminal::{
-    Opening, Result, catch_interrupts, counted, interrupted, left_off, note_dropped, say,
+    Opening, Result, catch_interrupts, counted, interrupted, left_off, note, note_dropped,
+    say,
 };
 use crate::trained::Trained;
 
+/// The first line of the tables.
+const COLUMNS: &str =
+    "index,label,name,bits_per_dim,png_bits_per_dim,jpeg_xl_bits_per_dim,corrected";
 /// The images that are named in the terminal as the most unusual.
 const NAMED: usize = 5;
 
@@ -35,6 +40,7 @@ const NAMED: usize = 5;
 ///
 /// Writes a folder: scores.csv has each image's bits/dim under the model, as PNG, as JPEG XL, and
 /// the corrected ones; histogram.png and corrected.png show how the first and the last are spread.
+/// Of earlier scores in it nothing stays.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn score [OPTIONS] [RUN|FILE] <DATA>")]
@@ -153,6 +159,7 @@ impl Score {
             }
         }
 
+        self.remove_earlier()?;
         for (set, name) in scored.iter().zip(["scores.csv", "against.csv"]) {
             let path = self.output.join(name);
             write_table(&path, set)
@@ -235,6 +242,44 @@ impl Score {
         Ok(score(network, data, count, batch_size, &mut progress)?)
     }
 
+    /// Removes what earlier scores left in the folder and these do not replace: it would be taken
+    /// for theirs.
+    fn remove_earlier(&self) -> Result {
+        let is_table = |name| {
+            let mut start = String::new();
+            let file = File::open(self.output.join(name));
+            file.and_then(|file| file.take(COLUMNS.len() as u64).read_to_string(&mut start))
+                .is_ok()
+                && start == COLUMNS
+        };
+        // Files of the same names in any other folder are not ours.
+        if !["scores.csv", "against.csv"].into_iter().any(is_table) {
+            return Ok(());
+        }
+        let (against, maps) = (self.against.is_some(), self.maps.is_some());
+        let mut removed = Vec::new();
+        for (name, replaced) in [
+            ("against.csv", against),
+            ("maps.png", maps),
+            ("maps-against.png", against && maps),
+        ] {
+            let path = self.output.join(name);
+            if !replaced && path.is_file() {
+                fs::remove_file(&path)
+                    .map_err(|error| format!("cannot remove `{}`: {error}", path.display()))?;
+                removed.push(name);
+            }
+        }
+        if !removed.is_empty() {
+            note(format_args!(
+                "{}: removed {} of earlier scores",
+                self.output.display(),
+                removed.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
     /// The heat maps of the `n` most and least unusual images; none where Ctrl-C stopped it.
     fn groups(&self, network: &Network, set: &Scored, n: usize) -> Result<Option<Vec<Group>>> {
         let most = set.most_unusual();
@@ -286,15 +331,7 @@ fn shortened(path: &str) -> String {
 /// Writes the scores of every image.
 fn write_table(path: &Path, set: &Scored) -> io::Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record([
-        "index",
-        "label",
-        "name",
-        "bits_per_dim",
-        "png_bits_per_dim",
-        "jpeg_xl_bits_per_dim",
-        "corrected",
-    ])?;
+    table.write_record(COLUMNS.split(','))?;
     for (image, corrected) in set.corrected.iter().enumerate() {
         let likelihood = &set.scores.likelihood;
         let label = likelihood.labels.get(image);
