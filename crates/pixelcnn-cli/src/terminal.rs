@@ -1,6 +1,7 @@
 //! What the commands share in talking to the terminal: results go to standard output, progress to
 //! standard error.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -81,18 +82,25 @@ impl Drop for Bar {
 }
 
 /// Progress of opening data: of a download.
-pub struct Opening(std::cell::RefCell<Bar>);
+pub struct Opening {
+    bar: RefCell<Bar>,
+    /// What was told, as both splits of a data set may have the same to tell.
+    told: RefCell<Vec<String>>,
+}
 
 impl Opening {
     /// Nothing is shown until something takes time.
     pub fn new() -> Opening {
-        Opening(Bar::new().into())
+        Opening {
+            bar: Bar::new().into(),
+            told: RefCell::default(),
+        }
     }
 }
 
 impl data::Progress for Opening {
     fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
-        let mut bar = self.0.borrow_mut();
+        let mut bar = self.bar.borrow_mut();
         bar.show(done, total.unwrap_or(0), || match total {
             Some(total) => format!("{what}: {} of {}", HumanBytes(done), HumanBytes(total)),
             None => format!("{what}: {}", HumanBytes(done)),
@@ -100,7 +108,11 @@ impl data::Progress for Opening {
     }
 
     fn note(&self, text: &str) {
-        self.0.borrow().bar.suspend(|| note(text));
+        let mut told = self.told.borrow_mut();
+        if !told.iter().any(|earlier| earlier == text) {
+            self.bar.borrow().bar.suspend(|| note(text));
+            told.push(text.into());
+        }
     }
 }
 

@@ -20,8 +20,7 @@ use crate::heat::{self, Group};
 use crate::output::make_folder;
 use crate::settings::absolute;
 use crate::terminal::{
-    Opening, Result, catch_interrupts, counted, interrupted, left_off, note, note_dropped,
-    say,
+    Opening, Result, catch_interrupts, counted, interrupted, left_off, note, note_dropped, say,
 };
 use crate::trained::Trained;
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use npyz::npz::NpzArchive;
 
 use super::rows::{Bytes, Rows, read_at};
-use super::{DataError, Dataset, Images, MEMORY_LIMIT, Split, cache_dir, hold_out};
+use super::{DataError, Dataset, Images, MEMORY_LIMIT, Progress, Split, cache_dir, hold_out};
+use crate::one_line;
 use crate::picture::DroppedCount;
 
 /// NumPy itself writes 64 to 256 bytes.
@@ -19,6 +20,8 @@ const MAX_DEFLATE_RATIO: u64 = 1032;
 const MAX_LABEL_BYTES: u64 = 1 << 28;
 /// Labels beyond this are surely not classes.
 const MAX_CLASSES: u64 = 1 << 16;
+/// How arrays hold images, for messages.
+const FORMS: &str = "[N, H, W, C] or [N, C, H, W] with C 1 or 3, [N, H, W], or a single [H, W, C]";
 
 /// Opens a `.npy` file of images, read as they are needed.
 pub(super) fn open_npy(path: &Path, held_out: f64, split: Split) -> Result<Dataset, DataError> {
@@ -29,43 +32,21 @@ pub(super) fn open_npy(path: &Path, held_out: f64, split: Split) -> Result<Datas
     let file = File::open(path).map_err(DataError::io(path))?;
     let size = file.metadata().map_err(DataError::io(path))?.len();
     let header = Header::read(&mut BufReader::new(&file)).map_err(bad)?;
-    let (images, shape) = header.images().map_err(bad)?;
+    let stack = header.images().map_err(bad)?;
     if header.end() != size {
         return Err(bad(format!(
             "is {size} bytes long, its header says {}: the file is cut off or damaged",
             header.end()
         )));
     }
-    let part = Bytes::File {
+    let bytes = Bytes::File {
         path: path.to_owned(),
         file,
         offset: header.bytes,
     };
-    let pick = hold_out((0..images as u64).map(u64::to_le_bytes), held_out, split);
-    let images = Images::Rows(Rows {
-        parts: vec![(part, images)],
-        shape,
-        planar: false,
-        pick: Some(pick),
-    });
-    let name = format!("{} {split}", path.display());
-    Ok(Dataset {
-        name,
-        shape,
-        images,
-        labels: Vec::new(),
-        nr_classes: 0,
-        class_names: Vec::new(),
-        no_labels: None,
-        dropped: DroppedCount::default(),
-    })
+    let pick = stack.pick(held_out, split);
+    Ok(stack.dataset(bytes, Some(pick), format!("{} {split}", path.display())))
 }
-
-/// The names under which `.npz` files hold a training and a test split.
-const SPLIT_NAMES: [[(&str, &str); 2]; 2] = [
-    [("trainx", "trainy"), ("testx", "testy")],
-    [("x_train", "y_train"), ("x_test", "y_test")],
-];
 
 /// Opens a `.npz` file of images and labels. The images go where there is `room`.
 pub(super) fn open_npz(
@@ -73,75 +54,155 @@ pub(super) fn open_npz(
     held_out: f64,
     split: Split,
     mut room: Room,
+    progress: &dyn Progress,
 ) -> Result<Dataset, DataError> {
     let mut npz = Npz::open(path)?;
-    let [train, test] = match SPLIT_NAMES.into_iter().find(|[train, _]| npz.has(train.0)) {
-        Some([train, test]) => [train, test],
-        None if npz.has("x") => [("x", "y"), ("", "")],
-        None => {
-            return Err(npz.bad(format!(
-                "holds {}: name the images trainx and testx (labels trainy and testy), or x (labels y)",
-                npz.contents()
+    let sources = npz.sources()?;
+    let place = match split {
+        Split::Train => 0,
+        Split::Test => sources.len() - 1,
+    };
+    let source = &sources[place];
+    let (bytes, stack) = npz.images(&source.images, Header::images, &mut room)?;
+    let (mut labels, nr_classes) = match npz.classes(&sources)? {
+        Ok((mut labels, nr_classes)) => (labels.swap_remove(place), nr_classes),
+        Err(problem) => {
+            progress.note(&one_line(format_args!(
+                "{}: {problem}: read without labels",
+                path.display()
             )));
+            (None, 0)
         }
     };
-    let splits = if npz.has(test.0) {
-        vec![train, test]
-    } else {
-        vec![train]
-    };
-    let (x, y) = if split == Split::Test && splits.len() == 2 {
-        test
-    } else {
-        train
-    };
-    let (part, images, shape) = npz.images(x, Header::images, &mut room)?;
-
-    // The classes are those of both splits.
-    let mut labels = Vec::new();
-    let mut nr_classes = 0;
-    let mut labelled = false;
-    for (split_x, split_y) in splits.iter().copied() {
-        if npz.has(split_y) {
-            let all = npz.labels(split_y)?;
-            labelled = true;
-            nr_classes = all
-                .iter()
-                .fold(nr_classes, |n, &label| n.max(label as usize + 1));
-            if split_x == x {
-                labels = all;
-            }
-        }
-    }
-    if labelled && labels.len() != images {
+    if let (Some(labels), Some(y)) = (&labels, &source.labels)
+        && labels.len() != stack.images
+    {
         return Err(npz.bad(format!(
-            "{images} images in {x}, {} labels in {y}: both need as many",
+            "{} images in {}, {} labels in {y}: both need as many",
+            stack.images,
+            source.images,
             labels.len()
         )));
     }
-
-    let pick = (splits.len() == 1)
-        .then(|| hold_out((0..images as u64).map(u64::to_le_bytes), held_out, split));
-    if let (Some(pick), false) = (&pick, labels.is_empty()) {
-        labels = pick.iter().map(|&i| labels[i]).collect();
+    let mut unused = npz.names();
+    unused.retain(|name| sources.iter().all(|source| !source.uses(name)));
+    if !unused.is_empty() {
+        progress.note(&one_line(format_args!(
+            "{}: not used: {}",
+            path.display(),
+            listed(&unused)
+        )));
     }
-    let images = Images::Rows(Rows {
-        parts: vec![(part, images)],
-        shape,
-        planar: false,
-        pick,
-    });
+
+    let pick = (sources.len() == 1).then(|| stack.pick(held_out, split));
+    if let (Some(pick), Some(labels)) = (&pick, &mut labels) {
+        *labels = pick.iter().map(|&i| labels[i]).collect();
+    }
     let name = format!("{} {split}", path.display());
     Ok(Dataset {
-        name,
-        shape,
-        images,
-        labels,
+        labels: labels.unwrap_or_default(),
         nr_classes,
-        class_names: Vec::new(),
-        no_labels: None,
-        dropped: DroppedCount::default(),
+        ..stack.dataset(bytes, pick, name)
     })
+}
+
+/// How an array holds images.
+pub(super) struct Stack {
+    pub images: usize,
+    /// Height, width, channels of each.
+    pub shape: [usize; 3],
+    /// Whether each is ordered [C, H, W] instead of [H, W, C].
+    pub planar: bool,
+}
+
+impl Stack {
+    /// The images of a split, where the array has all.
+    fn pick(&self, held_out: f64, split: Split) -> Vec<usize> {
+        let indices = (0..self.images as u64).map(u64::to_le_bytes);
+        hold_out(indices, held_out, split)
+    }
+
+    /// A data set without labels.
+    fn dataset(self, bytes: Bytes, pick: Option<Vec<usize>>, name: String) -> Dataset {
+        Dataset {
+            name,
+            shape: self.shape,
+            images: Images::Rows(Rows {
+                parts: vec![(bytes, self.images)],
+                shape: self.shape,
+                planar: self.planar,
+                pick,
+            }),
+            labels: Vec::new(),
+            nr_classes: 0,
+            class_names: Vec::new(),
+            no_labels: None,
+            dropped: DroppedCount::default(),
+        }
+    }
+}
+
+/// The arrays of a `.npz` file that hold images and their labels.
+struct Source {
+    images: String,
+    labels: Option<String>,
+}
+
+impl Source {
+    fn uses(&self, name: &String) -> bool {
+        self.images == *name || self.labels.as_ref() == Some(name)
+    }
+}
+
+/// The part of a data set that the name of an array speaks of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Train,
+    Validation,
+    Test,
+}
+
+/// The words for parts at the beginning or the end of arrays' names; the longer ones come first.
+const PARTS: [(&str, Part); 8] = [
+    ("training", Part::Train),
+    ("train", Part::Train),
+    ("validation", Part::Validation),
+    ("valid", Part::Validation),
+    ("val", Part::Validation),
+    ("dev", Part::Validation),
+    ("testing", Part::Test),
+    ("test", Part::Test),
+];
+/// What images are called, the likeliest first; the last stands for `train` and `test` alone.
+const IMAGES: [&str; 9] = [
+    "x", "images", "image", "imgs", "img", "pictures", "data", "samples", "",
+];
+const LABELS: [&str; 7] = [
+    "y", "labels", "label", "targets", "target", "classes", "class",
+];
+
+/// Takes `x_train`, `trainX` and `train_images` apart: the part, and what the array holds of it.
+fn parse_name(name: &str) -> (Part, String) {
+    let name = name.to_lowercase();
+    let found = PARTS.iter().find_map(|&(word, part)| {
+        let rest = name.strip_prefix(word).or(name.strip_suffix(word))?;
+        Some((
+            part,
+            rest.trim_matches(['_', '-', '.', '/', ' ']).to_owned(),
+        ))
+    });
+    found.unwrap_or((Part::Whole, name))
+}
+
+/// Names in a message, eight of them at most.
+fn listed(names: &[String]) -> String {
+    let (first, more) = names.split_at(names.len().min(8));
+    let mut text = first.join(", ").escape_debug().to_string();
+    if !more.is_empty() {
+        text += &format!(" and {} more", more.len());
+    }
+    text
 }
 
 /// Where decoded images go.
@@ -186,29 +247,153 @@ impl Npz {
     fn bad(&self, problem: String) -> DataError {
         DataError::Array {
             path: self.path.clone(),
-            problem,
+            problem: one_line(problem),
         }
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.zip.array_names().any(|array| array == name)
-    }
-
-    /// The arrays' names, for messages.
-    fn contents(&self) -> String {
-        let mut names: Vec<&str> = self.zip.array_names().take(8).collect();
+    /// The arrays' names, sorted.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.zip.array_names().map(str::to_owned).collect();
         names.sort_unstable();
-        match names.is_empty() {
-            true => "no arrays".to_owned(),
-            false => format!("the arrays {}", names.join(", ").escape_debug()),
+        names
+    }
+
+    /// The arrays' names, types and shapes, for messages.
+    fn contents(&mut self) -> String {
+        let arrays = self.names().into_iter().map(|name| {
+            let Ok(Member { header, .. }) = self.member(&name) else {
+                return name;
+            };
+            format!("{name} ({} {:?})", header.dtype(), header.shape)
+        });
+        match arrays.collect::<Vec<_>>() {
+            arrays if arrays.is_empty() => "no arrays".to_owned(),
+            arrays => listed(&arrays),
         }
+    }
+
+    /// Whether the array `name` holds images.
+    fn holds_images(&mut self, name: &str) -> bool {
+        self.member(name)
+            .is_ok_and(|member| member.header.images().is_ok())
+    }
+
+    /// The array of `part` that one of `words` names, and whether it `fits`: the first one that does,
+    /// or else the first.
+    fn find(
+        &mut self,
+        part: Part,
+        words: &[&str],
+        fits: impl Fn(&mut Self, &str) -> bool,
+    ) -> Option<(String, bool)> {
+        let mut found = Vec::new();
+        for name in self.names() {
+            let (of, word) = parse_name(&name);
+            let rank = words.iter().position(|&known| known == word);
+            if let (true, Some(rank)) = (of == part, rank) {
+                found.push((rank, name));
+            }
+        }
+        found.sort_unstable();
+        if let Some((_, name)) = found.iter().find(|(_, name)| fits(self, name)) {
+            return Some((name.clone(), true));
+        }
+        // `test` alone may be anything.
+        found.retain(|&(rank, _)| !words[rank].is_empty());
+        let (_, name) = found.into_iter().next()?;
+        Some((name, false))
+    }
+
+    /// The labels of `part`: those that are classes, where there are several.
+    fn find_labels(&mut self, part: Part) -> Option<String> {
+        let fits = |npz: &mut Self, name: &str| {
+            let member = npz.member(name);
+            member.is_ok_and(|member| member.header.label_columns().is_ok())
+        };
+        Some(self.find(part, &LABELS, fits)?.0)
+    }
+
+    /// Where the images of the training and of the test split are, or all of them.
+    fn sources(&mut self) -> Result<Vec<Source>, DataError> {
+        let [whole, train, validation, test] =
+            [Part::Whole, Part::Train, Part::Validation, Part::Test].map(|part| {
+                let (name, fits) = self.find(part, &IMAGES, Self::holds_images)?;
+                Some((part, name, fits))
+            });
+        let named: Vec<(Part, String, bool)> = [train.or(whole), test.or(validation)]
+            .into_iter()
+            .flatten()
+            .collect();
+        if named.iter().any(|(.., fits)| *fits) {
+            let sources = named.into_iter().map(|(part, images, _)| Source {
+                images,
+                labels: self.find_labels(part),
+            });
+            return Ok(sources.collect());
+        }
+
+        // Images may be called anything where nothing else can be meant.
+        let (images, others): (Vec<String>, Vec<String>) = self
+            .names()
+            .into_iter()
+            .partition(|name| self.holds_images(name));
+        let (images, labels) = match (&images[..], &others[..], named.first()) {
+            // `numpy.savez` calls arrays so when it is given no names.
+            ([images], [labels], _) if images.starts_with("arr_") && labels.starts_with("arr_") => {
+                (images, Some(labels.clone()))
+            }
+            ([images], ..) => (images, self.find_labels(Part::Whole)),
+            // What is wrong with it comes out when it is read.
+            ([], _, Some((_, images, _))) | ([], [images], None) => (images, None),
+            ([], ..) => {
+                let contents = self.contents();
+                return Err(self.bad(format!(
+                    "holds {contents}: no images, which are uint8 {FORMS}"
+                )));
+            }
+            _ => {
+                let contents = self.contents();
+                return Err(self.bad(format!(
+                    "holds {contents}: name the images x_train and x_test (labels y_train and y_test), or x (labels y)"
+                )));
+            }
+        };
+        Ok(vec![Source {
+            images: images.clone(),
+            labels,
+        }])
+    }
+
+    /// The labels of each source, and the number of classes in all; or what makes them no classes.
+    fn classes(&mut self, sources: &[Source]) -> Result<Classes, DataError> {
+        let labelled = sources.iter().any(|source| source.labels.is_some());
+        let mut labels = Vec::new();
+        let mut nr_classes = 0;
+        for source in sources {
+            let Some(y) = &source.labels else {
+                if labelled {
+                    return Ok(Err(format!("{} has no labels", source.images)));
+                }
+                labels.push(None);
+                continue;
+            };
+            match self.labels(y)? {
+                Ok(all) => {
+                    let last = all.iter().max();
+                    nr_classes = nr_classes.max(last.map_or(0, |&label| label as usize + 1));
+                    labels.push(Some(all));
+                }
+                Err(problem) => return Ok(Err(problem)),
+            }
+        }
+        Ok(Ok((labels, nr_classes)))
     }
 
     /// The array `name`, its header read.
     fn member(&mut self, name: &str) -> Result<Member<'_>, DataError> {
-        let bad = |problem| DataError::Array {
+        let bad = |problem: String| DataError::Array {
             path: self.path.clone(),
-            problem,
+            problem: one_line(problem),
         };
         let mut zipped = self
             .zip
@@ -229,16 +414,16 @@ impl Npz {
         })
     }
 
-    /// The images in the array `name`, whose header `interpret` checks; returns their bytes, number
-    /// and shape. They go where there is `room`, which shrinks.
+    /// The images in the array `name`, whose header `interpret` reads. They go where there is
+    /// `room`, which shrinks.
     pub fn images(
         &mut self,
         name: &str,
-        interpret: impl FnOnce(&Header) -> Result<(usize, [usize; 3]), String>,
+        interpret: impl FnOnce(&Header) -> Result<Stack, String>,
         room: &mut Room,
-    ) -> Result<(Bytes, usize, [usize; 3]), DataError> {
+    ) -> Result<(Bytes, Stack), DataError> {
         let member = self.member(name)?;
-        let (images, shape) = interpret(&member.header).map_err(|problem| member.bad(problem))?;
+        let stack = interpret(&member.header).map_err(|problem| member.bad(problem))?;
         member.check_length()?;
         let len = member.header.data;
         let bytes = if len <= room.memory {
@@ -257,40 +442,35 @@ impl Npz {
                 offset: 0,
             }
         };
-        Ok((bytes, images, shape))
+        Ok((bytes, stack))
     }
 
-    /// The labels in the integer array `name`, `[N]` or `[N, 1]`.
-    pub fn labels(&mut self, name: &str) -> Result<Vec<u32>, DataError> {
+    /// The labels in the array `name`, numbers or one-hot; or what makes them no classes.
+    pub fn labels(&mut self, name: &str) -> Result<Result<Vec<u32>, String>, DataError> {
         let member = self.member(name)?;
-        let width = member
-            .header
-            .label_bytes()
-            .map_err(|problem| member.bad(problem))?;
-        member.check_length()?;
-        let descr = member.header.descr.clone();
-        let beyond = member.bad(format!(
-            "a label is negative or above {}: number the classes from 0",
-            MAX_CLASSES - 1
-        ));
-        let bytes = member.into_memory()?;
-        let label = |number: &[u8]| {
-            let mut little = [0; 8];
-            little[..width].copy_from_slice(number);
-            if descr.starts_with('>') {
-                little[..width].reverse();
-            }
-            let negative = descr.contains('i') && little[width - 1] >= 0x80;
-            let label = u64::from_le_bytes(little);
-            (!negative && label < MAX_CLASSES).then_some(label as u32)
+        let columns = match member.header.label_columns() {
+            Ok(columns) => columns,
+            Err(problem) => return Ok(Err(format!("{name}: {problem}"))),
         };
-        bytes
-            .chunks_exact(width)
-            .map(label)
-            .collect::<Option<_>>()
-            .ok_or(beyond)
+        member.check_length()?;
+        let header = member.header.clone();
+        let bytes = member.into_memory()?;
+        let row = columns * header.item_bytes() as usize;
+        let labels = bytes
+            .chunks_exact(row)
+            .map(|row| header.label(row, columns));
+        Ok(labels.collect::<Option<_>>().ok_or_else(|| match columns {
+            1 => format!(
+                "{name}: not classes, which are numbered from 0 to at most {}",
+                MAX_CLASSES - 1
+            ),
+            _ => format!("{name}: not one-hot"),
+        }))
     }
 }
+
+/// The labels of some sources and the number of classes, or what makes them no classes.
+type Classes = Result<(Vec<Option<Vec<u32>>>, usize), String>;
 
 /// One array of a `.npz` file, its header read.
 struct Member<'a> {
@@ -311,7 +491,7 @@ impl Member<'_> {
     fn bad(&self, problem: impl std::fmt::Display) -> DataError {
         DataError::Array {
             path: self.path.to_owned(),
-            problem: format!("{}: {problem}", self.name),
+            problem: one_line(format_args!("{}: {problem}", self.name)),
         }
     }
 
@@ -381,7 +561,7 @@ impl Member<'_> {
 }
 
 /// The header of a `.npy` array in C order, of lengths that do not overflow.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// The type of its items, as NumPy spells it: `|u1`, `<i8`.
     descr: String,
@@ -409,6 +589,9 @@ impl Header {
                     .map_err(|error| format!("not a NumPy array ({error})"))?;
                 (u32::from_le_bytes([a, b, high[0], high[1]]), 12)
             }
+            [0x80, 2..=5, ..] => {
+                return Err("a Python pickle, which is not read: save it with numpy.save".into());
+            }
             _ => return Err("not a NumPy array: save it with numpy.save or numpy.savez".into()),
         };
         let length = length as usize;
@@ -422,29 +605,28 @@ impl Header {
             .read_exact(&mut text)
             .map_err(|error| format!("its header is cut off ({error})"))?;
         let text = String::from_utf8_lossy(&text);
-        let (descr, fortran, shape) =
-            parse(&text).ok_or("its header is not that of a plain array: the file is damaged")?;
+        let (descr, fortran, shape) = parse(&text)
+            .ok_or("its header is not that of a plain array: it holds records, or is damaged")?;
         if fortran && shape.len() > 1 {
             return Err("is in Fortran order: save it through numpy.ascontiguousarray".into());
         }
-        let item = descr
-            .trim_start_matches(['<', '>', '|', '='])
-            .get(1..)
-            .and_then(|digits| digits.parse::<u64>().ok());
-        let data = shape
+        let mut header = Header {
+            descr,
+            shape,
+            bytes: before + length as u64,
+            data: 0,
+        };
+        let data = header
+            .shape
             .iter()
-            .try_fold(item.unwrap_or(1), |data, &n| data.checked_mul(n as u64));
-        match data.filter(|data| data >> 60 == 0) {
-            Some(data) => Ok(Header {
-                descr: descr.to_owned(),
-                shape,
-                bytes: before + length as u64,
-                data,
-            }),
-            None => Err(format!(
-                "its shape {shape:?} is impossible: the file is damaged"
-            )),
-        }
+            .try_fold(header.item_bytes(), |data, &n| data.checked_mul(n as u64));
+        header.data = data.filter(|data| data >> 60 == 0).ok_or_else(|| {
+            format!(
+                "its shape {:?} is impossible: the file is damaged",
+                header.shape
+            )
+        })?;
+        Ok(header)
     }
 
     /// Reads the header of an array that takes the `len` bytes from `offset` on.
@@ -459,81 +641,165 @@ impl Header {
         self.bytes + self.data
     }
 
+    /// The type without its byte order.
+    fn kind(&self) -> &str {
+        self.descr.trim_start_matches(['<', '>', '|', '='])
+    }
+
+    fn item_bytes(&self) -> u64 {
+        let digits = self.kind().get(1..);
+        digits.and_then(|digits| digits.parse().ok()).unwrap_or(1)
+    }
+
+    /// What NumPy calls the type, for messages.
+    fn dtype(&self) -> String {
+        let kind = self.kind();
+        let bits = self.item_bytes().saturating_mul(8);
+        match kind.as_bytes() {
+            [b'f', ..] => format!("float{bits}"),
+            [b'i', ..] => format!("int{bits}"),
+            [b'u', ..] => format!("uint{bits}"),
+            [b'b', ..] => "bool".into(),
+            [b'O', ..] => "object".into(),
+            [b'U' | b'S', ..] => "text".into(),
+            _ => kind.escape_debug().to_string(),
+        }
+    }
+
     /// Whether the items are bytes, as images' must be.
     pub fn check_u8(&self) -> Result<(), String> {
-        match self.descr.trim_start_matches(['<', '>', '|', '=']) {
+        match self.kind() {
             "u1" => Ok(()),
-            kind => Err(format!(
-                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8)",
-                kind.escape_debug()
-            )),
-        }
-    }
-
-    /// The number of images and their height, width and channels.
-    fn images(&self) -> Result<(usize, [usize; 3]), String> {
-        self.check_u8()?;
-        match self.shape[..] {
-            [n, h, w] if h > 0 && w > 0 => Ok((n, [h, w, 1])),
-            [n, h, w, c @ (1 | 3)] if h > 0 && w > 0 => Ok((n, [h, w, c])),
+            "O" => Err(
+                "holds pickled Python objects, which are not read: make one uint8 array of them with numpy.stack"
+                    .into(),
+            ),
             _ => Err(format!(
-                "has shape {:?}: images are [N, H, W, 1 or 3] or [N, H, W]",
-                self.shape
+                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8)",
+                self.dtype()
             )),
         }
     }
 
-    /// The length of each label.
-    fn label_bytes(&self) -> Result<usize, String> {
-        if self.data > MAX_LABEL_BYTES {
-            return Err(format!("has shape {:?}: too many labels", self.shape));
-        }
-        let width = match self.descr.trim_start_matches(['<', '>', '|', '=']) {
-            "u1" | "i1" => 1,
-            "u2" | "i2" => 2,
-            "u4" | "i4" => 4,
-            "u8" | "i8" => 8,
-            kind => {
+    /// The images of an array that is nothing else.
+    fn images(&self) -> Result<Stack, String> {
+        self.check_u8()?;
+        let (images, shape, planar) = match self.shape[..] {
+            [n, h, w, c @ (1 | 3)] => (n, [h, w, c], false),
+            [n, c @ (1 | 3), h, w] => (n, [h, w, c], true),
+            // A single image: no picture is only 1 or 3 wide.
+            [h, w, c @ (1 | 3)] => (1, [h, w, c], false),
+            [n, h, w] => (n, [h, w, 1], false),
+            _ => {
+                let help = match self.shape[..] {
+                    [_, _, _, 4] => "keep the colours alone, x[..., :3]",
+                    [_, 3072 | 12288] => {
+                        "use numpy.reshape, or read batches of downsampled ImageNet as imagenet32 or imagenet64"
+                    }
+                    [_, _] => "use numpy.reshape, to [1, H, W] for a single grey image",
+                    _ => "use numpy.reshape or numpy.transpose",
+                };
                 return Err(format!(
-                    "holds {} values: labels are integers",
-                    kind.escape_debug()
+                    "has shape {:?}: images are {FORMS}: {help}",
+                    self.shape
                 ));
             }
         };
-        match self.shape[..] {
-            [_] | [_, 1] => Ok(width),
-            _ => Err(format!("has shape {:?}: labels are [N]", self.shape)),
+        match shape[..2].contains(&0) {
+            true => Err(format!("has shape {:?}: its images are empty", self.shape)),
+            false => Ok(Stack {
+                images,
+                shape,
+                planar,
+            }),
         }
+    }
+
+    /// The number of items for each label: 1, or one for each class where labels are one-hot.
+    fn label_columns(&self) -> Result<usize, String> {
+        let shape = &self.shape;
+        if self.data > MAX_LABEL_BYTES {
+            return Err(format!("has shape {shape:?}, too large for labels"));
+        }
+        match self.kind() {
+            "b1" | "u1" | "i1" | "u2" | "i2" | "u4" | "i4" | "u8" | "i8" | "f4" | "f8" => {}
+            _ => return Err(format!("holds {} values, not numbers", self.dtype())),
+        }
+        match shape[..] {
+            [_] => Ok(1),
+            [_, columns] if (1..=MAX_CLASSES as usize).contains(&columns) => Ok(columns),
+            _ => Err(format!(
+                "has shape {shape:?}, where labels are [N] or one-hot [N, classes]"
+            )),
+        }
+    }
+
+    /// The class that some items stand for.
+    fn label(&self, items: &[u8], columns: usize) -> Option<u32> {
+        let mut numbers = items
+            .chunks_exact(items.len() / columns)
+            .map(|item| self.number(item));
+        if columns == 1 {
+            return numbers.next()?;
+        }
+        let mut class = None;
+        for (column, number) in numbers.enumerate() {
+            match (number?, class) {
+                (0, _) => {}
+                (1, None) => class = Some(column as u32),
+                _ => return None,
+            }
+        }
+        class
+    }
+
+    /// An item of up to 8 bytes as the number of a class.
+    fn number(&self, item: &[u8]) -> Option<u32> {
+        let mut bytes = [0; 8];
+        let little = &mut bytes[..item.len()];
+        little.copy_from_slice(item);
+        if self.descr.starts_with('>') {
+            little.reverse();
+        }
+        let negative = little.last().is_some_and(|&byte| byte >= 0x80);
+        let bits = u64::from_le_bytes(bytes);
+        let number = match self.kind() {
+            "f4" | "f8" => {
+                let number = match item.len() {
+                    4 => f32::from_bits(bits as u32).into(),
+                    _ => f64::from_bits(bits),
+                };
+                let whole = (0.0..MAX_CLASSES as f64).contains(&number) && number.fract() == 0.0;
+                whole.then_some(number as u64)
+            }
+            kind => (!(negative && kind.starts_with('i'))).then_some(bits),
+        };
+        number
+            .filter(|&number| number < MAX_CLASSES)
+            .map(|number| number as u32)
     }
 }
 
 /// Type, whether in Fortran order, and shape, of `{'descr': '|u1', 'fortran_order': False, 'shape':
-/// (2, 32, 32, 3), }`.
-fn parse(header: &str) -> Option<(&str, bool, Vec<usize>)> {
+/// (2, 32, 32, 3), }`, which Python 2 writes as `(2L, 32L, 32L, 3L)`, perhaps with `u'descr'`.
+fn parse(header: &str) -> Option<(String, bool, Vec<usize>)> {
+    let header = header.replace('"', "'");
     let after = |key: &str| {
-        Some(
-            header
-                .split_once(key)?
-                .1
-                .trim_start()
-                .strip_prefix(':')?
-                .trim_start(),
-        )
+        let (_, value) = header.split_once(&format!("'{key}'"))?;
+        Some(value.trim_start().strip_prefix(':')?.trim_start())
     };
-    let descr = after("'descr'")?.strip_prefix('\'')?.split_once('\'')?.0;
-    let order = after("'fortran_order'")?;
+    let descr = after("descr")?.trim_start_matches(['u', 'b']);
+    let (descr, _) = descr.strip_prefix('\'')?.split_once('\'')?;
+    let order = after("fortran_order")?;
     let fortran = order.starts_with("True");
     if !fortran && !order.starts_with("False") {
         return None;
     }
-    let sides = after("'shape'")?.strip_prefix('(')?.split_once(')')?.0;
+    let (sides, _) = after("shape")?.strip_prefix('(')?.split_once(')')?;
     let sides = sides
         .split(',')
         .map(str::trim)
-        .filter(|side| !side.is_empty());
-    Some((
-        descr,
-        fortran,
-        sides.map(|side| side.parse().ok()).collect::<Option<_>>()?,
-    ))
+        .filter(|side| !side.is_empty())
+        .map(|side| side.strip_suffix('L').unwrap_or(side).parse().ok());
+    Some((descr.to_owned(), fortran, sides.collect::<Option<_>>()?))
 }

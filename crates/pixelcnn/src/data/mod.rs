@@ -67,9 +67,16 @@ pub struct DataConfig {
     ///   valid, validation or dev (in any case; the first of these that is there), at the top or in
     ///   each class, or it has none. In a split, sub-folders are classes; a single one is not. What
     ///   is hidden or not a picture by its name is left out, which [`Progress::note`] is told.
-    /// - A `.npy` holds `u8` of shape `[N, H, W, C]` with C 1 or 3, or `[N, H, W]`.
-    /// - A `.npz` holds such arrays as `trainx` and `testx` with labels `trainy` and `testy` (or
-    ///   `x_train` and so on), or as `x` with labels `y`; labels may be missing.
+    /// - A `.npy` holds `u8` of shape `[N, H, W, C]` or `[N, C, H, W]` with C 1 or 3, `[N, H, W]`, or
+    ///   a single image `[H, W, C]`.
+    /// - A `.npz` holds such arrays as `x_train` and `x_test` with labels `y_train` and `y_test`, or
+    ///   as `x` with labels `y`. The names that others use will do: `images` or `data` for `x`,
+    ///   `labels` or `targets` for `y`, `train_images` or `trainx` for `x_train`, `val_images` for
+    ///   the test split where there is none. A single array of images may have any name, with
+    ///   `arr_1` labels where it is `arr_0`.
+    /// - Labels are the numbers of classes, from 0, or one-hot. Those that are something else, or
+    ///   that only one of the splits has, are left out, which [`Progress::note`] hears, as it does of
+    ///   arrays that are not used.
     pub data: String,
     /// The folder in which `cifar10`, `imagenet32` or `imagenet64` lies, instead of the cache.
     pub data_dir: Option<PathBuf>,
@@ -362,7 +369,13 @@ impl Dataset {
             _ if path.is_dir() => folder::open(path, config, split, progress),
             "tar" => folder::open(path, config, split, progress),
             "npy" => arrays::open_npy(path, config.held_out, split),
-            "npz" => arrays::open_npz(path, config.held_out, split, arrays::Room::default()),
+            "npz" => arrays::open_npz(
+                path,
+                config.held_out,
+                split,
+                arrays::Room::default(),
+                progress,
+            ),
             _ => Err(DataError::Config(format!(
                 "{}: neither a folder nor a .tar, .npy or .npz file: unpack or convert it first",
                 path.display()
