@@ -78,6 +78,61 @@ fn samples_are_written_in_every_form() {
     assert_ne!(open(&folder.join("other.png")), grid);
 }
 
+/// What is drawn is data for the other commands.
+#[test]
+fn samples_are_read_as_data() {
+    let folder = trained();
+    let folder = folder.path();
+    let labels = |scores: &str| -> Vec<String> {
+        let mut table = csv::Reader::from_path(folder.join(scores).join("scores.csv")).unwrap();
+        table
+            .records()
+            .map(|row| row.unwrap()[1].to_owned())
+            .collect()
+    };
+    let train = "train --nr-filters 2 --nr-logistic-mix 2 --batch-size 4 --init-batch-size 4 \
+                 --steps 1 --samples 0";
+    succeeds(folder, "sample run --num 7 --npz drawn.npz");
+    contains(
+        &succeeds(folder, "score run drawn.npz"),
+        "drawn.npz: 7 images",
+    );
+    assert_eq!(labels("scores"), ["0", "1", "0", "1", "0", "1", "0"]);
+    contains(&succeeds(folder, "eval run --data drawn.npz"), " bits/dim");
+    succeeds(
+        folder,
+        &format!("{train} again --data drawn.npz --class-conditional"),
+    );
+    // Not all classes need be drawn.
+    succeeds(folder, "sample run --num 3 --class dark --npz dark.npz");
+    succeeds(folder, "score run dark.npz");
+    assert_eq!(labels("scores"), ["0", "0", "0"]);
+
+    // Where there are no classes, there are no labels.
+    succeeds(folder, &format!("{train} plain --data drawn.npz"));
+    succeeds(folder, "sample plain --num 5 --npz plain.npz");
+    let npz = npyz::npz::NpzArchive::open(folder.join("plain.npz")).unwrap();
+    assert_eq!(npz.array_names().collect::<Vec<_>>(), ["images"]);
+    contains(
+        &succeeds(folder, "score plain plain.npz"),
+        "plain.npz: 5 images",
+    );
+    assert_eq!(labels("scores"), ["-1"; 5]);
+    succeeds(folder, "eval plain --data plain.npz");
+    succeeds(folder, &format!("{train} more --data plain.npz"));
+    contains(
+        &fails(folder, "eval run --data plain.npz"),
+        "no labels: the model takes",
+    );
+    contains(
+        &fails(
+            folder,
+            &format!("{train} classes --data plain.npz --class-conditional"),
+        ),
+        "needs labels",
+    );
+}
+
 #[test]
 fn images_are_completed() {
     let folder = trained();

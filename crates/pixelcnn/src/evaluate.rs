@@ -20,7 +20,8 @@ pub struct WrongImages {
 }
 
 /// Checks that a data set has the size, channels and, for a class-conditional model, the classes
-/// that a model takes.
+/// that a model takes. Classes without names may be fewer: labels in arrays do not tell how many
+/// there are.
 ///
 /// # Errors
 /// [`WrongImages`] where it has not.
@@ -28,7 +29,12 @@ pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongIma
     let images = [data.height(), data.width(), data.channels()];
     let classes = model.nr_classes;
     let fits = images == [model.height, model.width, model.channels];
-    if fits && (classes == 0 || classes == data.nr_classes()) {
+    let classes_fit = match (classes, data.class_names()) {
+        (0, _) => true,
+        (_, []) => (1..=classes).contains(&data.nr_classes()),
+        (_, names) => names.len() == classes,
+    };
+    if fits && classes_fit {
         return Ok(());
     }
     let mut takes = format!("{}x{}x{}", model.width, model.height, model.channels);

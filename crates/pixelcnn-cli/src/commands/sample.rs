@@ -51,7 +51,8 @@ pub struct Sample {
     /// Animated PNG file in which the grid appears row by row [default: none]
     #[arg(long, value_name = "FILE", value_parser = png)]
     animate: Option<PathBuf>,
-    /// NumPy file for the levels, images [N, H, W, C], and their classes, labels [N] [default: none]
+    /// NumPy file for the levels, images [N, H, W, C], and of a class-conditional model the classes,
+    /// labels [N]; --data takes it [default: none]
     #[arg(long, value_name = "FILE", value_parser = npz)]
     npz: Option<PathBuf>,
 }
@@ -112,7 +113,8 @@ impl Sample {
             write_singles(folder, &drawn, scale, model)?;
         }
         if let Some(path) = &self.npz {
-            write_npz(path, shape, &drawn, &sampling.labels)
+            let labels = (model.nr_classes > 0).then_some(&sampling.labels[..]);
+            write_npz(path, shape, &drawn, labels)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
         if let Some(path) = &self.animate {
@@ -151,12 +153,19 @@ impl Sample {
     }
 }
 
-fn write_npz(path: &Path, shape: [usize; 4], images: &[u8], labels: &[u32]) -> io::Result<()> {
+fn write_npz(
+    path: &Path,
+    shape: [usize; 4],
+    images: &[u8],
+    labels: Option<&[u32]>,
+) -> io::Result<()> {
     let mut file = Cursor::new(Vec::new());
     let mut npz = NpzWriter::new(&mut file);
     eval::add(&mut npz, "images", &shape.map(|n| n as u64), images)?;
-    let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
-    eval::add(&mut npz, "labels", &[labels.len() as u64], &labels)?;
+    if let Some(labels) = labels {
+        let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
+        eval::add(&mut npz, "labels", &[labels.len() as u64], &labels)?;
+    }
     drop(npz);
     atomic::write(path, |w| w.write_all(file.get_ref()))
 }
