@@ -208,7 +208,7 @@ def main(arguments):
         figures = []
         for kind in ["averaged", "raw"]:
             run = folder / f"theirs-{kind}"
-            command = [program, "import", folder / kind / "model.safetensors", "--out", run]
+            command = [program, "import", folder / kind / "model.safetensors", "-o", run]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             figures.append(evaluate(program, run))
         rows.append([f"PyTorch, {form}", theirs, *figures])

@@ -29,7 +29,7 @@ impl Overwrite {
         if file.is_dir() {
             return Err(format!("`{}` is a folder: name a file", file.display()).into());
         }
-        match !self.force && is_there(file) && is_replaced(file) {
+        match !self.force && file.exists() && is_replaced(file) {
             true => Err(format!(
                 "`{}` is there already: choose another name, or --force to write over it",
                 file.display()

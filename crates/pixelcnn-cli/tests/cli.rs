@@ -11,7 +11,7 @@ use assert_cmd::cargo::cargo_bin;
 use npyz::WriterBuilder;
 use tempfile::TempDir;
 
-use program::{contains, fails, misused, succeeds, text};
+use program::{contains, fails, misused, pixelcnn, succeeds, text};
 
 /// A folder with `tiny.npy`: 40 images of 8x8x3, no two alike.
 fn tiny() -> TempDir {
@@ -240,12 +240,13 @@ fn a_model_is_trained_measured_sampled_and_explained() {
     );
     let table = fs::read_to_string(folder.join("figures.csv")).unwrap();
     let mut lines = table.lines();
-    assert_eq!(lines.next(), Some("index,label,bits_per_dim"));
+    assert_eq!(lines.next(), Some("index,label,bits_per_dim,name"));
     let bits: Vec<f64> = lines
         .enumerate()
         .map(|(index, line)| {
             let figure = line.strip_prefix(&format!("{index},-1,")).unwrap();
-            figure.parse().unwrap()
+            // Arrays have no names.
+            figure.strip_suffix(',').unwrap().parse().unwrap()
         })
         .collect();
     let mean = bits.iter().sum::<f64>() / 4.0;
@@ -461,4 +462,82 @@ fn without_the_shipped_model_a_run_is_to_be_named() {
             "built without a model: name a run",
         );
     }
+}
+
+#[test]
+fn data_are_measured_whole_and_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    program::photos(folder);
+    let run = "train own --data photos --held-out 0.25 --nr-filters 2 --nr-logistic-mix 2 \
+               --batch-size 4 --init-batch-size 4 --steps 1 --samples 0";
+    succeeds(folder, run);
+    fs::create_dir(folder.join("others")).unwrap();
+    for i in 0..5 {
+        program::picture(i)
+            .save(folder.join(format!("others/{i}.png")))
+            .unwrap();
+    }
+    // Of its own data a part is held out, whatever they are called; others are measured whole.
+    contains(&succeeds(folder, "eval own"), "test: 6 images");
+    contains(
+        &succeeds(folder, "eval own --data ./photos/../photos"),
+        "test: 6 images",
+    );
+    contains(
+        &succeeds(folder, "eval own --split train"),
+        "train: 18 images",
+    );
+    let said = succeeds(folder, "eval own --data others -o table.csv");
+    contains(&said, "all: 5 images");
+    let table = fs::read_to_string(folder.join("table.csv")).unwrap();
+    let names = table
+        .lines()
+        .skip(1)
+        .map(|line| line.rsplit_once(',').unwrap().1);
+    assert!(names.eq(["0.png", "1.png", "2.png", "3.png", "4.png"]));
+    contains(
+        &succeeds(folder, "eval own --data others --held-out 0.2"),
+        "test: 1 image ",
+    );
+    succeeds(folder, "eval own --data others -o table.npz");
+    let npz = npyz::npz::NpzArchive::open(folder.join("table.npz"));
+    let mut npz = npz.unwrap();
+    let name = npz.by_name("name").unwrap().unwrap();
+    assert_eq!(name.dtype().descr(), "'<U5'");
+    // Splits that folders tell are kept apart.
+    fs::create_dir(folder.join("kaggle")).unwrap();
+    fs::rename(folder.join("photos"), folder.join("kaggle/Train")).unwrap();
+    fs::rename(folder.join("others"), folder.join("kaggle/Test")).unwrap();
+    let output = pixelcnn(folder, "eval own --data kaggle");
+    contains(&text(&output.stdout), "test: 5 images");
+    contains(
+        &text(&output.stderr),
+        "training images in Train/ (24), test images in Test/ (5)",
+    );
+}
+
+#[test]
+fn damaged_pictures_are_named_before_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    program::photos(folder);
+    let whole = fs::read(folder.join("photos/dark/01.png")).unwrap();
+    for name in ["dark/01.png", "light/02.png"] {
+        fs::write(folder.join("photos").join(name), &whole[..whole.len() / 2]).unwrap();
+    }
+    let train = "--data photos --nr-filters 2 --nr-logistic-mix 2 --batch-size 4 \
+                 --init-batch-size 4 --steps 1 --samples 0";
+    let error = fails(folder, &format!("train new {train}"));
+    contains(&error, "2 of 24 pictures can't be read: ");
+    contains(&error, "dark/01.png");
+    contains(&error, "light/02.png");
+    contains(&error, "--skip-damaged");
+    assert!(!folder.join("new").exists());
+    let output = pixelcnn(folder, &format!("train new {train} --skip-damaged"));
+    assert!(output.status.success());
+    contains(&text(&output.stderr), "skipped: 2 of 24 pictures");
+    contains(&text(&output.stdout), "20 images");
+    // The run knows.
+    succeeds(folder, "train --resume new --steps 2");
 }

@@ -105,8 +105,8 @@ fn samples_are_read_as_data() {
     );
     // Not all classes need be drawn.
     succeeds(folder, "sample run --num 3 --class dark --npz dark.npz");
-    succeeds(folder, "score run dark.npz");
-    assert_eq!(labels("scores"), ["0", "0", "0"]);
+    succeeds(folder, "score run dark.npz -o dark");
+    assert_eq!(labels("dark"), ["0", "0", "0"]);
 
     // Where there are no classes, there are no labels.
     succeeds(folder, &format!("{train} plain --data drawn.npz"));
@@ -114,10 +114,10 @@ fn samples_are_read_as_data() {
     let npz = npyz::npz::NpzArchive::open(folder.join("plain.npz")).unwrap();
     assert_eq!(npz.array_names().collect::<Vec<_>>(), ["images"]);
     contains(
-        &succeeds(folder, "score plain plain.npz"),
+        &succeeds(folder, "score plain plain.npz -o plainly"),
         "plain.npz: 5 images",
     );
-    assert_eq!(labels("scores"), ["-1"; 5]);
+    assert_eq!(labels("plainly"), ["-1"; 5]);
     succeeds(folder, "eval plain --data plain.npz");
     succeeds(folder, &format!("{train} more --data plain.npz"));
     contains(
@@ -208,11 +208,11 @@ fn what_cannot_be_completed_is_one_line() {
         ),
         (
             "none.png --keep top:4 --class 0",
-            ["cannot read `none.png`", "PNG or JPEG"],
+            ["cannot read `none.png`", "No such file"],
         ),
         (
             "text.png --keep top:4 --class 0",
-            ["cannot read `text.png`", "PNG or JPEG"],
+            ["cannot read `text.png`", "not a PNG, JPEG"],
         ),
         (
             "a.png --keep top:8 --class 0",

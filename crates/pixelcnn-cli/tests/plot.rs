@@ -120,8 +120,8 @@ fn what_cannot_be_drawn_is_one_line() {
     contains(&fails(folder, "plot new"), "new: nothing was measured yet");
     run(folder, "run", 3, 3.0);
     contains(
-        &fails(folder, "plot run -o none/curve.png"),
-        "none/curve.png",
+        &fails(folder, "plot run -o run/metrics.jsonl/curve.png"),
+        "cannot make the folder `run/metrics.jsonl`",
     );
     contains(&misused(folder, "plot run -o curve.svg"), ".png");
     misused(folder, "plot");

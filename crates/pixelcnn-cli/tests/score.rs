@@ -207,7 +207,7 @@ fn earlier_scores_make_room() {
         names
     };
     let removed = |arguments: &str| -> String {
-        let output = program::pixelcnn(folder, &format!("score run {arguments}"));
+        let output = program::pixelcnn(folder, &format!("score run {arguments} --force"));
         assert!(output.status.success(), "{arguments}");
         program::text(&output.stderr)
     };
@@ -266,7 +266,7 @@ fn what_cannot_be_scored_is_one_line() {
         ("run", "0 data sets beside the model: give one"),
         ("run photos flat", "--against"),
         ("run nowhere", "nowhere not found: give cifar10"),
-        ("run empty", "no PNG or JPEG files in it"),
+        ("run empty", "no pictures in it"),
         (
             "run wide",
             "the model takes 12x8x3: choose other images, or --size",

@@ -98,7 +98,7 @@ fn it_is_measured_explained_and_exported() {
     // Files of another kind are not written over.
     contains(
         &fails_with_it(folder, "export --out exported"),
-        "exported/README.md: there already",
+        "is there already: choose another name, or --force",
     );
 }
 

@@ -123,7 +123,7 @@ fn what_is_exported_is_imported_again() {
     );
     let card = || fs::read_to_string(folder.join("run/export/safetensors/README.md")).unwrap();
     contains(&card(), "| bits/dim | not measured |");
-    succeeds(folder, "export run --measure");
+    succeeds(folder, "export run --measure --force");
     contains(&card(), &format!("| bits/dim | {}", bits("bpd_ema/step3")));
     contains(&card(), "on 4 test images of images.npz |");
     let exported = "import run/export/safetensors/model.safetensors --out weights";
@@ -140,7 +140,7 @@ fn what_is_exported_is_imported_again() {
 
     // Training measures, and the card says so.
     succeeds(folder, "train --resume run --steps 4 --samples 0");
-    succeeds(folder, "export run");
+    succeeds(folder, "export run --force");
     let measured = card();
     contains(&measured, "± ");
     contains(&measured, "on all test images of images.npz |");
@@ -161,7 +161,7 @@ fn what_is_exported_is_imported_again() {
         "Polyak average of the parameters, in half precision",
     );
     contains(&half(), "| 4, 16, 0.0 |");
-    succeeds(folder, "export run --half --measure --out half");
+    succeeds(folder, "export run --half --measure -o half --force");
     let size = |file: &str| fs::metadata(folder.join(file)).unwrap().len();
     let single = size("run/export/safetensors/model.safetensors");
     assert!(2 * size("half/model.safetensors") < single + 20_000);

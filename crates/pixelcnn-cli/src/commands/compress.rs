@@ -22,7 +22,7 @@ use crate::trained::Trained;
 ///
 /// The likelier the model finds an image, the fewer bytes it takes. All images go into one file, of
 /// which each can be read without the others, by `pixelcnn decompress` with the same model: keep
-/// it. Later versions of this program may come with another shipped model; `pixelcnn export --out
+/// it. Later versions of this program may come with another shipped model; `pixelcnn export -o
 /// DIR` keeps this one, as a file that takes its place. Images are still pictures of the model's size
 /// with 8 bits and no transparency; their pixels are kept and nothing else of their files.
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
 use super::eval::{progress, split};
 use crate::chart::{Chart, Series, Shape};
 use crate::heat::{self, Group};
-use crate::output::make_folder;
+use crate::output::{Overwrite, make_folder};
 use crate::settings::absolute;
 use crate::terminal::{
     Opening, Result, catch_interrupts, counted, interrupted, left_off, note, note_dropped, say,
@@ -27,6 +27,15 @@ use crate::trained::Trained;
 /// The first line of the tables.
 const COLUMNS: &str =
     "index,label,name,bits_per_dim,png_bits_per_dim,jpeg_xl_bits_per_dim,corrected";
+/// What is written: the scores, and with --against and --maps more.
+const FILES: [&str; 6] = [
+    "scores.csv",
+    "against.csv",
+    "histogram.png",
+    "corrected.png",
+    "maps.png",
+    "maps-against.png",
+];
 /// The images that are named in the terminal as the most unusual.
 const NAMED: usize = 5;
 
@@ -79,9 +88,14 @@ pub struct Score {
     #[arg(long, value_name = "N", default_value = "16")]
     #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
     batch_size: u32,
-    /// Folder for all files
-    #[arg(short, long, value_name = "DIR", default_value = "scores")]
-    output: PathBuf,
+    /// Leave damaged pictures out instead of refusing all; each is decoded once to find out
+    #[arg(long)]
+    skip_damaged: bool,
+    /// Folder for all files [default: scores, or scores-2 and so on where that is there]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    overwrite: Overwrite,
 }
 
 const EXAMPLES: &str = "\
@@ -116,6 +130,10 @@ impl Score {
             .into());
         };
         let model = trained.model();
+        let output = self.overwrite.or_free(&self.output, "scores");
+        for file in FILES {
+            self.overwrite.expect_free(&output.join(file))?;
+        }
         let network = trained.network(self.raw, &device)?;
         let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
         let progress = Opening::new();
@@ -134,7 +152,7 @@ impl Score {
         }
         note_dropped(dropped);
         catch_interrupts("leaving after this batch")?;
-        make_folder(&self.output)?;
+        make_folder(&output)?;
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let Some(scores) = self.measure(&network, &data, count)? else {
@@ -158,9 +176,9 @@ impl Score {
             }
         }
 
-        self.remove_earlier()?;
+        self.remove_earlier(&output)?;
         for (set, name) in scored.iter().zip(["scores.csv", "against.csv"]) {
-            let path = self.output.join(name);
+            let path = output.join(name);
             write_table(&path, set)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
@@ -179,12 +197,12 @@ impl Score {
             ),
         ] {
             let sets = scored.iter().map(|set| (set.name.clone(), of(set)));
-            histogram(sets.collect(), x_label).write(&self.output.join(file))?;
+            histogram(sets.collect(), x_label).write(&output.join(file))?;
         }
         let tops = pictures.iter().map(|groups| heat::top(groups));
         let top = tops.reduce(f32::max);
         for (groups, name) in pictures.iter().zip(["maps.png", "maps-against.png"]) {
-            heat::write(&self.output.join(name), model, groups, top.unwrap_or(1.0))?;
+            heat::write(&output.join(name), model, groups, top.unwrap_or(1.0))?;
         }
 
         for set in &scored {
@@ -196,7 +214,7 @@ impl Score {
         let scale = top.map(|top| format!(", heat maps from 0 to {top:.1} bits/pixel"));
         say(format_args!(
             "in {}{} ({} weights, step {})",
-            self.output.display(),
+            output.display(),
             scale.unwrap_or_default(),
             trained.kind(self.raw),
             trained.step()
@@ -218,6 +236,7 @@ impl Score {
             data: name.into(),
             data_dir: self.data_dir.clone(),
             size: self.size,
+            skip_damaged: self.skip_damaged,
             ..DataConfig::default()
         };
         absolute(&mut config);
@@ -225,6 +244,7 @@ impl Score {
             config = DataConfig {
                 data_dir: config.data_dir.or(own.data_dir.clone()),
                 size: config.size.or(own.size),
+                skip_damaged: config.skip_damaged || own.skip_damaged,
                 ..own.clone()
             };
         }
@@ -241,12 +261,12 @@ impl Score {
         Ok(score(network, data, count, batch_size, &mut progress)?)
     }
 
-    /// Removes what earlier scores left in the folder and these do not replace: it would be taken
-    /// for theirs.
-    fn remove_earlier(&self) -> Result {
+    /// Removes what earlier scores left in the folder and these, which are forced, do not replace: it
+    /// would be taken for theirs.
+    fn remove_earlier(&self, output: &Path) -> Result {
         let is_table = |name| {
             let mut start = String::new();
-            let file = File::open(self.output.join(name));
+            let file = File::open(output.join(name));
             file.and_then(|file| file.take(COLUMNS.len() as u64).read_to_string(&mut start))
                 .is_ok()
                 && start == COLUMNS
@@ -262,7 +282,7 @@ impl Score {
             ("maps.png", maps),
             ("maps-against.png", against && maps),
         ] {
-            let path = self.output.join(name);
+            let path = output.join(name);
             if !replaced && path.is_file() {
                 fs::remove_file(&path)
                     .map_err(|error| format!("cannot remove `{}`: {error}", path.display()))?;
@@ -272,7 +292,7 @@ impl Score {
         if !removed.is_empty() {
             note(format_args!(
                 "{}: removed {} of earlier scores",
-                self.output.display(),
+                output.display(),
                 removed.join(", ")
             ));
         }

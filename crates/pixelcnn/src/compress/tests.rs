@@ -368,7 +368,7 @@ fn every_image_has_a_png_file_of_its_own() {
         ),
         (&["d/a.PNG", "a.txt"], &["d/a.PNG", "a.txt.png"]),
         // No file can have the name of a folder.
-        (&["a.png/b.png", "a.png"], &["a.png/b.png", "a-2.png"]),
+        (&["a.png/b.png", "a.png"], &["a.png/b.png", "a.png.png"]),
         (&[&long, "y"], &[&format!("{}.png", &long[4..]), "y.png"]),
     ] {
         assert_eq!(png_names(names.iter().copied()), expected);

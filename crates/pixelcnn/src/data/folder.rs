@@ -19,6 +19,8 @@ use crate::picture::{DroppedCount, FORMATS, is_picture};
 
 /// Most headers end within this many bytes.
 const HEADER_BYTES: u64 = 64 << 10;
+/// The marks at the ends of files are no longer than this.
+const END_BYTES: usize = 16;
 /// So many damaged pictures are named.
 const NAMED: usize = 10;
 /// Links that lead to links are followed so far.
@@ -138,6 +140,7 @@ impl Listing {
     fn of(path: &Path) -> Result<Listing, DataError> {
         let mut listing = match path.is_dir() {
             true => Self::of_folder(path)?,
+            false if is_picture(path) => Self::of_picture(path),
             false => Self::of_tar(path)?,
         };
         listing.files.sort_by(|a, b| a.name.cmp(&b.name));
@@ -167,6 +170,21 @@ impl Listing {
                 .collect(),
             left_out: walk.left_out,
         })
+    }
+
+    fn of_picture(path: &Path) -> Listing {
+        let name = path.file_name().unwrap_or_default();
+        let picture = Entry {
+            name: name.to_string_lossy().into_owned(),
+            place: Place::File(path.to_owned()),
+        };
+        Listing {
+            path: path.parent().unwrap_or(Path::new("")).to_owned(),
+            tar: None,
+            files: vec![picture],
+            folders: Vec::new(),
+            left_out: LeftOut::default(),
+        }
     }
 
     fn of_tar(path: &Path) -> Result<Listing, DataError> {
@@ -319,9 +337,14 @@ impl Listing {
             }
             header => header,
         }?;
-        let (last, _) = read(len.saturating_sub(16), 16)?;
-        if !all && file::is_surely_whole(&bytes, &last, len) {
-            return Ok(header);
+        if !all {
+            let last = match bytes.len() as u64 == len {
+                true => bytes[bytes.len().saturating_sub(END_BYTES)..].to_vec(),
+                false => read(len.saturating_sub(END_BYTES as u64), END_BYTES as u64)?.0,
+            };
+            if file::is_surely_whole(&bytes, &last, len) {
+                return Ok(header);
+            }
         }
         if (bytes.len() as u64) < len {
             bytes = read(0, len)?.0;

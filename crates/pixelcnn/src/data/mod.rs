@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::one_line;
-use crate::picture::DroppedCount;
+use crate::picture::{DroppedCount, is_picture};
 
 mod arrays;
 mod cifar10;
@@ -61,7 +61,7 @@ impl fmt::Display for Split {
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// `cifar10`, `imagenet32`, `imagenet64`, or the path of a folder of pictures
-    /// ([`FORMATS`](crate::picture::FORMATS)), of a `.tar` of them, or of a `.npy` or `.npz` file.
+    /// ([`FORMATS`](crate::picture::FORMATS)), of a single one, of a `.tar` of them, or of a `.npy` or `.npz` file.
     ///
     /// - A folder or tar has its splits in folders named train or training, and test, testing, val,
     ///   valid, validation or dev (in any case; the first of these that is there), at the top or in
@@ -152,7 +152,7 @@ pub enum DataError {
         problem: String,
     },
     /// Pictures cannot be read.
-    #[error("{0}: replace or remove them, or skip what is damaged")]
+    #[error("{0}: replace or remove them, or skip them")]
     Damaged(Damaged),
     /// Pictures of different sizes.
     #[error("{first} is {}x{}, {second} is {}x{}: give --size to crop and resize all to one size",
@@ -366,7 +366,7 @@ impl Dataset {
                 what: path.display().to_string(),
                 help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
             }),
-            _ if path.is_dir() => folder::open(path, config, split, progress),
+            _ if path.is_dir() || is_picture(path) => folder::open(path, config, split, progress),
             "tar" => folder::open(path, config, split, progress),
             "npy" => arrays::open_npy(path, config.held_out, split),
             "npz" => arrays::open_npz(
@@ -377,7 +377,7 @@ impl Dataset {
                 progress,
             ),
             _ => Err(DataError::Config(format!(
-                "{}: neither a folder nor a .tar, .npy or .npz file: unpack or convert it first",
+                "{}: neither a folder, a picture nor a .tar, .npy or .npz file: unpack or convert it first",
                 path.display()
             ))),
         }

@@ -1041,16 +1041,6 @@ fn folders_of_splits() {
     }
 }
 
-/// What [`Progress::note`] is told.
-#[derive(Default)]
-struct Notes(std::cell::RefCell<Vec<String>>);
-
-impl Progress for Notes {
-    fn note(&self, text: &str) {
-        self.0.borrow_mut().push(text.into());
-    }
-}
-
 /// A split's colours and labels, and what is told of opening it.
 fn opened(config: &DataConfig, split: Split) -> (Vec<u8>, Vec<u32>, String) {
     let notes = Notes::default();

@@ -116,7 +116,7 @@ impl DroppedCount {
     }
 }
 
-/// For example `of 9 pictures 2 have an alpha channel, 1 has more than 8 bits a channel`.
+/// For example `2 of 9 pictures have an alpha channel, 1 has more than 8 bits a channel`.
 impl fmt::Display for DroppedCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [
@@ -126,12 +126,15 @@ impl fmt::Display for DroppedCount {
             (self.metadata, "metadata (EXIF, XMP, text)"),
         ];
         let said = parts.iter().filter(|(count, _)| *count > 0);
-        let said = said.map(|(count, what)| match count {
-            1 => format!("1 has {what}"),
-            count => format!("{count} have {what}"),
+        let said = said.enumerate().map(|(i, (count, what))| {
+            let of = match (i, self.pictures) {
+                (0, 1) => " of 1 picture".into(),
+                (0, pictures) => format!(" of {pictures} pictures"),
+                _ => String::new(),
+            };
+            let verb = if *count == 1 { "has" } else { "have" };
+            format!("{count}{of} {verb} {what}")
         });
-        let plural = if self.pictures == 1 { "" } else { "s" };
-        write!(f, "of {} picture{plural} ", self.pictures)?;
         f.write_str(&said.collect::<Vec<_>>().join(", "))
     }
 }
@@ -151,7 +154,7 @@ pub(crate) struct Header {
 pub(crate) fn header(bytes: &[u8], whole: bool) -> Result<Header, String> {
     let format = format(bytes)?;
     if !whole && !matches!(format, ImageFormat::Png | ImageFormat::Jpeg) {
-        return Err("the file is cut off".into());
+        return Err("the file is cut off: get it again where it is whole".into());
     }
     let alpha = still(bytes, format)?;
     let mut decoder = decoder(bytes, format)?;
@@ -229,7 +232,9 @@ pub(crate) fn decode(
     }
     let total = decoded_bytes(&decoder)?;
     if is_cut_jpeg(bytes) {
-        return Err(Unread::Because("the file is cut off".into()));
+        return Err(Unread::Because(
+            "the file is cut off: get it again where it is whole".into(),
+        ));
     }
     let one = (total > LARGE).then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut image = DynamicImage::from_decoder(decoder).map_err(one_line)?;
@@ -327,7 +332,7 @@ fn format(bytes: &[u8]) -> Result<ImageFormat, String> {
     use ImageFormat::*;
     match image::guess_format(bytes) {
         Ok(format @ (Png | Jpeg | WebP | Gif | Bmp | Tiff | Pnm | Qoi)) => Ok(format),
-        _ => Err(format!("not a {FORMATS} file")),
+        _ => Err(format!("it is not a {FORMATS} file")),
     }
 }
 
@@ -372,7 +377,7 @@ fn png_reader(bytes: &[u8]) -> Result<png::Reader<Cursor<&[u8]>>, String> {
 /// a page. Tells whether there is transparency, where the decoder does not.
 fn still(bytes: &[u8], format: ImageFormat) -> Result<Option<bool>, String> {
     let animation =
-        || "it is an animation: only still pictures are read, save its frames as such".into();
+        || "it is an animation, only still pictures are read: save its frames as such".into();
     match format {
         ImageFormat::Png => {
             let reader = png_reader(bytes)?;

@@ -41,7 +41,7 @@ pub enum PictureError {
     #[error("cannot encode a picture as PNG: {0}")]
     Encode(#[from] image::ImageError),
     /// A file that is not there or not a picture.
-    #[error("cannot read `{path}`: {reason}: give a whole picture ({FORMATS})")]
+    #[error("cannot read `{path}`: {reason}")]
     Read {
         /// The file.
         path: PathBuf,

@@ -149,7 +149,7 @@ fn what_pixels_leave_out_is_told() {
     }
     assert_eq!(
         count.to_string(),
-        "of 3 pictures 2 have an alpha channel, 1 has more than 8 bits a channel"
+        "2 of 3 pictures have an alpha channel, 1 has more than 8 bits a channel"
     );
 }
 

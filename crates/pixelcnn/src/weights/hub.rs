@@ -236,7 +236,7 @@ a model of images with an exact likelihood.
 ```sh
 pixelcnn sample model.safetensors
 pixelcnn eval model.safetensors{data}
-pixelcnn import model.safetensors --out run{data}    # to train it on
+pixelcnn import model.safetensors -o run{data}    # to train it on
 ```
 ",
             name = self.name,
