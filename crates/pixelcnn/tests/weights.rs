@@ -1,6 +1,8 @@
 //! Weights in and out: the original's checkpoints and PyTorch's state dicts give what they gave
 //! there, what is exported comes back bit for bit, and damaged or hostile files are refused.
 
+mod torch;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
@@ -13,12 +15,14 @@ use pixelcnn::train::checkpoint::{Moments, Precision, TrainState};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::update;
 use pixelcnn::weights::{
-    Fault, Tensors, Unsaid, WeightsError, hub, import, npz, original, port, pytorch, tensorflow,
+    Fault, Imported, Tensor, Tensors, Unsaid, WeightsError, hub, import, npz, original, port,
+    pytorch, tensorflow,
 };
 use pixelcnn::{ModelConfig, Nonlinearity};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use torch::{Py, count, dict, others, save, save_legacy, single, text};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -123,7 +127,7 @@ const V2: &str = "tf_checkpoint_v2/params_cifar.ckpt";
 fn every_tensor_of_the_originals_checkpoints() {
     let file = fs::read(golden("tf_checkpoint_v2/tensors.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&file).unwrap();
-    let v2 = tensorflow::read_v2(&golden(V2)).unwrap();
+    let v2 = tensorflow::read_v2(&golden(V2), &mut Vec::new()).unwrap();
     assert_eq!(v2.len(), 685);
     assert_eq!(v2.len(), expected.len());
     for (name, tensor) in &v2 {
@@ -132,7 +136,7 @@ fn every_tensor_of_the_originals_checkpoints() {
         let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(bytes, theirs.data(), "{name}");
     }
-    let v1 = tensorflow::v1(fs::File::open(golden(V1)).unwrap()).unwrap();
+    let v1 = tensorflow::v1(fs::File::open(golden(V1)).unwrap(), &mut Vec::new()).unwrap();
     assert!(v1.keys().eq(v2.keys()));
     for (name, tensor) in &v1 {
         assert_eq!(tensor.shape, v2[name].shape, "{name}");
@@ -332,8 +336,402 @@ fn pytorch_models_give_the_same_outputs() {
     expect_output(&state, "pytorch/benchmark_expected.safetensors", 2);
 }
 
+/// The tensors of the golden model of the port, under its names.
+fn port_tensors() -> Tensors {
+    read_pth(&fs::read(golden("pytorch_port/rgb.pth")).unwrap()).unwrap()
+}
+
+fn state_dict(tensors: &Tensors, name: impl Fn(&str) -> String) -> Py {
+    let items = tensors.iter().map(|(key, t)| (text(name(key)), single(t)));
+    Py::Ordered(items.collect())
+}
+
+/// What import finds in a file.
+fn read_file(file: &[u8]) -> Result<Imported, WeightsError> {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    fs::write(path.path(), file).unwrap();
+    pixelcnn::weights::read(path.path(), &unsaid())
+}
+
+/// The names of the layers since weight normalisation became a parametrization.
+fn parametrized(name: &str) -> String {
+    let weight = "parametrizations.weight.original";
+    let name = name.replace("weight_g", &format!("{weight}0"));
+    name.replace("weight_v", &format!("{weight}1"))
+}
+
+#[test]
+fn state_dicts_are_found_as_they_come() {
+    let tensors = port_tensors();
+    let expected = import(&golden("pytorch_port/rgb.pth"), &unsaid()).unwrap();
+    let named = |name: &dyn Fn(&str) -> String| state_dict(&tensors, name);
+    let plain = || named(&|name| name.into());
+    let before = |prefix: &str| named(&|name| format!("{prefix}{name}"));
+    let all: Vec<String> = others()
+        .into_iter()
+        .map(|(key, _)| match key {
+            Py::Text(key) => key,
+            key => panic!("{key:?}"),
+        })
+        .collect();
+    let with_others = |key: &str, model: Py| {
+        let mut items = others();
+        items.insert(2, (text(key), model));
+        Py::Dict(items)
+    };
+    let parameters = tensors.iter().map(|(name, tensor)| {
+        let tensor = Py::Parameter(Box::new(single(tensor)));
+        (text(format!("model.{}", parametrized(name))), tensor)
+    });
+    let lightning = dict([
+        ("epoch", Py::Int(3)),
+        ("global_step", Py::Int(900)),
+        ("pytorch-lightning_version", text("2.5.0")),
+        ("state_dict", before("model._orig_mod.")),
+        (
+            "loops",
+            dict([("fit_loop", dict([("state_dict", Py::Dict(Vec::new()))]))]),
+        ),
+        (
+            "callbacks",
+            dict([("ModelCheckpoint", dict([("best", count(3))]))]),
+        ),
+        ("optimizer_states", Py::List(vec![Py::Dict(others())])),
+        (
+            "hyper_parameters",
+            Py::Object("lightning", "AttributeDict", Box::new(Py::None)),
+        ),
+    ]);
+    let mut averaged = vec![(text("n_averaged"), count(17))];
+    averaged.extend(
+        tensors
+            .iter()
+            .map(|(name, t)| (text(format!("module.{name}")), single(t))),
+    );
+    let every_other = |name: &str| match name.len() % 2 {
+        0 => parametrized(name),
+        _ => name.into(),
+    };
+    let cases: Vec<(Py, &[&str])> = vec![
+        (plain(), &[]),
+        (named(&|name| parametrized(name)), &[]),
+        (named(&every_other), &[]),
+        (before("_orig_mod."), &[]),
+        (before("module."), &[]),
+        (before("module._orig_mod."), &[]),
+        (before("_orig_mod.module."), &[]),
+        (before("net.model._orig_mod.module._orig_mod."), &[]),
+        (
+            named(&|name| format!("_orig_mod.{}", parametrized(name))),
+            &[],
+        ),
+        // A part of the model is compiled.
+        (
+            named(&|name| name.replace("up_layers.1.", "up_layers.1._orig_mod.")),
+            &[],
+        ),
+        (Py::Dict(parameters.collect()), &[]),
+        (Py::Ordered(averaged), &[]),
+        (
+            dict([("state_dict", plain()), ("epoch", Py::Int(12))]),
+            &["epoch"],
+        ),
+        (
+            dict([
+                ("model_state_dict", plain()),
+                ("loss", single(&tensors["u_init.conv.bias"])),
+            ]),
+            &["loss"],
+        ),
+        (dict([("ema", plain())]), &[]),
+        (Py::Tuple(vec![Py::Int(3), plain(), Py::None]), &["0", "2"]),
+        (
+            dict([
+                (
+                    "last",
+                    dict([("net", before("module.")), ("step", Py::Int(3))]),
+                ),
+                ("by", text("us")),
+            ]),
+            &["by", "last.step"],
+        ),
+        (
+            lightning,
+            &[
+                "epoch",
+                "global_step",
+                "pytorch-lightning_version",
+                "loops",
+                "callbacks",
+                "optimizer_states",
+                "hyper_parameters",
+            ],
+        ),
+    ];
+    let names = |unused: &[&str]| {
+        unused
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let mut cases: Vec<(Py, Vec<String>)> = cases
+        .into_iter()
+        .map(|(py, unused)| (py, names(unused)))
+        .collect();
+    for key in ["state_dict", "model", "net", "model_ema"] {
+        cases.push((with_others(key, before("module.")), all.clone()));
+    }
+    for (case, unused) in cases {
+        for file in [save(&case), save_legacy(&case)] {
+            let found = read_file(&file).unwrap_or_else(|error| panic!("{error}: {case:.300?}"));
+            assert_eq!(found.unused, unused);
+            assert!(found.state == expected, "{case:.300?}");
+        }
+    }
+    expect_output(&expected, "pytorch_port/rgb_expected.safetensors", 4);
+}
+
+/// The tensors, each value changed.
+fn changed(tensors: &Tensors) -> Tensors {
+    let change = |tensor: &Tensor| Tensor {
+        shape: tensor.shape.clone(),
+        values: tensor.values.iter().map(|v| 2.0 * v + 1.0).collect(),
+    };
+    let tensors = tensors.iter();
+    tensors
+        .map(|(name, tensor)| (name.clone(), change(tensor)))
+        .collect()
+}
+
+#[test]
+fn averages_beside_weights_are_theirs() {
+    let weights = port_tensors();
+    let averages = changed(&weights);
+    let alone = |tensors: &Tensors| {
+        read_file(&save(&state_dict(tensors, str::to_owned)))
+            .unwrap()
+            .state
+            .parameters
+    };
+    let expected = (alone(&weights), alone(&averages));
+    assert_ne!(expected.0, expected.1);
+    let dict_of =
+        |tensors: &Tensors, prefix: &str| state_dict(tensors, |name| format!("{prefix}{name}"));
+    let both = |weights_at: &str, averages_at: &str| {
+        let (Py::Ordered(mut all), Py::Ordered(averages)) = (
+            dict_of(&weights, weights_at),
+            dict_of(&averages, averages_at),
+        ) else {
+            unreachable!()
+        };
+        all.extend(averages);
+        all
+    };
+    let mut averaged = both("model.", "averaged.module.");
+    averaged.push((text("averaged.n_averaged"), count(17)));
+    for case in [
+        dict([
+            ("ema", dict_of(&averages, "")),
+            ("model", dict_of(&weights, "")),
+        ]),
+        dict([
+            ("state_dict", dict_of(&weights, "")),
+            ("state_dict_ema", dict_of(&averages, "module.")),
+        ]),
+        dict([
+            ("model", dict_of(&weights, "")),
+            ("EMA", dict([("shadow", dict_of(&averages, ""))])),
+        ]),
+        Py::Ordered(both("model.", "ema_model.")),
+        Py::Ordered(both("", "swa.")),
+        Py::Ordered(averaged),
+    ] {
+        let state = read_file(&save(&case)).unwrap().state;
+        assert!(state.parameters == expected.0, "{case:.300?}");
+        assert!(state.average == expected.1, "{case:.300?}");
+    }
+}
+
+#[test]
+fn several_models_are_refused_by_name() {
+    let (one, other) = (port_tensors(), changed(&port_tensors()));
+    let dict_of = |tensors: &Tensors| state_dict(tensors, str::to_owned);
+    for (keys, part) in [
+        (
+            ["model", "best"],
+            "several models (\"model\", \"best\"): save",
+        ),
+        (["ema", "swa"], "several models (\"ema\", \"swa\"): save"),
+    ] {
+        let file = save(&Py::Dict(vec![
+            (text(keys[0]), dict_of(&one)),
+            (text(keys[1]), dict_of(&other)),
+        ]));
+        let error = read_file(&file).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let Py::Ordered(mut items) = dict_of(&one) else {
+        unreachable!()
+    };
+    items.extend(
+        other
+            .iter()
+            .map(|(name, t)| (text(format!("old.{name}")), single(t))),
+    );
+    let error = read_file(&save(&Py::Ordered(items)))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("several models"), "{error}");
+    let many = (0..9).map(|n| (Py::Int(n), dict_of(&one))).collect();
+    let error = read_file(&save(&Py::Dict(many))).unwrap_err().to_string();
+    assert!(error.contains("more weights than one"), "{error}");
+}
+
+#[test]
+fn tensors_of_no_layer_are_named() {
+    let tensors = port_tensors();
+    let bias = || single(&tensors["u_init.conv.bias"]);
+    let unknown = |name: &str, tensor: Py| (text(name), tensor);
+    for (prefix, added, part) in [
+        (
+            "",
+            unknown("extra.weight", bias()),
+            "\"extra.weight\" is not part of the model",
+        ),
+        (
+            "module.",
+            unknown("module.norm.num_batches_tracked", count(5)),
+            "\"module.norm.num_batches_tracked\" is not part",
+        ),
+        (
+            "_orig_mod.",
+            unknown("head.weight", bias()),
+            "\"head.weight\" is not part",
+        ),
+        (
+            "model.",
+            unknown("loss.scale", count(1)),
+            "\"loss.scale\" is not part",
+        ),
+        (
+            "",
+            unknown("u_init.conv.parametrizations.weight.original2", bias()),
+            "original2\" is not part",
+        ),
+        (
+            "",
+            unknown("_orig_mod.u_init.conv.bias", bias()),
+            "u_init.conv.bias\" is there twice",
+        ),
+        (
+            "",
+            unknown(
+                "quantized",
+                Py::Call("torch._utils", "_rebuild_qtensor", vec![]),
+            ),
+            "\"quantized\" is not part",
+        ),
+    ] {
+        let Py::Ordered(mut items) = state_dict(&tensors, |name| format!("{prefix}{name}")) else {
+            unreachable!()
+        };
+        items.push(added);
+        let wrapped = dict([
+            ("epoch", Py::Int(1)),
+            ("state_dict", Py::Ordered(items.clone())),
+        ]);
+        for file in [
+            save(&Py::Ordered(items)),
+            save(&wrapped),
+            save_legacy(&wrapped),
+        ] {
+            let error = read_file(&file).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+    for (renamed, part) in [
+        ("u_init.conv.weight_v", "but no \"u_init.conv.weight_v\""),
+        ("nin_out.lin_a.bias", "\"nin_out.lin_a.bias_2\" is not part"),
+    ] {
+        let name = |name: &str| name.replace(renamed, &format!("{renamed}_2"));
+        let error = read_file(&save(&state_dict(&tensors, name)))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let mut missing = tensors.clone();
+    missing.remove("nin_out.lin_a.bias");
+    missing.insert("n_averaged".into(), Tensor::default());
+    let error = read_file(&save(&state_dict(&missing, str::to_owned)))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("\"nin_out.lin_a.bias\" is missing"),
+        "{error}"
+    );
+    let of_no_kind = Py::Call("torch._utils", "_rebuild_qtensor", vec![]);
+    let Py::Ordered(mut items) = state_dict(&tensors, str::to_owned) else {
+        unreachable!()
+    };
+    items[0].1 = of_no_kind;
+    let error = read_file(&save(&Py::Ordered(items)))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("is of a kind that is not read here"),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_of_any_precision_come_in_single() {
+    let tensors = port_tensors();
+    let expected = import(&golden("pytorch_port/rgb.pth"), &unsaid()).unwrap();
+    type Bytes = fn(f32) -> Vec<u8>;
+    let cases: [(&str, Bytes, f32); 3] = [
+        ("DoubleStorage", |v| f64::from(v).to_le_bytes().into(), 0.0),
+        (
+            "HalfStorage",
+            |v| half::f16::from_f32(v).to_le_bytes().into(),
+            1.0 / 2048.0,
+        ),
+        (
+            "BFloat16Storage",
+            |v| half::bf16::from_f32(v).to_le_bytes().into(),
+            1.0 / 256.0,
+        ),
+    ];
+    for (storage, bytes, rounding) in cases {
+        let items = tensors.iter().map(|(name, tensor)| {
+            let bytes = tensor.values.iter().flat_map(|&v| bytes(v)).collect();
+            (text(name), Py::Tensor(storage, tensor.shape.clone(), bytes))
+        });
+        let model = dict([("model", Py::Ordered(items.collect()))]);
+        for file in [save(&model), save_legacy(&model)] {
+            let found = read_file(&file).unwrap().state;
+            let pairs = found.parameters.iter().flatten();
+            let mut rounded = false;
+            for (found, expected) in pairs.zip(expected.parameters.iter().flatten()) {
+                // The transposed convolutions are made of many values.
+                let bound = 2.0 * rounding * expected.abs().max(0.01);
+                assert!(
+                    (found - expected).abs() <= bound,
+                    "{storage}: {found}, {expected}"
+                );
+                rounded |= found != expected;
+            }
+            assert_eq!(rounded, rounding > 0.0, "{storage}");
+        }
+    }
+}
+
 fn pth(name: &str) -> Vec<u8> {
     fs::read(golden("pytorch").join(name)).unwrap()
+}
+
+fn read_pth(file: &[u8]) -> Result<Tensors, Fault> {
+    pytorch::read(Cursor::new(file), &mut Vec::new())
 }
 
 #[test]
@@ -354,7 +752,7 @@ fn views_are_gathered() {
         ("bfloat", &[2], vec![1.0, -3.0]),
     ];
     for name in ["views.pth", "views_legacy.pth"] {
-        let tensors = pytorch::read(Cursor::new(pth(name))).unwrap();
+        let tensors = read_pth(&pth(name)).unwrap();
         assert_eq!(tensors.len(), expected.len());
         for (key, shape, values) in &expected {
             assert_eq!(tensors[*key].shape, *shape, "{key}");
@@ -371,17 +769,29 @@ fn other_pickles_are_refused_by_name() {
             "whole_numbers.pth",
             "\"counts\" has no floating-point values",
         ),
-        ("wrapped.pth", "other things than tensors by name"),
         ("module.pth", "\"model.Conv\", which no state dict needs"),
     ] {
-        let error = pytorch::read(Cursor::new(pth(name)))
-            .unwrap_err()
-            .to_string();
+        let error = read_pth(&pth(name)).unwrap_err().to_string();
         assert!(error.contains(part), "{name}: {error}");
         assert!(!error.contains('\n'), "{name}: {error}");
     }
-    let other = port::to_original(pytorch::read(Cursor::new(pth("views.pth"))).unwrap());
-    assert!(matches!(other, Err(Fault::Refused(_))), "{other:?}");
+    for name in ["views.pth", "wrapped.pth"] {
+        let error = port::to_original(read_pth(&pth(name)).unwrap()).unwrap_err();
+        let part = "a layer \"bfloat\", but no \"u_init.conv.weight_v\"";
+        assert!(error.to_string().contains(part), "{name}: {error}");
+    }
+    for (root, part) in [
+        (Py::None, "it holds no tensors by name"),
+        (Py::List(vec![count(1)]), "it holds no tensors by name"),
+        (dict([("epoch", Py::Int(1))]), "it holds no tensors by name"),
+        (
+            dict([("model", Py::Object("model", "PixelCNN", Box::new(Py::None)))]),
+            "\"model.PixelCNN\", which no state dict needs",
+        ),
+    ] {
+        let error = read_pth(&save(&root)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// The tensors of a state under the original's names.
@@ -390,7 +800,7 @@ fn named(config: &ModelConfig) -> Tensors {
     let folder = tempfile::tempdir().unwrap();
     let variables = original::variables(&state, 128, 8).unwrap();
     tensorflow::write_v2(folder.path(), "model", variables).unwrap();
-    tensorflow::read_v2(&folder.path().join("model")).unwrap()
+    tensorflow::read_v2(&folder.path().join("model"), &mut Vec::new()).unwrap()
 }
 
 #[test]
@@ -468,6 +878,105 @@ fn other_models_are_refused_by_name() {
     };
     let error = original::state(named(&elu), &unsaid).unwrap_err();
     assert!(matches!(error, Fault::Nonlinearity), "{error}");
+}
+
+/// What a checkpoint with these names gives, in TensorFlow's current form.
+fn saved_as(
+    tensors: &Tensors,
+    name: impl Fn(&str) -> Option<String>,
+) -> Result<TrainState, WeightsError> {
+    let folder = tempfile::tempdir().unwrap();
+    let variables = tensors.iter().filter_map(|(own, tensor)| {
+        Some(tensorflow::Variable {
+            name: name(own)?,
+            shape: tensor.shape.clone(),
+            values: tensorflow::Values::Float(tensor.values[..].into()),
+        })
+    });
+    tensorflow::write_v2(folder.path(), "x", variables.collect()).unwrap();
+    import(&folder.path().join("x"), &of(&tiny()))
+}
+
+const AVERAGE: &str = "/ExponentialMovingAverage";
+
+#[test]
+fn scopes_before_the_originals_names_are_taken_off() {
+    let tensors = named(&tiny());
+    let expected = saved_as(&tensors, |name| Some(name.into())).unwrap();
+    let cases: [fn(&str) -> String; 6] = [
+        |name| format!("tower_0/{name}"),
+        |name| name.replace("model/", "tower_0/model/"),
+        |name| name.replace("model/", "model_1/"),
+        |name| name.replace("model/", ""),
+        // The averages' own scope.
+        |name| match name.strip_suffix(AVERAGE) {
+            Some(name) => format!("ema/tower_0/{name}{AVERAGE}"),
+            None => format!("tower_0/{name}"),
+        },
+        |name| name.replace("Variable", "training/adam/Variable"),
+    ];
+    for case in cases {
+        let state = saved_as(&tensors, |name| Some(case(name))).unwrap();
+        assert!(state == expected);
+    }
+    let without = |name: &str| (!name.contains("Variable")).then(|| format!("tower_0/{name}"));
+    let state = saved_as(&tensors, without).unwrap();
+    assert_eq!((state.step, state.images_seen), (0, 0));
+    assert!(state.parameters == expected.parameters && state.average == expected.average);
+
+    for (renamed, part) in [
+        ("model/dense_3/g", "\"model/dense_3/g\" is missing"),
+        ("model/conv2d_9/V", "\"model/conv2d_9/V\" is missing"),
+        ("model/conv2d_0/V", "\"model/conv2d_0/V\" is missing"),
+    ] {
+        let name = |name: &str| match name == renamed {
+            true => Some(format!("tower_1/{name}")),
+            false => Some(format!("tower_0/{name}")),
+        };
+        let error = saved_as(&tensors, name).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let mut more = tensors.clone();
+    more.insert(
+        "model/batch_norm/gamma".into(),
+        tensors["model/dense_3/g"].clone(),
+    );
+    let error = saved_as(&more, |name| Some(format!("tower_0/{name}"))).unwrap_err();
+    let part = "\"tower_0/model/batch_norm/gamma\" is not part of the model";
+    assert!(error.to_string().contains(part), "{error}");
+    let mut more = tensors.clone();
+    more.insert(
+        "tower_1/model/conv2d_0/V".into(),
+        tensors["model/conv2d_0/V"].clone(),
+    );
+    let error = saved_as(&more, |name| Some(name.into())).unwrap_err();
+    let part = "\"tower_1/model/conv2d_0/V\" is not part of the model";
+    assert!(error.to_string().contains(part), "{error}");
+    let towers = tensors
+        .iter()
+        .map(|(name, t)| (format!("tower_1/{name}"), t.clone()));
+    let mut more = tensors.clone();
+    more.extend(towers);
+    let error = saved_as(&more, |name| Some(name.into())).unwrap_err();
+    let part = "several models (\"model/\", \"tower_1/model/\"): save one alone";
+    assert!(error.to_string().contains(part), "{error}");
+}
+
+#[test]
+fn averages_alone_are_the_parameters() {
+    let tensors = named(&tiny());
+    let expected = saved_as(&tensors, |name| Some(name.into())).unwrap();
+    assert_ne!(expected.average, expected.parameters);
+    for scope in ["", "tower_0/"] {
+        let name = |name: &str| name.ends_with(AVERAGE).then(|| format!("{scope}{name}"));
+        let state = saved_as(&tensors, name).unwrap();
+        assert_eq!(state.parameters, expected.average);
+        assert_eq!(state.average, expected.average);
+        assert_eq!(state.step, 0);
+        let name = |own: &str| name(own).filter(|_| !own.starts_with("model/dense_3/g"));
+        let error = saved_as(&tensors, name).unwrap_err().to_string();
+        assert!(error.contains("\"model/dense_3/g\" is missing"), "{error}");
+    }
 }
 
 fn card() -> hub::Card {
@@ -710,30 +1219,65 @@ fn damaged_tensorflow_files_are_refused() {
     let index = fs::read(folder.path().join("x.index")).unwrap();
     let data = fs::read(folder.path().join("x.data-00000-of-00001")).unwrap();
     damage(&index, true, |index| {
-        tensorflow::v2(Cursor::new(index), |_, _| Ok(Cursor::new(&data)))
+        tensorflow::v2(
+            Cursor::new(index),
+            |_, _| Ok(Cursor::new(&data)),
+            &mut Vec::new(),
+        )
     });
     damage(&data, true, |data| {
-        tensorflow::v2(Cursor::new(&index), |_, _| Ok(Cursor::new(data)))
+        tensorflow::v2(
+            Cursor::new(&index),
+            |_, _| Ok(Cursor::new(data)),
+            &mut Vec::new(),
+        )
     });
     let file = fs::read(golden(V1)).unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(1);
     for _ in 0..300 {
         let mut flipped = file.clone();
         flipped[random.random_range(0..file.len() - 48)] ^= 1 << random.random_range(0..8);
-        assert!(tensorflow::v1(Cursor::new(&flipped[..])).is_err());
-        assert!(tensorflow::v1(Cursor::new(&file[..random.random_range(0..file.len())])).is_err());
+        let read = |file: &[u8]| tensorflow::v1(Cursor::new(file), &mut Vec::new());
+        assert!(read(&flipped).is_err());
+        assert!(read(&file[..random.random_range(0..file.len())]).is_err());
     }
 }
 
 #[test]
 fn damaged_pytorch_files_are_refused() {
-    damage(&pth("views.pth"), true, |file| {
-        pytorch::read(Cursor::new(file))
-    });
+    damage(&pth("views.pth"), true, read_pth);
     // The older form has no checksum.
-    damage(&pth("views_legacy.pth"), false, |file| {
-        pytorch::read(Cursor::new(file))
-    });
+    damage(&pth("views_legacy.pth"), false, read_pth);
+}
+
+#[test]
+fn damaged_checkpoints_of_pytorch_are_refused() {
+    let tensors: Tensors = port_tensors().into_iter().take(40).collect();
+    let mut items = others();
+    items.retain(|(key, _)| !matches!(key, Py::Text(key) if key == "log"));
+    items.push((
+        text("model"),
+        state_dict(&tensors, |name| format!("module.{name}")),
+    ));
+    let average = |name: &str| format!("{name}.parametrizations");
+    items.push((text("ema"), state_dict(&tensors, average)));
+    let checkpoint = Py::Dict(items);
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for file in [save(&checkpoint), save_legacy(&checkpoint)] {
+        let expect = |file: &[u8]| {
+            if let Err(fault) = read_pth(file).and_then(port::to_original) {
+                assert!(!fault.to_string().contains('\n'), "{fault}");
+            }
+        };
+        for _ in 0..2000 {
+            let mut flipped = file.clone();
+            for _ in 0..random.random_range(1..4) {
+                flipped[random.random_range(0..file.len())] = random.random();
+            }
+            expect(&flipped);
+            expect(&file[..random.random_range(0..file.len())]);
+        }
+    }
 }
 
 #[test]
@@ -788,6 +1332,9 @@ fn files_of_other_kinds_are_refused() {
         );
         assert!(!error.contains('\n'), "{error}");
     }
+    fs::write(&path, b"\x80\x02}.").unwrap();
+    let error = import(&path, &Unsaid::default()).unwrap_err().to_string();
+    assert!(error.contains("no PyTorch state dict"), "{error}");
     let error = import(folder.path(), &Unsaid::default()).unwrap_err();
     assert!(error.to_string().contains("it is a folder"), "{error}");
     let missing = folder.path().join("missing");

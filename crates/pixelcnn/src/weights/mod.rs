@@ -7,8 +7,8 @@
 //! | [`tensorflow`] | TensorFlow's checkpoints, read in both forms, written in the current one |
 //! | `table` | the sorted table that both forms are made of |
 //! | [`pytorch`] | state dicts as `torch.save` writes them |
-//! | `pickle` | the small part of Python's pickles that they need |
-//! | [`port`] | the layers' names in PyTorch models |
+//! | `pickle` | the part of Python's pickles that they need |
+//! | [`port`] | which of their tensors are a PyTorch model's, and the names of its layers |
 //! | [`hub`] | safetensors with a `config.json` and a model card |
 //! | [`npz`] | NumPy's archives |
 //!
@@ -29,6 +29,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
 use pixelcnn_core::{ConfigError, Nonlinearity};
 
 use crate::atomic;
@@ -46,6 +47,53 @@ pub struct Tensor {
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// How a file stores floating-point numbers, in little-endian order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Float {
+    F16,
+    BF16,
+    F32,
+    F64,
+}
+
+impl Float {
+    /// Bytes of a number.
+    fn size(self) -> usize {
+        match self {
+            Float::F16 | Float::BF16 => 2,
+            Float::F32 => 4,
+            Float::F64 => 8,
+        }
+    }
+
+    /// Reads `count` numbers, rounded to single precision.
+    fn read(self, file: &mut impl Read, count: usize) -> io::Result<Vec<f32>> {
+        match self {
+            Float::F16 => numbers(file, count, |b| f16::from_le_bytes(b).to_f32()),
+            Float::BF16 => numbers(file, count, |b| bf16::from_le_bytes(b).to_f32()),
+            Float::F32 => numbers(file, count, f32::from_le_bytes),
+            Float::F64 => numbers(file, count, |b| f64::from_le_bytes(b) as f32),
+        }
+    }
+}
+
+fn numbers<const N: usize>(
+    file: &mut impl Read,
+    count: usize,
+    value: impl Fn([u8; N]) -> f32,
+) -> io::Result<Vec<f32>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(io::Error::other)?;
+    let mut buffer = [0; 1 << 14];
+    while values.len() < count {
+        let bytes = &mut buffer[..(N * (count - values.len())).min(1 << 14)];
+        file.read_exact(bytes)?;
+        let (words, _) = bytes.as_chunks();
+        values.extend(words.iter().map(|&word| value(word)));
+    }
+    Ok(values)
+}
 
 /// Why the contents of a file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -176,33 +224,61 @@ pub struct Unsaid {
     pub train: TrainConfig,
 }
 
+/// What a file of weights gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// The training state.
+    pub state: TrainState,
+    /// What else there is in the file, by name: an epoch, another optimizer's state, settings.
+    pub unused: Vec<String>,
+}
+
 /// Reads weights from a file, whose format is told from its contents:
 ///
 /// - a checkpoint of the original code: one of the two files of TensorFlow's current form or their
-///   common prefix, or the file of the older form;
-/// - a PyTorch state dict of the port or of this project's own benchmark model;
+///   common prefix, or the file of the older form; with scopes such as `tower_0/` before the names,
+///   and in any floating-point type;
+/// - a PyTorch state dict of the port or of this project's own benchmark model, alone or with other
+///   things beside it; of a compiled, parallel or averaged model; a second one whose name says that
+///   it has averages (`ema`, `average`, `avg`, `polyak`, `shadow`, `swa`) gives these;
 /// - a safetensors file with a `config.json` beside it.
 ///
-/// What a file lacks begins anew: averages with the parameters, the optimizer at step 0. Epochs
-/// count from the import. Takes as much memory as the state and one tensor more.
+/// What a file lacks begins anew: averages with the parameters, the optimizer at step 0. Averages
+/// alone are also the parameters. Epochs count from the import. Takes as much memory as the state
+/// and one tensor more.
 ///
 /// # Errors
 /// [`WeightsError::File`] or [`WeightsError::Checkpoint`]: never weights other than those stored,
-/// as far as the format's checksums go (PyTorch's older form has none).
-pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+/// as far as the format's checksums go (PyTorch's older form has none). A tensor that doesn't
+/// belong to the model is an error, and so are two models of which none has averages.
+pub fn read(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
     let failed = WeightsError::file(path);
-    if let Some(prefix) = tensorflow::prefix(path) {
-        let tensors = tensorflow::read_v2(&prefix).map_err(failed)?;
-        return original::state(tensors, unsaid).map_err(WeightsError::file(path));
-    }
-    let mut file = open(path).map_err(&failed)?;
-    let tensors = match format(&mut file).map_err(&failed)? {
-        Format::Safetensors => return hub::import(path, unsaid),
-        Format::Table => tensorflow::v1(file),
-        Format::PyTorch => pytorch::read(file).and_then(port::to_original),
+    let mut unused = Vec::new();
+    let tensors = match tensorflow::prefix(path) {
+        Some(prefix) => tensorflow::read_v2(&prefix, &mut unused),
+        None => {
+            let mut file = open(path).map_err(&failed)?;
+            match format(&mut file).map_err(&failed)? {
+                Format::Safetensors => {
+                    let state = hub::import(path, unsaid)?;
+                    return Ok(Imported { state, unused });
+                }
+                Format::Table => tensorflow::v1(file, &mut unused),
+                Format::PyTorch => pytorch::read(file, &mut unused).and_then(port::to_original),
+            }
+        }
     };
-    let tensors = tensors.map_err(&failed)?;
-    original::state(tensors, unsaid).map_err(failed)
+    let state = tensors.and_then(|tensors| original::state(tensors, unsaid));
+    let state = state.map_err(failed)?;
+    Ok(Imported { state, unused })
+}
+
+/// The training state that [`read`] finds.
+///
+/// # Errors
+/// As [`read`].
+pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+    Ok(read(path, unsaid)?.state)
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, Fault> {

@@ -4,6 +4,8 @@
 //! first an int64 array a GPU (the classes that it samples), then Adam's step count, then for each
 //! parameter its second and its first moment.
 
+use std::collections::BTreeMap;
+
 use pixelcnn_core::network::{Layout, Parameter};
 use pixelcnn_core::{ModelConfig, Nonlinearity};
 
@@ -11,7 +13,11 @@ use super::tensorflow::{Values, Variable};
 use super::{Fault, Tensor, Tensors, Unsaid, WeightsError};
 use crate::train::checkpoint::{Moments, TrainState};
 
-const AVERAGE: &str = "/ExponentialMovingAverage";
+/// Behind a parameter's name that of its average.
+pub(super) const AVERAGE: &str = "/ExponentialMovingAverage";
+
+/// TensorFlow's name for what was given none.
+const UNNAMED: &str = "Variable";
 
 /// Adam's step count is a float there, which counts no further.
 const MAX_STEP: u64 = 1 << 24;
@@ -36,6 +42,12 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
         let names = (0..).map(|n| format!("model/{kind}_{n}/V"));
         names.take_while(|name| tensors.contains_key(name)).count()
     };
+    let directions = tensors.keys().filter(|name| {
+        let layer = name
+            .strip_suffix("/V")
+            .and_then(|name| name.strip_prefix("model/"));
+        layer.is_some_and(|layer| number(layer, "conv2d").is_some())
+    });
     let [height, width] = unsaid.size.unwrap_or([32, 32]);
 
     let name = "model/conv2d_0/V";
@@ -43,8 +55,9 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
         return Err(misfit(name, "is not a 2x3 convolution"));
     };
     // Of each block two convolutions, in two stacks: R blocks at each scale of the up pass; R, R + 1
-    // and R + 1 in the down pass; and 7 convolutions outside of blocks.
-    let nr_resnet = layers("conv2d").saturating_sub(15) / 24;
+    // and R + 1 in the down pass; and 7 convolutions outside of blocks. Where some are missing or too
+    // many, the nearest R tells which.
+    let nr_resnet = (directions.count().saturating_sub(15 - 12) / 24).max(1);
     // A projection in each block but those of the vertical stack's up pass.
     let last = 9 * nr_resnet + 4;
     if layers("dense") > last + 1 {
@@ -120,12 +133,99 @@ fn expect(tensor: Option<Tensor>, name: &str, shape: &[usize]) -> Result<Vec<f32
     }
 }
 
-/// The training state that tensors under the original's names make. Without averages these begin
-/// with the parameters, without Adam's state training begins at step 0.
+/// Whose a tensor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Parameter,
+    Average,
+    Optimizer,
+}
+
+/// What a tensor is to the model; its name without what a scope put before that; and that scope.
+fn role(name: &str) -> Option<(Role, String, &str)> {
+    if let Some((scope, name)) = unnamed(name) {
+        return Some((Role::Optimizer, name.into(), scope));
+    }
+    let (parameter, role) = match name.strip_suffix(AVERAGE) {
+        Some(parameter) => (parameter, Role::Average),
+        None => (name, Role::Parameter),
+    };
+    let (layer, kind) = parameter.rsplit_once('/')?;
+    let (_, layer) = split_scope(layer);
+    const LAYERS: [&str; 4] = ["conv2d", "deconv2d", "dense", "conditional_weights"];
+    let is_layer = LAYERS.iter().any(|kind| number(layer, kind).is_some());
+    let is_parameter = ["V", "g", "b", "hw"].contains(&kind);
+    let scope = &name[..parameter.len() - kind.len() - 1 - layer.len()];
+    (is_layer && is_parameter).then(|| (role, format!("model/{layer}/{kind}"), scope))
+}
+
+/// What is before the last slash of a name, with it, and what is behind.
+fn split_scope(name: &str) -> (&str, &str) {
+    name.split_at(name.rfind('/').map_or(0, |slash| slash + 1))
+}
+
+/// The number n of a name `KIND_n`.
+fn number(name: &str, kind: &str) -> Option<u64> {
+    name.strip_prefix(kind)?.strip_prefix('_')?.parse().ok()
+}
+
+/// Scope and name of a variable to which no name was given.
+fn unnamed(name: &str) -> Option<(&str, &str)> {
+    let (scope, name) = split_scope(name);
+    (name == UNNAMED || number(name, UNNAMED).is_some()).then_some((scope, name))
+}
+
+/// Whether no name was given to a variable, as the optimizer's.
+pub(super) fn is_unnamed(name: &str) -> bool {
+    unnamed(name).is_some()
+}
+
+/// Takes off what scopes put before the original's names: `tower_0/`, say, or another word for
+/// `model`. Parameters, averages and the optimizer's state can have one each, which is that of most
+/// of them; tensors with another one keep it. Averages alone are the parameters.
+fn without_scopes(tensors: Tensors) -> Result<Tensors, Fault> {
+    let mut counts: BTreeMap<(Role, &str), usize> = BTreeMap::new();
+    for (role, _, scope) in tensors.keys().filter_map(|name| role(name)) {
+        *counts.entry((role, scope)).or_default() += 1;
+    }
+    let mut scopes: BTreeMap<Role, (usize, String)> = BTreeMap::new();
+    for (&(role, scope), &count) in &counts {
+        if scopes.get(&role).is_none_or(|(most, _)| *most < count) {
+            scopes.insert(role, (count, scope.into()));
+        }
+    }
+    for ((role, scope), count) in counts {
+        let (most, first) = &scopes[&role];
+        if role != Role::Optimizer && count == *most && scope != first {
+            return Err(Fault::Refused(format!(
+                "it holds several models ({first:?}, {scope:?}): save one alone"
+            )));
+        }
+    }
+    let alone = !scopes.contains_key(&Role::Parameter);
+    let mut named = Tensors::new();
+    for (name, tensor) in tensors {
+        let found = role(&name).filter(|(role, _, scope)| scopes[role].1 == *scope);
+        let own = match found {
+            None => name.clone(),
+            Some((Role::Average, parameter, _)) if !alone => format!("{parameter}{AVERAGE}"),
+            Some((_, own, _)) => own,
+        };
+        if named.insert(own, tensor).is_some() {
+            return Err(misfit(name, "is there twice"));
+        }
+    }
+    Ok(named)
+}
+
+/// The training state that tensors under the original's names make, which may have a scope before
+/// them. Without averages these begin with the parameters, averages alone are also the parameters,
+/// and without Adam's state training begins at step 0.
 ///
 /// # Errors
 /// Where a tensor is missing, too many or of a wrong shape.
-pub fn state(mut tensors: Tensors, unsaid: &Unsaid) -> Result<TrainState, Fault> {
+pub fn state(tensors: Tensors, unsaid: &Unsaid) -> Result<TrainState, Fault> {
+    let mut tensors = without_scopes(tensors)?;
     let config = config(&tensors, unsaid)?;
     let layout = Layout::new(&config);
     let parameters = take(&mut tensors, &layout, "")?;
@@ -172,13 +272,13 @@ pub(super) fn assemble(
 
 /// The optimizer's variables that are floats, in creation order.
 fn optimizer(tensors: &mut Tensors, layout: &Layout) -> Result<Option<(u64, Moments)>, Fault> {
-    let number = |name: &String| match name.strip_prefix("Variable")? {
-        "" => Some(0),
-        rest => rest.strip_prefix('_')?.parse::<u64>().ok(),
+    let order = |name: &str| match name {
+        UNNAMED => Some(0),
+        name => number(name, UNNAMED),
     };
     let mut names: Vec<(u64, String)> = tensors
         .keys()
-        .filter_map(|name| Some((number(name)?, name.clone())))
+        .filter_map(|name| Some((order(name)?, name.clone())))
         .collect();
     names.sort_unstable();
     let mut names = names.into_iter().map(|(_, name)| name);
@@ -224,8 +324,8 @@ pub fn variables(
     let mut unnamed = move || {
         unnamed += 1;
         match unnamed - 1 {
-            0 => "Variable".to_owned(),
-            n => format!("Variable_{n}"),
+            0 => UNNAMED.to_owned(),
+            n => format!("{UNNAMED}_{n}"),
         }
     };
     let classes = state.config.nr_classes;

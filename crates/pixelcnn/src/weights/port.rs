@@ -1,10 +1,18 @@
 //! The layers of PyTorch models under the original's names and in its layouts: of the port
-//! (pclucas14/pixel-cnn-pp) and of this project's benchmark model (`benches/peers/model.py`).
+//! (pclucas14/pixel-cnn-pp) and of this project's benchmark model (`benches/peers/model.py`), and
+//! which of a file's tensors are those layers'.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::swap;
+
+use super::original::AVERAGE;
 use super::{Fault, Tensor, Tensors};
 
 /// The most blocks of a stack that are looked for.
 const MAX_BLOCKS: usize = 64;
+
+/// The most models of a file that are told from each other.
+const MAX_MODELS: usize = 4;
 
 /// What a layer is in PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,37 +22,223 @@ enum Kind {
     Dense,
 }
 
-/// Renames and transposes the parameters of a state dict.
+/// The direction of the first layer's weights, of the port and of the benchmark model: by it a model
+/// is known.
+const FIRST: [&str; 2] = ["u_init.conv.weight_v", "first.V"];
+
+/// What puts a model into another one that computes the same, and its name before a dot:
+/// (Distributed)DataParallel and AveragedModel, `torch.compile`, FSDP, activation checkpointing.
+const WRAPPERS: [&str; 4] = [
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+];
+
+/// What PyTorch's weight normalisation calls its parameters since 2.0, and called them before.
+const NORMALISED: [(&str, &str); 2] = [
+    (".parametrizations.weight.original0", ".weight_g"),
+    (".parametrizations.weight.original1", ".weight_v"),
+];
+
+/// Of how many an `AveragedModel` is the average.
+const AVERAGED: &str = "n_averaged";
+
+/// Parts of names that are given to averages.
+const AVERAGES: [&str; 6] = ["ema", "average", "avg", "polyak", "shadow", "swa"];
+
+/// A tensor's name as a bare model of an older PyTorch has it.
+fn bare(name: &str) -> String {
+    let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+    let mut bare = parts.collect::<Vec<_>>().join(".");
+    for (new, old) in NORMALISED {
+        if let Some(layer) = bare.strip_suffix(new) {
+            bare = format!("{layer}{old}");
+        }
+    }
+    bare
+}
+
+/// What comes before the layer's name, where it is a model's first layer.
+fn prefix(bare: &str) -> Option<&str> {
+    let mut prefixes = FIRST.iter().filter_map(|first| bare.strip_suffix(first));
+    prefixes.find(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+}
+
+/// Whether it is the name of a model's first layer.
+pub(super) fn is_first(name: &str) -> bool {
+    prefix(&bare(name)).is_some()
+}
+
+/// Tensors by name, each with what it is called in the file.
+pub(super) type Named<T> = BTreeMap<String, (String, T)>;
+
+/// # Errors
+/// Where two have the same name.
+pub(super) fn by_name<T>(
+    tensors: impl IntoIterator<Item = (String, (String, T))>,
+) -> Result<Named<T>, Fault> {
+    let mut named = Named::new();
+    for (name, tensor) in tensors {
+        if let Some((tensor, _)) = named.insert(name, tensor) {
+            let reason = "is there twice".into();
+            return Err(Fault::Tensor { tensor, reason });
+        }
+    }
+    Ok(named)
+}
+
+/// A model in a file.
+struct Model<T> {
+    /// What comes before its layers' names there.
+    path: String,
+    is_average: bool,
+    tensors: Named<T>,
+}
+
+/// Finds the weights and averages of one model in the dicts of a file, each with the way to it and
+/// its tensors. A model's tensors are those whose names begin as its first layer's does; all of a
+/// dict have to be some model's. Of two models those are the averages that have one of [`AVERAGES`]
+/// before their layers' names, or that are an `AveragedModel`; equal ones count once. Averages alone
+/// are the weights.
 ///
 /// # Errors
-/// Where the state dict is of another model.
-pub fn to_original(mut tensors: Tensors) -> Result<Tensors, Fault> {
-    // Of a model that was trained on several GPUs.
-    const PARALLEL: &str = "module.";
-    if tensors.keys().all(|name| name.starts_with(PARALLEL)) {
-        let unwrap = |(name, tensor): (String, Tensor)| (name[PARALLEL.len()..].into(), tensor);
-        tensors = tensors.into_iter().map(unwrap).collect();
+/// Where a tensor is not part of a model, or there are several models.
+pub(super) fn choose<T: PartialEq>(
+    dicts: Vec<(String, Vec<(String, T)>)>,
+) -> Result<Named<T>, Fault> {
+    let mut models: Vec<Model<T>> = Vec::new();
+    for (path, tensors) in dicts {
+        let tensors = tensors.into_iter();
+        let mut tensors = by_name(tensors.map(|(name, tensor)| (bare(&name), (name, tensor))))?;
+        let prefixes = tensors.keys().filter_map(|name| prefix(name));
+        let prefixes: BTreeSet<String> = prefixes.map(str::to_owned).collect();
+        if prefixes.len() > MAX_MODELS {
+            return Err(several(prefixes.iter().map(|prefix| &prefix[..])));
+        }
+        // Backwards, so that longer ones come before what they begin with.
+        for prefix in prefixes.into_iter().rev() {
+            let of_model = tensors.extract_if(.., |name, _| name.starts_with(&prefix));
+            let of_model = of_model.map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor));
+            let model = Model::new(format!("{path}{prefix}"), of_model.collect())?;
+            let same = models.iter_mut().find(|other| other.equals(&model));
+            match same {
+                Some(other) => other.is_average &= model.is_average,
+                None => models.push(model),
+            }
+        }
+        if let Some((tensor, _)) = tensors.into_values().next() {
+            return Err(not_part(tensor));
+        }
     }
-    let has = |tensors: &Tensors, name: &str| tensors.contains_key(name);
-    if has(&tensors, "u_init.conv.weight_v") {
-        let blocks = (0..MAX_BLOCKS).take_while(|block| {
-            let name = format!("up_layers.0.u_stream.{block}.conv_input.conv.weight_v");
-            has(&tensors, &name)
+    let (mut averages, mut weights): (Vec<_>, Vec<_>) =
+        models.into_iter().partition(|model| model.is_average);
+    if weights.is_empty() {
+        swap(&mut weights, &mut averages);
+    }
+    if weights.len() > 1 || averages.len() > 1 {
+        let all = weights.iter().chain(&averages);
+        return Err(several(all.map(|model| &model.path[..])));
+    }
+    let weights = weights.into_iter().flat_map(|model| model.tensors);
+    let averages = averages.into_iter().flat_map(|model| model.tensors);
+    let averages = averages.map(|(name, tensor)| (format!("{name}{AVERAGE}"), tensor));
+    Ok(weights.chain(averages).collect())
+}
+
+impl<T: PartialEq> Model<T> {
+    fn new(path: String, mut tensors: Named<T>) -> Result<Model<T>, Fault> {
+        let lower = path.to_lowercase();
+        let is_average = AVERAGES.iter().any(|part| lower.contains(part));
+        let is_average = tensors.remove(AVERAGED).is_some() || is_average;
+        let (layers, parameters) = layers(&tensors)?;
+        let names = layers
+            .iter()
+            .flat_map(|(layer, _)| parameters.map(|parameter| format!("{layer}.{parameter}")));
+        let names: BTreeSet<String> = names.collect();
+        let mut unknown = tensors.iter().filter(|(name, _)| !names.contains(*name));
+        match unknown.next() {
+            Some((_, (tensor, _))) => Err(not_part(tensor.clone())),
+            None => Ok(Model {
+                path,
+                is_average,
+                tensors,
+            }),
+        }
+    }
+
+    /// Whether another one has the same tensors.
+    fn equals(&self, other: &Model<T>) -> bool {
+        let mut pairs = self.tensors.iter().zip(&other.tensors);
+        self.tensors.len() == other.tensors.len()
+            && pairs.all(|((a, (_, x)), (b, (_, y)))| (a, x) == (b, y))
+    }
+}
+
+fn not_part(tensor: String) -> Fault {
+    let reason = "is not part of the model".into();
+    Fault::Tensor { tensor, reason }
+}
+
+fn several<'a>(paths: impl Iterator<Item = &'a str>) -> Fault {
+    let paths = paths
+        .take(MAX_MODELS)
+        .map(|path| match path.trim_end_matches('.') {
+            "" => "one at its top".into(),
+            path => format!("{path:?}"),
         });
-        let layers = port_layers(blocks.count());
-        rename(tensors, layers, ["weight_v", "weight_g", "bias"])
-    } else if has(&tensors, "first.V") {
+    Fault::Refused(format!(
+        "it holds several models ({}): save the state_dict() of one alone",
+        paths.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// Gives the weights of a state dict, and their averages, the original's names and layouts.
+///
+/// # Errors
+/// Where they are of another model.
+pub fn to_original(mut tensors: Tensors) -> Result<Tensors, Fault> {
+    let averages = tensors.extract_if(.., |name, _| name.ends_with(AVERAGE));
+    let averages =
+        averages.map(|(name, tensor)| (name[..name.len() - AVERAGE.len()].into(), tensor));
+    let averages: Tensors = averages.collect();
+    let mut renamed = rename(tensors)?;
+    if !averages.is_empty() {
+        let averages = rename(averages)?.into_iter();
+        renamed.extend(averages.map(|(name, tensor)| (format!("{name}{AVERAGE}"), tensor)));
+    }
+    Ok(renamed)
+}
+
+/// Layers in the original's creation order, and what direction, length and bias of each are called.
+type Layers = (Vec<(String, Kind)>, [&'static str; 3]);
+
+/// The layers that a model with tensors of these names has.
+fn layers<T>(tensors: &BTreeMap<String, T>) -> Result<Layers, Fault> {
+    let has = |name: &str| tensors.contains_key(name);
+    let [port, benchmark] = FIRST.map(has);
+    if port {
+        let last = (0..MAX_BLOCKS).rev().find(|block| {
+            has(&format!(
+                "up_layers.0.u_stream.{block}.conv_input.conv.weight_v"
+            ))
+        });
+        let blocks = last.map_or(0, |last| last + 1);
+        Ok((port_layers(blocks), ["weight_v", "weight_g", "bias"]))
+    } else if benchmark {
         // Three scales of blocks, and two layers between them.
-        let stages = (0..3 * MAX_BLOCKS + 2).take_while(|stage| {
+        let last = (0..3 * MAX_BLOCKS + 2).rev().find(|stage| {
             let names = [format!("up.{stage}.0.V"), format!("up.{stage}.0.conv_1.V")];
-            names.iter().any(|name| has(&tensors, name))
+            names.iter().any(|name| has(name))
         });
-        let layers = benchmark_layers(stages.count().saturating_sub(2) / 3);
-        rename(tensors, layers, ["V", "g", "b"])
+        let blocks = last.map_or(0, |last| last.saturating_sub(1) / 3);
+        Ok((benchmark_layers(blocks), ["V", "g", "b"]))
     } else {
-        Err(Fault::Refused(
-            "its layers have the names of no PyTorch PixelCNN++ that is known here".into(),
-        ))
+        let name = tensors.keys().next().map_or("", |name| name);
+        Err(Fault::Refused(format!(
+            "it is of no PyTorch PixelCNN++ that is known here: it has a layer {name:?}, but no {:?}",
+            FIRST[0]
+        )))
     }
 }
 
@@ -111,12 +305,8 @@ fn benchmark_layers(blocks: usize) -> Vec<(String, Kind)> {
     layers
 }
 
-/// Gives the layers, whose parameters are called `[V, g, b]`, the original's names and layouts.
-fn rename(
-    mut tensors: Tensors,
-    layers: Vec<(String, Kind)>,
-    [v, g, b]: [&str; 3],
-) -> Result<Tensors, Fault> {
+fn rename(mut tensors: Tensors) -> Result<Tensors, Fault> {
+    let (layers, [v, g, b]) = layers(&tensors)?;
     let mut renamed = Tensors::new();
     let mut counts = [0; 3];
     for (layer, kind) in layers {
@@ -160,10 +350,7 @@ fn rename(
     }
     match tensors.into_keys().next() {
         None => Ok(renamed),
-        Some(tensor) => Err(Fault::Tensor {
-            tensor,
-            reason: "is not part of the model".into(),
-        }),
+        Some(tensor) => Err(not_part(tensor)),
     }
 }
 
@@ -204,4 +391,41 @@ fn per_output(mut v: Tensor, g: &Tensor) -> (Tensor, Tensor) {
         values: values.collect(),
     };
     (v, g)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state dict of no blocks, whose tensors are numbers.
+    fn dict(path: &str, prefix: &str, from: usize) -> (String, Vec<(String, usize)>) {
+        let names = port_layers(0).into_iter().flat_map(|(layer, _)| {
+            ["weight_v", "weight_g", "bias"].map(|parameter| format!("{prefix}{layer}.{parameter}"))
+        });
+        let numbered = names.enumerate().map(|(n, name)| (name, from + n));
+        (path.into(), numbered.collect())
+    }
+
+    #[test]
+    fn equal_models_count_once() {
+        let one = choose(vec![dict("", "", 0)]).unwrap();
+        assert_eq!(one["u_init.conv.weight_v"].1, 0);
+        let twice = vec![dict("ema.", "", 0), dict("model.", "net.", 0)];
+        assert!(choose(twice).unwrap().keys().eq(one.keys()));
+        // An average that is still the model, beside another model.
+        let three = vec![
+            dict("ema.", "", 0),
+            dict("model.", "", 0),
+            dict("best.", "", 7),
+        ];
+        let error = choose(three).unwrap_err().to_string();
+        assert!(error.contains("(\"ema\", \"best\")"), "{error}");
+        let averaged = choose(vec![dict("a.", "", 7), dict("a.EMA.", "", 0)]).unwrap();
+        assert_eq!(averaged.len(), 2 * one.len());
+        assert_eq!(averaged["u_init.conv.weight_v"].1, 7);
+        assert_eq!(
+            averaged["u_init.conv.weight_v/ExponentialMovingAverage"].1,
+            0
+        );
+    }
 }

@@ -7,12 +7,27 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
 use prost::Message;
 
-use super::{Fault, Tensor, Tensors, WeightsError, numel, open, table, write};
+use super::{Fault, Float, Tensor, Tensors, WeightsError, numel, open, original, table, write};
 
 const FLOAT: i32 = 1;
+const DOUBLE: i32 = 2;
 const INT64: i32 = 9;
+const BFLOAT16: i32 = 14;
+const HALF: i32 = 19;
+
+/// How a type's values are stored; none where they are no floating-point numbers.
+fn float(dtype: i32) -> Option<Float> {
+    match dtype {
+        FLOAT => Some(Float::F32),
+        DOUBLE => Some(Float::F64),
+        BFLOAT16 => Some(Float::BF16),
+        HALF => Some(Float::F16),
+        _ => None,
+    }
+}
 
 /// The most that is read of what a checkpoint says about all its tensors together: several times
 /// that of the largest model.
@@ -121,10 +136,18 @@ mod proto {
         pub data: Option<TensorProto>,
     }
 
+    /// Its values are bytes, or numbers of one of the types.
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct TensorProto {
+        #[prost(bytes = "vec", tag = "4")]
+        pub tensor_content: Vec<u8>,
         #[prost(float, repeated, tag = "5")]
         pub float_val: Vec<f32>,
+        #[prost(double, repeated, tag = "6")]
+        pub double_val: Vec<f64>,
+        /// The bits of halves of either kind.
+        #[prost(int32, repeated, tag = "13")]
+        pub half_val: Vec<i32>,
     }
 }
 
@@ -140,6 +163,23 @@ impl proto::Shape {
     fn extents(&self) -> Option<Vec<usize>> {
         let extents = self.dim.iter().map(|dim| usize::try_from(dim.size).ok());
         extents.collect()
+    }
+}
+
+impl proto::TensorProto {
+    /// The values, of type `float`, in single precision.
+    fn values(self, float: Float) -> Result<Vec<f32>, Fault> {
+        let bytes = self.tensor_content;
+        if !bytes.is_empty() {
+            return Ok(float.read(&mut &bytes[..], bytes.len() / float.size())?);
+        }
+        let halves = self.half_val.iter().map(|&bits| bits as u16);
+        Ok(match float {
+            Float::F32 => self.float_val,
+            Float::F64 => self.double_val.iter().map(|&v| v as f32).collect(),
+            Float::F16 => halves.map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            Float::BF16 => halves.map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+        })
     }
 }
 
@@ -169,64 +209,77 @@ fn wrong(tensor: &str, reason: &str) -> Fault {
     }
 }
 
-/// Reads the float tensors of a V1 checkpoint, and leaves others out.
+/// Adds a tensor that has no floating-point numbers to what is left out, where it is not one of the
+/// original's.
+fn leave_out(name: String, unused: &mut Vec<String>) {
+    if !original::is_unnamed(&name) {
+        unused.push(name);
+    }
+}
+
+/// Reads the tensors of a V1 checkpoint that have floating-point numbers, as single precision, and
+/// adds the names of others to `unused`.
 ///
 /// # Errors
 /// Where the file is damaged or the model was split over several parts.
-pub fn v1<R: Read + Seek>(file: R) -> Result<Tensors, Fault> {
-    // By name: the shape, while the values are yet to come.
-    let mut expected: Option<BTreeMap<String, Vec<usize>>> = None;
+pub fn v1<R: Read + Seek>(file: R, unused: &mut Vec<String>) -> Result<Tensors, Fault> {
+    // Type and shape, while the values are yet to come.
+    type Announced = (Option<Float>, Vec<usize>);
+    let mut expected: Option<BTreeMap<String, Announced>> = None;
     let mut tensors = Tensors::new();
     table::read(file, |key, value| {
         let Some(expected) = &mut expected else {
             meta_of(key, value)?;
             let slices: proto::SavedTensorSlices = decode(value)?;
             let all = slices.meta.unwrap_or_default().tensor.into_iter();
-            let floats = all.filter(|tensor| tensor.dtype == FLOAT).map(|tensor| {
+            let all = all.map(|tensor| {
                 let shape = tensor.shape.unwrap_or_default().extents();
                 let shape = shape.ok_or_else(|| wrong(&tensor.name, "has no shape"))?;
-                Ok((tensor.name, shape))
+                Ok((tensor.name, (float(tensor.dtype), shape)))
             });
-            expected = Some(floats.collect::<Result<_, Fault>>()?);
+            expected = Some(all.collect::<Result<_, Fault>>()?);
             return Ok(());
         };
         let slices: proto::SavedTensorSlices = decode(value)?;
         let slice = slices.data.unwrap_or_default();
+        let Some((float, shape)) = expected.remove(&slice.name) else {
+            return Err(wrong(&slice.name, "is stored twice or not announced"));
+        };
+        let Some(float) = float else {
+            leave_out(slice.name, unused);
+            return Ok(());
+        };
         if !slice.slice.unwrap_or_default().is_full() {
             return Err(wrong(&slice.name, "is stored in several parts"));
         }
-        let values = slice.data.unwrap_or_default().float_val;
-        match expected.remove(&slice.name) {
-            Some(shape) if numel(&shape) == Some(values.len()) => {
-                tensors.insert(slice.name, Tensor { shape, values });
-                Ok(())
-            }
-            Some(shape) => {
-                let reason = format!("has {} values, not {shape:?}", values.len());
-                Err(wrong(&slice.name, &reason))
-            }
-            // Of another type.
-            None if values.is_empty() => Ok(()),
-            None => Err(wrong(&slice.name, "is stored twice or not announced")),
+        let values = slice.data.unwrap_or_default().values(float)?;
+        if numel(&shape) != Some(values.len()) {
+            let reason = format!("has {} values, not {shape:?}", values.len());
+            return Err(wrong(&slice.name, &reason));
         }
+        tensors.insert(slice.name, Tensor { shape, values });
+        Ok(())
     })?;
-    match expected.and_then(|expected| expected.into_keys().next()) {
-        Some(missing) => Err(wrong(&missing, "has no values")),
+    let mut missing = expected.into_iter().flatten();
+    match missing.find(|(_, (float, _))| float.is_some()) {
+        Some((missing, _)) => Err(wrong(&missing, "has no values")),
         None => Ok(tensors),
     }
 }
 
-/// Reads the float tensors of a V2 checkpoint, and leaves others out. `shard(i, n)` opens the
-/// `i`-th of `n` files of values.
+/// Reads the tensors of a V2 checkpoint that have floating-point numbers, as single precision, and
+/// adds the names of others to `unused`. `shard(i, n)` opens the `i`-th of `n` files of values.
 ///
 /// # Errors
 /// Where a file is damaged or the model was split over several parts.
 pub fn v2<R: Read + Seek, S: Read + Seek>(
     index: R,
     mut shard: impl FnMut(i32, i32) -> io::Result<S>,
+    unused: &mut Vec<String>,
 ) -> Result<Tensors, Fault> {
     let mut header: Option<proto::Header> = None;
-    let mut shards: BTreeMap<i32, Vec<(String, Vec<usize>, proto::Entry)>> = BTreeMap::new();
+    type Announced = (String, Float, Vec<usize>, proto::Entry);
+    let mut shards: BTreeMap<i32, Vec<Announced>> = BTreeMap::new();
     let mut room = MAX_META;
     table::read(index, |key, value| {
         let Some(header) = &header else {
@@ -242,25 +295,26 @@ pub fn v2<R: Read + Seek, S: Read + Seek>(
             Fault::Refused("it has more tensors than the largest PixelCNN++".into())
         })?;
         let entry: proto::Entry = decode(value)?;
-        if entry.dtype != FLOAT {
-            return Ok(());
-        }
         let name = String::from_utf8_lossy(key).into_owned();
+        let Some(float) = float(entry.dtype) else {
+            leave_out(name, unused);
+            return Ok(());
+        };
         if !entry.slices.is_empty() {
             return Err(wrong(&name, "is stored in several parts"));
         }
         let shape = entry.shape.clone().unwrap_or_default().extents();
         let shape = shape.ok_or_else(|| wrong(&name, "has no shape"))?;
-        let bytes = numel(&shape).and_then(|n| n.checked_mul(4));
+        let bytes = numel(&shape).and_then(|n| n.checked_mul(float.size()));
         if bytes.is_none_or(|bytes| bytes as i64 != entry.size) {
-            let reason = format!("has {} bytes, not {shape:?} floats", entry.size);
+            let reason = format!("has {} bytes, not {shape:?} numbers", entry.size);
             return Err(wrong(&name, &reason));
         }
         if !(0..header.num_shards).contains(&entry.shard_id) {
             return Err(wrong(&name, "lies in no file"));
         }
         let entries = shards.entry(entry.shard_id).or_default();
-        entries.push((name, shape, entry));
+        entries.push((name, float, shape, entry));
         Ok(())
     })?;
     let num_shards = header.map_or(0, |header| header.num_shards);
@@ -268,9 +322,9 @@ pub fn v2<R: Read + Seek, S: Read + Seek>(
     for (id, mut entries) in shards {
         let mut file = shard(id, num_shards)?;
         let size = file.seek(SeekFrom::End(0))?;
-        entries.sort_by_key(|(_, _, entry)| (entry.offset, entry.size));
+        entries.sort_by_key(|(_, _, _, entry)| (entry.offset, entry.size));
         let mut from = 0;
-        for (name, shape, entry) in entries {
+        for (name, float, shape, entry) in entries {
             let offset = u64::try_from(entry.offset).unwrap_or(u64::MAX);
             // No two tensors share bytes, so that all of them together are no larger than the file.
             if offset < from {
@@ -281,31 +335,33 @@ pub fn v2<R: Read + Seek, S: Read + Seek>(
                 return Err(Fault::Truncated);
             }
             file.seek(SeekFrom::Start(offset))?;
-            let values = floats(&mut file, &name, entry.size as usize / 4, entry.crc32c)?;
+            let mut bytes = Summed {
+                file: &mut file,
+                crc: 0,
+            };
+            let values = float.read(&mut bytes, entry.size as usize / float.size())?;
+            if table::masked_crc(bytes.crc) != entry.crc32c {
+                return Err(Fault::Damaged(format!(
+                    "the checksum of tensor {name:?} does not hold"
+                )));
+            }
             tensors.insert(name, Tensor { shape, values });
         }
     }
     Ok(tensors)
 }
 
-/// Reads `count` values, of which `crc` is the masked checksum.
-fn floats(file: &mut impl Read, name: &str, count: usize, crc: u32) -> Result<Vec<f32>, Fault> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(count).map_err(io::Error::other)?;
-    let mut buffer = [0; 1 << 14];
-    let mut found = 0;
-    while values.len() < count {
-        let bytes = &mut buffer[..(4 * (count - values.len())).min(1 << 14)];
-        file.read_exact(bytes)?;
-        found = crc32c::crc32c_append(found, bytes);
-        let (words, _) = bytes.as_chunks();
-        values.extend(words.iter().map(|&word| f32::from_le_bytes(word)));
-    }
-    match table::masked_crc(found) == crc {
-        true => Ok(values),
-        false => Err(Fault::Damaged(format!(
-            "the checksum of tensor {name:?} does not hold"
-        ))),
+/// What is read from a file, with its checksum.
+struct Summed<R> {
+    file: R,
+    crc: u32,
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(bytes)?;
+        self.crc = crc32c::crc32c_append(self.crc, &bytes[..read]);
+        Ok(read)
     }
 }
 
@@ -324,19 +380,20 @@ pub fn prefix(path: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// As [`v2`].
-pub fn read_v2(prefix: &Path) -> Result<Tensors, Fault> {
+pub fn read_v2(prefix: &Path, unused: &mut Vec<String>) -> Result<Tensors, Fault> {
     let file = |end: &str| {
         let mut path = prefix.as_os_str().to_owned();
         path.push(end);
         open(path.as_ref())
     };
-    v2(file(".index")?, |i, n| {
+    let shard = |i: i32, n: i32| {
         let end = format!(".data-{i:05}-of-{n:05}");
         file(&end).map_err(|fault| match fault {
             Fault::Io(error) => io::Error::new(error.kind(), format!("its part `{end}`: {error}")),
             fault => io::Error::other(fault),
         })
-    })
+    };
+    v2(file(".index")?, shard, unused)
 }
 
 /// A tensor to be written.
@@ -467,6 +524,7 @@ mod tests {
                 }),
                 data: Some(proto::TensorProto {
                     float_val: tensor.values.clone(),
+                    ..Default::default()
                 }),
             };
             let slices = proto::SavedTensorSlices {
@@ -478,11 +536,135 @@ mod tests {
         entries
     }
 
+    /// The golden checkpoint with its numbers in another type, and how exact that is.
+    fn golden(dtype: i32, bytes: fn(f32) -> Vec<u8>) -> (Tensors, Tensors) {
+        let file = |end: &str| {
+            let folder =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tf_checkpoint_v2");
+            std::fs::read(folder.join(format!("params_cifar.ckpt.{end}"))).unwrap()
+        };
+        let (index, old) = (file("index"), file("data-00000-of-00001"));
+        let mut entries = super::super::table::tests::entries_of(&index).unwrap();
+        let mut data = Vec::new();
+        let mut v1 = proto::Meta::default();
+        let mut v1_entries = Entries::new();
+        for (key, value) in &mut entries[1..] {
+            let mut entry: proto::Entry = decode(value).unwrap();
+            let old = &old[entry.offset as usize..][..entry.size as usize];
+            let floats = old.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b));
+            let new: Vec<u8> = floats.clone().flat_map(bytes).collect();
+            entry.dtype = dtype;
+            entry.offset = data.len() as i64;
+            entry.size = new.len() as i64;
+            entry.crc32c = table::masked_crc(crc32c::crc32c(&new));
+            *value = entry.encode_to_vec();
+            data.extend(&new);
+
+            // The older form has the numbers, or in some versions their bytes.
+            let name = String::from_utf8(key.clone()).unwrap();
+            let halves = || {
+                new.as_chunks()
+                    .0
+                    .iter()
+                    .map(|&b| u16::from_le_bytes(b).into())
+            };
+            let mut values = proto::TensorProto::default();
+            match dtype {
+                _ if name.ends_with("/g") => values.tensor_content = new.clone(),
+                FLOAT => values.float_val = floats.collect(),
+                DOUBLE => values.double_val = floats.map(f64::from).collect(),
+                _ => values.half_val = halves().collect(),
+            }
+            v1.tensor.push(proto::SliceMeta {
+                name: name.clone(),
+                shape: entry.shape,
+                dtype,
+            });
+            let slice = proto::SavedSlice {
+                name,
+                slice: None,
+                data: Some(values),
+            };
+            let slices = proto::SavedTensorSlices {
+                meta: None,
+                data: Some(slice),
+            };
+            v1_entries.push((key.clone(), slices.encode_to_vec()));
+        }
+        let meta = proto::SavedTensorSlices {
+            meta: Some(v1),
+            data: None,
+        };
+        v1_entries.insert(0, (Vec::new(), meta.encode_to_vec()));
+        let mut unused = Vec::new();
+        let shard = |_, _| Ok(Cursor::new(&data));
+        let v2 = v2(Cursor::new(written(&entries)), shard, &mut unused).unwrap();
+        let v1 = super::v1(Cursor::new(written(&v1_entries)), &mut unused).unwrap();
+        assert!(unused.is_empty());
+        (v1, v2)
+    }
+
+    #[test]
+    fn numbers_of_any_precision_come_in_single() {
+        let (_, exact) = golden(FLOAT, |v| v.to_le_bytes().into());
+        assert_eq!(exact.len(), 685);
+        type Bytes = fn(f32) -> Vec<u8>;
+        let cases: [(i32, Bytes, f32); 4] = [
+            (FLOAT, |v| v.to_le_bytes().into(), 0.0),
+            (DOUBLE, |v| f64::from(v).to_le_bytes().into(), 0.0),
+            (
+                HALF,
+                |v| f16::from_f32(v).to_le_bytes().into(),
+                1.0 / 2048.0,
+            ),
+            (
+                BFLOAT16,
+                |v| bf16::from_f32(v).to_le_bytes().into(),
+                1.0 / 256.0,
+            ),
+        ];
+        for (dtype, bytes, rounding) in cases {
+            let (v1, v2) = golden(dtype, bytes);
+            assert_eq!(v1, v2);
+            assert!(v2.keys().eq(exact.keys()));
+            for (name, tensor) in &v2 {
+                assert_eq!(tensor.shape, exact[name].shape);
+                for (found, exact) in tensor.values.iter().zip(&exact[name].values) {
+                    // The smallest halves are 6e-8 apart.
+                    let bound = rounding * (exact.abs() + 1e-4);
+                    assert!((found - exact).abs() <= bound, "{name}: {found}, {exact}");
+                }
+            }
+            let unsaid = super::super::Unsaid {
+                size: Some([8, 8]),
+                ..Default::default()
+            };
+            let state = original::state(v2, &unsaid).unwrap();
+            assert_eq!((state.step, state.config.nr_filters), (3, 8));
+        }
+    }
+
+    #[test]
+    fn what_has_no_floating_point_numbers_is_named() {
+        let variable = |name: &str, values: Vec<i64>| Variable {
+            name: name.into(),
+            shape: vec![values.len()],
+            values: Values::Int64(values),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let labels = variable("Variable", vec![0, 1]);
+        let variables = vec![variable("global_step", vec![7]), labels];
+        write_v2(folder.path(), "x", variables).unwrap();
+        let mut unused = Vec::new();
+        let tensors = read_v2(&folder.path().join("x"), &mut unused).unwrap();
+        assert_eq!((tensors.len(), unused), (0, vec!["global_step".to_owned()]));
+    }
+
     #[test]
     fn damaged_v1_files_are_refused() {
         let entries = v1_entries(&tensors());
         for file in [written(&entries), of_one_block(&entries, 1, snappy)] {
-            let read = |file: &[u8]| v1(Cursor::new(file));
+            let read = |file: &[u8]| v1(Cursor::new(file), &mut Vec::new());
             assert_eq!(read(&file).unwrap(), tensors());
             for at in 0..file.len() {
                 for bit in 0..8 {
@@ -512,7 +694,9 @@ mod tests {
         let forged = |change: &dyn Fn(&mut Entries)| {
             let mut entries = v1_entries(&tensors());
             change(&mut entries);
-            v1(Cursor::new(written(&entries))).unwrap_err().to_string()
+            v1(Cursor::new(written(&entries)), &mut Vec::new())
+                .unwrap_err()
+                .to_string()
         };
         let missing = forged(&|entries| drop(entries.pop()));
         assert!(
@@ -556,8 +740,10 @@ mod tests {
         let index = std::fs::read(folder.path().join("x.index")).unwrap();
         let data = std::fs::read(folder.path().join("x.data-00000-of-00001")).unwrap();
         let original = super::super::table::tests::entries_of(&index).unwrap();
-        let read =
-            |entries: &Entries| v2(Cursor::new(written(entries)), |_, _| Ok(Cursor::new(&data)));
+        let read = |entries: &Entries| {
+            let shard = |_, _| Ok(Cursor::new(&data));
+            v2(Cursor::new(written(entries)), shard, &mut Vec::new())
+        };
         assert_eq!(read(&original).unwrap(), tensors);
         let forged = |change: fn(&mut proto::Entry)| {
             let mut entries = original.clone();
@@ -575,8 +761,8 @@ mod tests {
             (|e| e.offset = 0, "overlaps another one"),
             (|e| e.offset = -1, "is truncated"),
             (|e| e.offset = i64::MAX, "is truncated"),
-            (|e| e.size = -16, "not [2, 2] floats"),
-            (|e| e.shape = dims(&[1 << 40]), "floats"),
+            (|e| e.size = -16, "not [2, 2] numbers"),
+            (|e| e.shape = dims(&[1 << 40]), "numbers"),
             (
                 |e| {
                     e.shape = dims(&[1 << 40]);
@@ -584,7 +770,7 @@ mod tests {
                 },
                 "is truncated",
             ),
-            (|e| e.shape = dims(&[i64::MAX, i64::MAX, 4]), "floats"),
+            (|e| e.shape = dims(&[i64::MAX, i64::MAX, 4]), "numbers"),
             (|e| e.shape = dims(&[-1, -4]), "has no shape"),
             (|e| e.shard_id = 1, "lies in no file"),
             (
