@@ -1,6 +1,8 @@
 //! `pixelcnn import` and `export`, run as a program.
 
 mod program;
+#[path = "../../pixelcnn/tests/torch/mod.rs"]
+mod torch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,9 @@ use npyz::WriterBuilder;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
-use program::{contains, fails, succeeds};
+use pixelcnn::weights::pytorch;
+use program::{contains, fails, pixelcnn, succeeds};
+use torch::{Py, dict, others, save, single, text};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -92,6 +96,66 @@ fn the_originals_checkpoints_become_runs() {
     contains(&succeeds(folder, resume), "on from step 3");
     let metrics = fs::read_to_string(folder.join("v2/metrics.jsonl")).unwrap();
     contains(&metrics, "\"step\":6");
+}
+
+#[test]
+fn checkpoints_of_pytorch_become_runs() {
+    let folder = folder();
+    let folder = folder.path();
+    let port = golden("pytorch_port/rgb.pth");
+    let tensors = pytorch::read(fs::File::open(&port).unwrap(), &mut Vec::new()).unwrap();
+    let compiled = tensors.iter().map(|(name, tensor)| {
+        let name = name.replace("weight_g", "parametrizations.weight.original0");
+        let name = name.replace("weight_v", "parametrizations.weight.original1");
+        (text(format!("_orig_mod.module.{name}")), single(tensor))
+    });
+    let mut items = others();
+    items.push((text("state_dict"), Py::Ordered(compiled.collect())));
+    fs::write(folder.join("last.ckpt"), save(&Py::Dict(items))).unwrap();
+
+    succeeds(
+        folder,
+        &format!("import {} --out port {FLAGS}", port.display()),
+    );
+    let imported = pixelcnn(folder, &format!("import last.ckpt --out run {FLAGS}"));
+    assert!(imported.status.success());
+    let names =
+        "\"epoch\", \"optimizer\", \"args\", \"best_bits\", \"device\", \"losses\", \"log\"";
+    let said = String::from_utf8(imported.stderr).unwrap();
+    assert_eq!(said, format!("left out: {names}\n"));
+    let checkpoint = |run: &str| {
+        fs::read(
+            folder
+                .join(run)
+                .join("checkpoints/step-00000000.safetensors"),
+        )
+    };
+    assert_eq!(checkpoint("run").unwrap(), checkpoint("port").unwrap());
+
+    // Of others there may be many, and names can have anything in them.
+    let odd = (0..30).map(|n| (text(format!("{n}\n")), Py::None));
+    let model = tensors
+        .iter()
+        .map(|(name, t)| (text(name.clone()), single(t)));
+    let mut items: Vec<_> = odd.collect();
+    items.push((text("model"), Py::Dict(model.collect())));
+    fs::write(folder.join("odd.pth"), save(&Py::Dict(items.clone()))).unwrap();
+    let imported = pixelcnn(folder, &format!("import odd.pth --out odd {FLAGS}"));
+    let said = String::from_utf8(imported.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    contains(&said, "left out: \"0\\n\", \"1\\n\"");
+    contains(&said, "\"9\\n\" and 20 more\n");
+
+    let extra = dict([("head.weight", single(&tensors["u_init.conv.bias"]))]);
+    let (Py::Dict(model), Py::Dict(extra)) = (&mut items[30].1, extra) else {
+        unreachable!()
+    };
+    model.extend(extra);
+    fs::write(folder.join("odd.pth"), save(&Py::Dict(items))).unwrap();
+    contains(
+        &fails(folder, &format!("import odd.pth --out other {FLAGS}")),
+        "tensor \"head.weight\" is not part of the model",
+    );
 }
 
 #[test]
@@ -223,6 +287,10 @@ fn what_cannot_be_imported_is_said_on_one_line() {
     contains(
         &import(&golden("pytorch/module.pth"), ""),
         "its pickle asks for \"model.Conv\"",
+    );
+    contains(
+        &import(&golden("pytorch/views.pth"), ""),
+        "it has a layer \"bfloat\", but no \"u_init.conv.weight_v\"",
     );
     contains(
         &import(&folder.join("images.npz"), ""),

@@ -9,22 +9,24 @@ use pixelcnn::data::DataConfig;
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::weights::{self, Unsaid};
+use pixelcnn::weights::{self, Imported, Unsaid};
 
 use super::train::expect_new;
 use crate::settings::{DataFlags, nonlinearity, set};
-use crate::terminal::{Result, grouped, quoted, say};
+use crate::terminal::{Result, grouped, note, quoted, say};
 use crate::trained::checkpoints;
 
 /// Make a run of weights from elsewhere.
 ///
 /// Of checkpoints of the original TensorFlow code, in the current form (.index and .data files) and
-/// the older one; of state dicts (.pth) of its PyTorch port; of safetensors with a config.json
-/// beside it, as export writes them. The new run folder is like one of train: eval, sample, info,
-/// export and train --resume take it. The model is told from the layers' names and shapes. The
-/// original's checkpoints go on exactly where they were, with their averages and the optimizer's
-/// state; where a file has weights alone, these are also the averages, and training begins with a
-/// new optimizer. Epochs count from the import.
+/// the older one; of state dicts (.pth) of its PyTorch port, alone or with other things beside them;
+/// of safetensors with a config.json beside it, as export writes them. The new run folder is like
+/// one of train: eval, sample, info, export and train --resume take it. The model is told from the
+/// layers' names and shapes. The original's checkpoints go on exactly where they were, with their
+/// averages and the optimizer's state; where a file has weights or averages alone, these are both,
+/// and training begins with a new optimizer. Of two state dicts in a PyTorch file the averages are
+/// the one that ema, average, avg, polyak, shadow or swa is part of the name of, or that an
+/// AveragedModel wrote. What else is in a file is named and left out. Epochs count from the import.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Import {
@@ -111,7 +113,7 @@ impl Import {
             nonlinearity: self.nonlinearity,
             train,
         };
-        let state = weights::import(&self.file, &unsaid)?;
+        let Imported { state, unused } = weights::read(&self.file, &unsaid)?;
         let _lock = checkpoint::lock(&self.output)?;
         checkpoints(&self.output).save(&state)?;
         let config = RunConfig {
@@ -121,6 +123,14 @@ impl Import {
         };
         config.write(&self.output)?;
 
+        if !unused.is_empty() {
+            let named: Vec<String> = unused.iter().take(10).map(|u| format!("{u:?}")).collect();
+            let more = match unused.len() - named.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            note(format_args!("left out: {}{more}", named.join(", ")));
+        }
         let model = &state.config;
         say(format_args!(
             "model   {} parameters, {}x{}x{} images",
@@ -130,9 +140,7 @@ impl Import {
             model.channels
         ))?;
         match state.step {
-            0 => {
-                say("step    0: the file has no optimizer's state, training begins with a new one")?
-            }
+            0 => say("step    0: without the optimizer's state, training begins with a new one")?,
             step => say(format_args!(
                 "step    {}, learning rate {:.6}",
                 grouped(step),
