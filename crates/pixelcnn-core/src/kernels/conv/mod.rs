@@ -44,10 +44,17 @@ impl Conv {
     pub fn output_size(&self, [h, w]: [usize; 2]) -> [usize; 2] {
         let stride = self.window.stride;
         if self.transposed {
-            [h * stride, w * stride]
+            // Larger than any map where it does not fit: then no slice has its length.
+            [h, w].map(|n| n.saturating_mul(stride))
         } else {
             [h / stride, w / stride]
         }
+    }
+
+    /// Checks the length of a slice of weights: \[taps, inputs, outputs\].
+    fn expect_weight(&self, what: &str, len: usize) {
+        let [rows, columns] = self.window.kernel;
+        expect_len(what, len, &[rows, columns, self.inputs, self.outputs]);
     }
 
     /// `out` = the convolution of `x`, or `out` += it.
@@ -99,12 +106,15 @@ impl Conv {
         accumulate: bool,
         out: &mut [f32],
     ) {
-        assert_eq!(bias.len(), self.outputs, "length of bias");
+        let to = self.output_size([h, w]);
+        expect_len("x", x.len(), &[n, h, w, self.inputs]);
+        expect_len("out", out.len(), &[n, to[0], to[1], self.outputs]);
+        expect_len("bias", bias.len(), &[self.outputs]);
+        self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
             winograd.run(Tiles::of(level), x, weight, bias, accumulate, out);
             return;
         }
-        let to = self.output_size([h, w]);
         let gather = Gather {
             phases: phases(&self.window, self.transposed, to),
             images: n,
@@ -127,6 +137,10 @@ impl Conv {
         accumulate: bool,
         dx: &mut [f32],
     ) {
+        let from = self.output_size([h, w]);
+        expect_len("dy", dy.len(), &[n, from[0], from[1], self.outputs]);
+        expect_len("dx", dx.len(), &[n, h, w, self.inputs]);
+        self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::backward_input(self, [n, h, w]) {
             winograd.run(Tiles::of(level), dy, weight, &[], accumulate, dx);
             return;
@@ -134,7 +148,7 @@ impl Conv {
         let gather = Gather {
             phases: phases(&self.window, !self.transposed, [h, w]),
             images: n,
-            from: self.output_size([h, w]),
+            from,
             to: [h, w],
             inputs: self.outputs,
             outputs: self.inputs,
@@ -155,10 +169,10 @@ impl Conv {
     ) {
         let (inputs, outputs, taps) = (self.inputs, self.outputs, self.window.taps());
         let [oh, ow] = self.output_size([h, w]);
-        assert_eq!(x.len(), n * h * w * inputs, "length of x");
-        assert_eq!(dy.len(), n * oh * ow * outputs, "length of dy");
-        assert_eq!(dweight.len(), taps * inputs * outputs, "length of dweight");
-        assert_eq!(dbias.len(), outputs, "length of dbias");
+        expect_len("x", x.len(), &[n, h, w, inputs]);
+        expect_len("dy", dy.len(), &[n, oh, ow, outputs]);
+        expect_len("dbias", dbias.len(), &[outputs]);
+        self.expect_weight("dweight", dweight.len());
         if outputs == 0 {
             return;
         }
@@ -337,7 +351,17 @@ fn phases(window: &Window, to_fine: bool, [h, w]: [usize; 2]) -> Vec<Phase> {
     remainders.map(phase).collect()
 }
 
-/// A map computed from another one, every pixel from some taps.
+/// Checks that a slice has the length of a shape, whose product must not wrap round: unsafe code
+/// relies on it.
+fn expect_len(what: &str, len: usize, shape: &[usize]) {
+    let size = shape
+        .iter()
+        .try_fold(1, |size: usize, n| size.checked_mul(*n));
+    assert_eq!(Some(len), size, "length of {what} {shape:?}");
+}
+
+/// A map computed from another one, every pixel from some taps. The slices' lengths are checked
+/// before.
 struct Gather {
     phases: Vec<Phase>,
     images: usize,
@@ -362,17 +386,6 @@ impl Gather {
     ) {
         let (n, taps) = (self.images, self.taps);
         let (inputs, outputs) = (self.inputs, self.outputs);
-        assert_eq!(weight.len(), taps * inputs * outputs, "length of weight");
-        assert_eq!(
-            x.len(),
-            n * self.from[0] * self.from[1] * inputs,
-            "length of what is read"
-        );
-        assert_eq!(
-            out.len(),
-            n * self.to[0] * self.to[1] * outputs,
-            "length of what is written"
-        );
         if out.is_empty() {
             return;
         }

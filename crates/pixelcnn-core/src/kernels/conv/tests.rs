@@ -295,3 +295,52 @@ fn any_number_of_threads_gives_the_same_bits() {
         }
     }
 }
+
+/// A shape whose product wraps round has no slices, not those of the length that is left over.
+#[test]
+fn sizes_that_wrap_round_are_refused() {
+    use std::panic::catch_unwind;
+    let conv = |window: Window, inputs, outputs| Conv {
+        window,
+        transposed: false,
+        inputs,
+        outputs,
+    };
+    let huge = conv(Window::POINT, 1 << 62, 4);
+    let (mut dweight, mut dbias) = ([0.0f32; 0], [0.0f32; 4]);
+    let backward = move || huge.backward_weight([0, 1, 1], &[], &[], &mut dweight, &mut dbias);
+    assert!(catch_unwind(backward).is_err());
+
+    let many_taps = Window {
+        kernel: [1 << 32, 1 << 32],
+        ..Window::POINT
+    };
+    let forward = move || {
+        conv(many_taps, 1, 4).forward([1, 1, 1], &[1.0], &[], &[0.0; 4], false, &mut [0.0; 4]);
+    };
+    assert!(catch_unwind(forward).is_err());
+
+    let transposed = Conv {
+        transposed: true,
+        ..conv(
+            Window {
+                stride: 1 << 63,
+                ..Window::POINT
+            },
+            3,
+            4,
+        )
+    };
+    let forward = move || {
+        let (x, weight) = ([0.0; 6], [0.0; 12]);
+        transposed.forward([1, 2, 1], &x, &weight, &[0.0; 4], false, &mut []);
+    };
+    assert!(catch_unwind(forward).is_err());
+
+    let pixels = conv(Window::down_shifted([2, 3], 1), 16, 8);
+    let backward = move || {
+        let (size, weight) = ([1 << 40, 1 << 20, 1], [0.0; 6 * 16 * 8]);
+        pixels.backward_input(size, &[], &weight, false, &mut []);
+    };
+    assert!(catch_unwind(backward).is_err());
+}
