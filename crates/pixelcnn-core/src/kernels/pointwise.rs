@@ -105,6 +105,7 @@ pub fn nonlinearity(
     y: &mut [f32],
 ) {
     let outputs = f.outputs(channels);
+    assert!(x.len().is_multiple_of(channels), "whole pixels");
     assert_eq!(x.len() / channels * outputs, y.len(), "as many pixels");
     let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(channels));
     x.par_chunks(pixels * channels)
@@ -185,6 +186,7 @@ pub fn nonlinearity_backward(
     accumulate: bool,
 ) {
     let outputs = f.outputs(channels);
+    assert!(x.len().is_multiple_of(channels), "whole pixels");
     assert_eq!(x.len() / channels * outputs, dy.len(), "as many pixels");
     assert_eq!(x.len(), dx.len(), "as many pixels");
     let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(channels));
@@ -584,6 +586,12 @@ mod tests {
             nonlinearity(f, 1, None, &[f32::NAN], &mut y);
             assert!(y.iter().all(|y| y.is_nan()));
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "whole pixels")]
+    fn a_part_of_a_pixel_is_refused() {
+        nonlinearity(Nonlinearity::ConcatElu, 2, None, &[1.0; 5], &mut [0.0; 8]);
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl WeightNorm {
     /// If the slices' lengths disagree with the shape.
     pub fn weight(&self, v: &[f32], g: &[f32], w: &mut [f32]) {
         assert_eq!(w.len(), v.len(), "w is shaped as v");
+        assert_eq!(g.len(), self.outputs, "a length for every output");
         let squares = self.products(v, v);
         let scales: Vec<f32> = squares
             .iter()
@@ -62,6 +63,7 @@ impl WeightNorm {
     /// If the slices' lengths disagree with the shape.
     pub fn backward(&self, v: &[f32], g: &[f32], dw: &[f32], dv: &mut [f32], dg: &mut [f32]) {
         assert_eq!(dv.len(), v.len(), "dv is shaped as v");
+        assert_eq!(g.len(), self.outputs, "a length for every output");
         assert_eq!(dg.len(), self.outputs, "dg is shaped as g");
         let (squares, products) = (self.products(v, v), self.products(v, dw));
         let (mut by_dw, mut by_v) = (Vec::new(), Vec::new());
@@ -304,5 +306,16 @@ mod tests {
         // A dense layer has none.
         WeightNorm { floor: 0.0, ..norm }.weight(&[1e-7; 6], &[1.0, 2.0], &mut w);
         assert!((w[0] - 1.0 / 3f32.sqrt()).abs() < 1e-6);
+    }
+    #[test]
+    #[should_panic(expected = "a length for every output")]
+    fn a_length_for_some_outputs_alone_is_refused() {
+        let norm = WeightNorm {
+            rows: 1,
+            outputs: 2,
+            inner: 1,
+            floor: 0.0,
+        };
+        norm.weight(&[1.0; 2], &[1.0], &mut [0.0; 2]);
     }
 }
