@@ -13,6 +13,9 @@ const SPINS: usize = 200;
 /// Times that an idle thread does so before it sleeps.
 const YIELDS: usize = 1_000;
 
+/// What is said where a thread has panicked.
+const PANICKED: &str = "a thread of the incremental evaluator panicked";
+
 /// A team of the calling thread and some workers.
 pub(super) struct Team {
     shared: Arc<Shared>,
@@ -85,9 +88,11 @@ impl Team {
     /// Calls `job` on every thread of the team, and returns when all have returned.
     ///
     /// # Panics
-    /// If one of them panics.
+    /// If one of them panics, or has panicked before: then the barrier's count is off, and nobody
+    /// would be waited for.
     pub fn run(&mut self, job: &(dyn Fn(Member) + Sync)) {
         let shared = &*self.shared;
+        assert!(!shared.broken.load(Ordering::Relaxed), "{PANICKED}");
         // SAFETY: the workers are idle, since this function waits for them below; it does not
         // return or unwind before they are done, so that the job outlives its use.
         unsafe {
@@ -113,10 +118,7 @@ impl Team {
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
-        assert!(
-            !shared.broken.load(Ordering::Relaxed),
-            "a thread of the incremental evaluator panicked"
-        );
+        assert!(!shared.broken.load(Ordering::Relaxed), "{PANICKED}");
     }
 }
 
@@ -138,7 +140,7 @@ impl Member<'_> {
         while shared.arrived.load(Ordering::Acquire) < complete {
             if wait.a_little() {
                 let broken = shared.broken.load(Ordering::Relaxed);
-                assert!(!broken, "a thread of the incremental evaluator panicked");
+                assert!(!broken, "{PANICKED}");
             }
         }
     }
@@ -284,6 +286,9 @@ mod tests {
                 });
             };
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+            // Nor can it be used again.
+            let again = || team.run(&|member| member.barrier());
+            assert!(catch_unwind(AssertUnwindSafe(again)).is_err());
         }
     }
 }
