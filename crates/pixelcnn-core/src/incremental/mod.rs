@@ -100,7 +100,8 @@ impl Evaluator {
     /// Packs `parameters`, in the [`Layout`]'s order.
     ///
     /// # Errors
-    /// [`EvaluatorError::Config`] and [`EvaluatorError::Parameters`].
+    /// [`EvaluatorError::Config`], [`EvaluatorError::Parameters`], and [`EvaluatorError::Memory`]
+    /// where no machine of this kind could have as much.
     pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Evaluator, EvaluatorError> {
         config.validate()?;
         let layout = Layout::new(config).parameters;
@@ -114,7 +115,10 @@ impl Evaluator {
                 });
             }
         }
-        let program = Program::new(config);
+        let program = Program::new(config).ok_or(EvaluatorError::Memory {
+            images: 1,
+            bytes: usize::MAX,
+        })?;
         let weights = Weights::pack(&program, parameters);
         Ok(Evaluator {
             model: Arc::new(Model {

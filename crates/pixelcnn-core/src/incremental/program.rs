@@ -149,8 +149,8 @@ impl Tap {
 }
 
 impl Program {
-    /// The program of a model, which must be valid.
-    pub fn new(config: &ModelConfig) -> Program {
+    /// The program of a model, which must be valid; none where its memory can't be counted.
+    pub fn new(config: &ModelConfig) -> Option<Program> {
         let mut compiler = Compiler {
             config,
             program: Program::default(),
@@ -363,7 +363,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn finish(mut self) -> Program {
+    fn finish(mut self) -> Option<Program> {
         let program = &mut self.program;
         let mut row_by_row = vec![false; program.rings.len()];
         for sum in &mut program.sums {
@@ -394,31 +394,38 @@ impl Compiler<'_> {
             }
         }
 
-        let mut floats = 0;
-        let mut take = |count: usize| {
+        // Unsafe code goes by these sizes: none may wrap round.
+        let mut floats: usize = 0;
+        let mut take = |shape: &[usize]| {
+            let size = shape
+                .iter()
+                .try_fold(1, |size: usize, n| size.checked_mul(*n));
+            let size = size?.checked_next_multiple_of(PANEL)?;
             let start = floats;
-            floats += count.next_multiple_of(PANEL);
-            start
+            floats = floats.checked_add(size)?;
+            Some(start)
         };
         for ring in &mut program.rings {
-            ring.start = take(ring.rows * (ring.width + 2) * ring.channels);
+            ring.start = take(&[ring.rows, ring.width + 2, ring.channels])?;
         }
         // Sums by row are done with at once and share their memory.
         let width = self.config.width;
-        let size = |sum: &Sum| (width >> sum.scale) * sum.columns();
-        let rows = program.sums.iter().filter(|sum| sum.by_row);
-        let shared = take(rows.map(size).max().unwrap_or_default());
+        let shape = |sum: &Sum| [width >> sum.scale, sum.columns()];
+        let rows = program.sums.iter().filter(|sum| sum.by_row).map(shape);
+        let largest = rows.max_by_key(|[width, columns]| width.saturating_mul(*columns));
+        let shared = take(&largest.unwrap_or_default())?;
         for sum in &mut program.sums {
             sum.start = match sum.by_row {
                 true => shared,
-                false => take(size(sum)),
+                false => take(&shape(sum))?,
             };
             if sum.conditional.is_some() {
-                sum.bias_start = take(sum.columns());
+                sum.bias_start = take(&[sum.columns()])?;
             }
         }
+        floats.checked_mul(size_of::<f32>())?;
         program.floats = floats;
-        self.program
+        Some(self.program)
     }
 }
 
