@@ -112,7 +112,7 @@ impl Conv {
         expect_len("bias", bias.len(), &[self.outputs]);
         self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
-            winograd.run(Tiles::of(level), x, weight, bias, accumulate, out);
+            winograd.run(level, x, weight, bias, accumulate, out);
             return;
         }
         let gather = Gather {
@@ -142,7 +142,7 @@ impl Conv {
         expect_len("dx", dx.len(), &[n, h, w, self.inputs]);
         self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::backward_input(self, [n, h, w]) {
-            winograd.run(Tiles::of(level), dy, weight, &[], accumulate, dx);
+            winograd.run(level, dy, weight, &[], accumulate, dx);
             return;
         }
         let gather = Gather {
@@ -178,7 +178,7 @@ impl Conv {
         }
         sum_pixels(dy, dbias);
         if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
-            winograd.backward_weight(Tiles::of(level), x, dy, dweight);
+            winograd.backward_weight(level, x, dy, dweight);
             return;
         }
 

@@ -1,7 +1,6 @@
 //! The register tiles that all the arithmetic of a convolution goes through, once for every vector
 //! level: a few rows times one or two vectors of columns, kept in registers while they sum.
 
-use super::winograd::{self, Transforms};
 use crate::kernels::simd::Level;
 use crate::kernels::vector::Vector;
 
@@ -49,8 +48,6 @@ pub(super) struct Tiles {
     pub product: [&'static [ProductTile]; 2],
     /// Tiles by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterTile]; 2],
-    /// Transforms by columns of the kernel - 2.
-    pub winograd: [Transforms; 2],
 }
 
 impl Tiles {
@@ -290,57 +287,11 @@ macro_rules! tiles {
             }
         }
 
-        $(#[$features])?
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn input<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
-            // SAFETY: the same as the caller's.
-            unsafe { winograd::spread_input::<$vector, K>(from, channels, out, stride) }
-        }
-
-        $(#[$features])?
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn weight<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
-            // SAFETY: the same as the caller's.
-            unsafe { winograd::spread_weight::<$vector, K>(from, channels, out, stride) }
-        }
-
-        $(#[$features])?
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn output_gradient<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
-            // SAFETY: the same as the caller's.
-            unsafe { winograd::spread_output_gradient::<$vector, K>(from, channels, out, stride) }
-        }
-
-        $(#[$features])?
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn output<const K: usize>(products: *const f32, stride: usize, bias: *const f32, outs: &[*mut f32; 4], first: usize, columns: usize, accumulate: bool) {
-            // SAFETY: the same as the caller's.
-            unsafe { winograd::collect_output::<$vector, K>(products, stride, bias, outs, first, columns, accumulate) }
-        }
-
-        $(#[$features])?
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn weight_gradient<const K: usize>(points: *const f32, stride: usize, len: usize, taps: *mut f32) {
-            // SAFETY: the same as the caller's.
-            unsafe { winograd::collect_weight_gradient::<$vector, K>(points, stride, len, taps) }
-        }
-
-        const fn transforms<const K: usize>() -> Transforms {
-            Transforms {
-                input: input::<K>,
-                weight: weight::<K>,
-                output_gradient: output_gradient::<K>,
-                output: output::<K>,
-                weight_gradient: weight_gradient::<K>,
-            }
-        }
-
         pub(super) static TILES: Tiles = Tiles {
             lanes: <$vector>::LANES,
             gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
             product: [&[$(product::<$rows, 1>),*], &[$(product::<$rows, 2>),*]],
             outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
-            winograd: [transforms::<2>(), transforms::<3>()],
         };
     };
 }
@@ -348,7 +299,7 @@ macro_rules! tiles {
 /// 14 x 2 of the 32 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Tiles, Transforms, Vector, winograd};
+    use super::{Tiles, Vector};
     use std::arch::x86_64::__m512;
 
     tiles!(
@@ -361,7 +312,7 @@ mod avx512 {
 /// 6 x 2 of the 16 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Tiles, Transforms, Vector, winograd};
+    use super::{Tiles, Vector};
     use std::arch::x86_64::__m256;
 
     tiles!(__m256, [target_feature(enable = "avx2,fma")], [1 2 3 4 5 6]);
@@ -369,7 +320,7 @@ mod avx2 {
 
 /// Four lanes: a register of SSE2 or NEON, where the compiler finds them.
 mod plain {
-    use super::{Tiles, Transforms, Vector, winograd};
+    use super::{Tiles, Vector};
     use crate::kernels::vector::Lanes;
 
     tiles!(Lanes<false>, [], [1 2 3 4 5 6]);

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use super::tile::{self, Tiles};
 use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
+use crate::kernels::simd::Level;
 use crate::kernels::vector::Vector;
 
 /// Rows of the kernels: the shift is down, by one.
@@ -31,28 +32,27 @@ const SPREAD: usize = 1 << 15;
 const CHUNK: usize = 1 << 20;
 
 /// The transforms of one vector level and kernel width.
-pub(super) struct Transforms {
+struct Transforms {
     /// `B^T d B` of the pixels that a tile reads.
-    pub input: Spread,
+    input: Spread,
     /// `G g G^T` of the taps.
-    pub weight: Spread,
+    weight: Spread,
     /// `A dy A^T` of the pixels that a tile writes.
-    pub output_gradient: Spread,
+    output_gradient: Spread,
     /// `A^T m A`.
-    pub output: Collect,
+    output: Collect,
     /// `G^T du G`.
-    pub weight_gradient: WeightGradient,
+    weight_gradient: WeightGradient,
 }
 
 /// Transforms every channel of a tile's pixels or taps, row after row, to as many values as the
 /// tile has points, `stride` apart at `out`: vectors of them, zeros beyond `channels`.
-pub(super) type Spread =
-    unsafe fn(pixels: *const *const f32, channels: usize, out: *mut f32, stride: usize);
+type Spread = unsafe fn(pixels: *const *const f32, channels: usize, out: *mut f32, stride: usize);
 
 /// Transforms `columns` products for each point, `stride` apart, to the tile's 2x2 outputs; adds
 /// `bias` and writes at `first` after each of `outs`, where that is not null, or adds to what is
 /// there. Products and bias are whole vectors.
-pub(super) type Collect = unsafe fn(
+type Collect = unsafe fn(
     products: *const f32,
     stride: usize,
     bias: *const f32,
@@ -63,8 +63,7 @@ pub(super) type Collect = unsafe fn(
 );
 
 /// Transforms `len` gradients for each point to those for each tap, `stride` apart both.
-pub(super) type WeightGradient =
-    unsafe fn(points: *const f32, stride: usize, len: usize, taps: *mut f32);
+type WeightGradient = unsafe fn(points: *const f32, stride: usize, len: usize, taps: *mut f32);
 
 /// `B^T d` for `K` taps; the fourth value is not used for two.
 #[inline(always)]
@@ -147,7 +146,7 @@ unsafe fn weight_gradient<V: Vector, const K: usize>([a, b, c, d]: [V; 4]) -> [V
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
-pub(super) unsafe fn spread_input<V: Vector, const K: usize>(
+unsafe fn spread_input<V: Vector, const K: usize>(
     pixels: *const *const f32,
     channels: usize,
     out: *mut f32,
@@ -176,7 +175,7 @@ pub(super) unsafe fn spread_input<V: Vector, const K: usize>(
 }
 
 #[inline(always)]
-pub(super) unsafe fn spread_output_gradient<V: Vector, const K: usize>(
+unsafe fn spread_output_gradient<V: Vector, const K: usize>(
     pixels: *const *const f32,
     channels: usize,
     out: *mut f32,
@@ -203,7 +202,7 @@ pub(super) unsafe fn spread_output_gradient<V: Vector, const K: usize>(
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
-pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
+unsafe fn collect_output<V: Vector, const K: usize>(
     products: *const f32,
     stride: usize,
     bias: *const f32,
@@ -239,7 +238,7 @@ pub(super) unsafe fn collect_output<V: Vector, const K: usize>(
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
-pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
+unsafe fn spread_weight<V: Vector, const K: usize>(
     taps: *const *const f32,
     columns: usize,
     out: *mut f32,
@@ -269,7 +268,7 @@ pub(super) unsafe fn spread_weight<V: Vector, const K: usize>(
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
-pub(super) unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
+unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
     points: *const f32,
     stride: usize,
     len: usize,
@@ -308,6 +307,101 @@ unsafe fn load<V: Vector>(from: *const f32, c: usize, channels: usize) -> V {
         } else {
             V::load_first(from.add(c), channels - c)
         }
+    }
+}
+
+/// Compiles the transforms for a vector with its target features.
+macro_rules! transforms {
+    ($vector:ty, [$($features:meta)?]) => {
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn input<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::spread_input::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn weight<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::spread_weight::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn output_gradient<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::spread_output_gradient::<$vector, K>(from, channels, out, stride) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn output<const K: usize>(products: *const f32, stride: usize, bias: *const f32, outs: &[*mut f32; 4], first: usize, columns: usize, accumulate: bool) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::collect_output::<$vector, K>(products, stride, bias, outs, first, columns, accumulate) }
+        }
+
+        $(#[$features])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn weight_gradient<const K: usize>(points: *const f32, stride: usize, len: usize, taps: *mut f32) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::collect_weight_gradient::<$vector, K>(points, stride, len, taps) }
+        }
+
+        const fn transforms<const K: usize>() -> Transforms {
+            Transforms {
+                input: input::<K>,
+                weight: weight::<K>,
+                output_gradient: output_gradient::<K>,
+                output: output::<K>,
+                weight_gradient: weight_gradient::<K>,
+            }
+        }
+
+        /// By columns of the kernel - 2.
+        pub(super) static TRANSFORMS: [Transforms; 2] = [transforms::<2>(), transforms::<3>()];
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::Transforms;
+    use std::arch::x86_64::__m512;
+
+    transforms!(
+        __m512,
+        [target_feature(
+            enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+        )]
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::Transforms;
+    use std::arch::x86_64::__m256;
+
+    transforms!(__m256, [target_feature(enable = "avx2,fma")]);
+}
+
+mod plain {
+    use super::Transforms;
+    use crate::kernels::vector::Lanes;
+
+    transforms!(Lanes<false>, []);
+}
+
+impl Transforms {
+    /// The transforms of a level, which the machine must have when they are called.
+    fn of(level: Level, taps: usize) -> &'static Transforms {
+        let transforms = match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => &avx512::TRANSFORMS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => &avx2::TRANSFORMS,
+            _ => &plain::TRANSFORMS,
+        };
+        &transforms[taps - 2]
     }
 }
 
@@ -375,10 +469,6 @@ impl Winograd {
         self.size[0] * rows * columns
     }
 
-    fn transforms(&self, tiles: &'static Tiles) -> &'static Transforms {
-        &tiles.winograd[self.taps - 2]
-    }
-
     /// Image, top row and left column of a tile's outputs.
     fn place(&self, tile: usize) -> [usize; 3] {
         let [rows, columns] = self.grid();
@@ -435,7 +525,7 @@ impl Winograd {
     /// `out` = the convolution of `x`, or `out` += it.
     pub(super) fn run(
         &self,
-        tiles: &'static Tiles,
+        level: Level,
         x: &[f32],
         weight: &[f32],
         bias: &[f32],
@@ -443,10 +533,11 @@ impl Winograd {
         out: &mut [f32],
     ) {
         let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
+        let tiles = Tiles::of(level);
         let panels = Panels::new(tiles, outputs);
         let padded_bias = panels.padded(bias);
         let zeros = vec![0.0; inputs];
-        let transforms = self.transforms(tiles);
+        let transforms = Transforms::of(level, self.taps);
 
         // A task has whole register tiles, as many as leave every thread a few tasks.
         let lanes = inputs.next_multiple_of(tiles.lanes);
@@ -528,7 +619,7 @@ impl Winograd {
             });
         };
         with_scratch(points * inputs * panels.lanes(), |packed| {
-            self.pack(tiles, &panels, weight, packed);
+            self.pack(transforms, tiles.lanes, &panels, weight, packed);
             let packed = &*packed;
             (0..parts)
                 .into_par_iter()
@@ -538,15 +629,22 @@ impl Winograd {
 
     /// Packs the transformed weight by panels: \[panel, point, input, column\], zeros beyond the
     /// last column.
-    fn pack(&self, tiles: &'static Tiles, panels: &Panels, weight: &[f32], packed: &mut [f32]) {
+    fn pack(
+        &self,
+        transforms: &Transforms,
+        lanes: usize,
+        panels: &Panels,
+        weight: &[f32],
+        packed: &mut [f32],
+    ) {
         /// Inputs that are transposed together.
         const INPUTS: usize = 16;
         let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
         let taps = ROWS * self.taps;
-        let transform = self.transforms(tiles).weight;
+        let transform = transforms.weight;
         let pack = |(panel, packed): (usize, &mut [f32])| {
             let (columns, vectors) = panels.get(panel);
-            let width = vectors * tiles.lanes;
+            let width = vectors * lanes;
             // In the forward pass's order: [tap, input, column].
             let mut turned = vec![
                 0.0;
@@ -592,20 +690,15 @@ impl Winograd {
     }
 
     /// `dweight` = the gradient for the weight of a forward pass.
-    pub(super) fn backward_weight(
-        &self,
-        tiles: &'static Tiles,
-        x: &[f32],
-        dy: &[f32],
-        dweight: &mut [f32],
-    ) {
+    pub(super) fn backward_weight(&self, level: Level, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
         let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
         if x.is_empty() {
             dweight.fill(0.0);
             return;
         }
+        let tiles = Tiles::of(level);
         let panels = Panels::new(tiles, outputs);
-        let transforms = self.transforms(tiles);
+        let transforms = Transforms::of(level, self.taps);
         let zeros = vec![0.0; inputs.max(outputs)];
 
         // Tiles are taken in chunks: all their pixels are transformed, then summed up to the
