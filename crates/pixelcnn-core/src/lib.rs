@@ -1,13 +1,18 @@
-//! PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, 2017) without an engine: the model's
-//! shape, the network's topology, the likelihood and the hand-written CPU kernels.
+//! PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, 2017), the mathematics alone: the model's
+//! shape, the network's topology, the likelihood, the plan of the network's operations, and the
+//! engine that carries it out on the CPU by hand-written kernels.
 //!
-//! The crate `pixelcnn` re-exports all of it and adds data, training and devices.
+//! The crate `pixelcnn` re-exports all of it and adds data, files and training.
 
 pub mod codec;
 pub mod config;
+pub mod cpu;
+pub mod engine;
 pub mod incremental;
 pub mod kernels;
 pub mod likelihood;
 pub mod network;
+pub mod plan;
+pub mod reference;
 
 pub use config::{ConfigError, ModelConfig, Nonlinearity};

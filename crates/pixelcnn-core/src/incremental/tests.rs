@@ -1,198 +1,12 @@
-//! The evaluator against the network written plainly, in double precision and whole maps; and
-//! against itself, bit for bit.
+//! The evaluator against the reference, which takes whole maps in double precision; and against
+//! itself, bit for bit.
 
 use super::*;
-use crate::network::{GatedResnet, Layer, LayerKind, ParameterKind, Pass, pixelcnn};
+use crate::engine::Batch;
+use crate::network::ParameterKind;
+use crate::reference;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-
-/// The network on one image: maps are \[h, w, channels\].
-struct Plain<'a> {
-    nonlinearity: Nonlinearity,
-    class: usize,
-    parameters: &'a [Vec<f32>],
-}
-
-#[derive(Clone)]
-struct Map {
-    size: [usize; 2],
-    channels: usize,
-    values: Vec<f64>,
-}
-
-impl Map {
-    fn zeros(size: [usize; 2], channels: usize) -> Map {
-        let values = vec![0.0; size[0] * size[1] * channels];
-        Map {
-            size,
-            channels,
-            values,
-        }
-    }
-
-    /// The channels of a pixel, if there is one.
-    fn get(&self, y: isize, x: isize) -> Option<&[f64]> {
-        let [h, w] = self.size.map(|n| n as isize);
-        let inside = (0..h).contains(&y) && (0..w).contains(&x);
-        let at = (y * w + x) as usize * self.channels;
-        inside.then(|| &self.values[at..at + self.channels])
-    }
-
-    /// A map whose pixels are a function of this one's; outside, pixels are `None`.
-    fn map(&self, channels: usize, f: impl Fn(isize, isize) -> Vec<f64>) -> Map {
-        let mut map = Map::zeros(self.size, channels);
-        for (i, pixel) in map.values.chunks_exact_mut(channels).enumerate() {
-            let [y, x] = [i / self.size[1], i % self.size[1]].map(|n| n as isize);
-            pixel.copy_from_slice(&f(y, x));
-        }
-        map
-    }
-
-    fn shifted(&self, dy: isize, dx: isize) -> Map {
-        self.map(self.channels, |y, x| {
-            let pixel = self.get(y - dy, x - dx);
-            pixel.map_or(vec![0.0; self.channels], <[f64]>::to_vec)
-        })
-    }
-}
-
-fn elu(x: f64) -> f64 {
-    if x > 0.0 { x } else { x.exp_m1() }
-}
-
-impl Plain<'_> {
-    fn f(&self, x: &Map) -> Map {
-        x.map(self.nonlinearity.outputs(x.channels), |y, column| {
-            let pixel = x.get(y, column).unwrap().iter().copied();
-            match self.nonlinearity {
-                Nonlinearity::ConcatElu => pixel
-                    .clone()
-                    .map(elu)
-                    .chain(pixel.map(|x| elu(-x)))
-                    .collect(),
-                Nonlinearity::Elu => pixel.map(elu).collect(),
-                Nonlinearity::Relu => pixel.map(|x| x.max(0.0)).collect(),
-            }
-        })
-    }
-}
-
-impl Pass for Plain<'_> {
-    type Map = Map;
-
-    fn append_ones(&mut self, x: Map) -> Map {
-        x.map(x.channels + 1, |y, column| {
-            [x.get(y, column).unwrap(), &[1.0]].concat()
-        })
-    }
-
-    fn layer(&mut self, layer: &Layer, x: &Map) -> Map {
-        let [v, g, b] = [0, 1, 2].map(|k| &self.parameters[layer.parameter + k]);
-        let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let weight = |tap: usize, input: usize, output: usize| {
-            f64::from(
-                v[match layer.kind {
-                    LayerKind::Deconv => (tap * outputs + output) * inputs + input,
-                    _ => (tap * inputs + input) * outputs + output,
-                }],
-            )
-        };
-        let taps = layer.window.taps();
-        let scales: Vec<f64> = (0..outputs)
-            .map(|o| {
-                let all = (0..taps).flat_map(|t| (0..inputs).map(move |i| (t, i)));
-                let square: f64 = all.map(|(t, i)| weight(t, i, o).powi(2)).sum();
-                f64::from(g[o]) / square.sqrt()
-            })
-            .collect();
-        let stride = layer.window.stride;
-        let size = match layer.kind {
-            LayerKind::Deconv => x.size.map(|n| n * stride),
-            _ => x.size.map(|n| n / stride),
-        };
-        let mut out = Map::zeros(size, outputs);
-        for pixel in out.values.chunks_exact_mut(outputs) {
-            for (value, b) in pixel.iter_mut().zip(b) {
-                *value = f64::from(*b);
-            }
-        }
-        // Tap (i, j) joins pixel (y, x) of the coarser map with that of the finer one below.
-        let coarse = if layer.kind == LayerKind::Deconv {
-            x.size
-        } else {
-            size
-        };
-        for y in 0..coarse[0] {
-            for column in 0..coarse[1] {
-                for tap in 0..taps {
-                    let [_, kw] = layer.window.kernel;
-                    let [up, left] = layer.window.offset.map(|n| n as isize);
-                    let fine_y = (y * stride + tap / kw) as isize - up;
-                    let fine_x = (column * stride + tap % kw) as isize - left;
-                    let (from, to) = match layer.kind {
-                        LayerKind::Deconv => ([y as isize, column as isize], [fine_y, fine_x]),
-                        _ => ([fine_y, fine_x], [y as isize, column as isize]),
-                    };
-                    let (Some(pixel), Some(_)) = (x.get(from[0], from[1]), out.get(to[0], to[1]))
-                    else {
-                        continue;
-                    };
-                    let at = (to[0] as usize * size[1] + to[1] as usize) * outputs;
-                    for (o, value) in out.values[at..at + outputs].iter_mut().enumerate() {
-                        for (i, input) in pixel.iter().enumerate() {
-                            *value += input * weight(tap, i, o) * scales[o];
-                        }
-                    }
-                }
-            }
-        }
-        out
-    }
-
-    fn gated_resnet(&mut self, block: &GatedResnet, x: &Map, a: Option<&Map>) -> Map {
-        let mut c1 = self.layer(&block.conv_1, &self.f(x));
-        if let (Some(nin), Some(a)) = (&block.nin, a) {
-            let projected = self.layer(nin, &self.f(a));
-            c1 = self.add(c1, projected);
-        }
-        let c2 = self.layer(&block.conv_2, &self.f(&c1));
-        let channels = x.channels;
-        let hw = block
-            .conditional
-            .map(|hw| &self.parameters[hw][self.class * 2 * channels..]);
-        x.map(channels, |y, column| {
-            let (x, c2) = (x.get(y, column).unwrap(), c2.get(y, column).unwrap());
-            let c2 = |i: usize| c2[i] + hw.map_or(0.0, |hw| f64::from(hw[i]));
-            let gate = |i: usize| c2(i) / (1.0 + (-c2(channels + i)).exp());
-            (0..channels).map(|i| x[i] + gate(i)).collect()
-        })
-    }
-
-    fn down_shift(&mut self, x: Map) -> Map {
-        x.shifted(1, 0)
-    }
-
-    fn right_shift(&mut self, x: Map) -> Map {
-        x.shifted(0, 1)
-    }
-
-    fn add(&mut self, mut x: Map, y: Map) -> Map {
-        x.values.iter_mut().zip(y.values).for_each(|(x, y)| *x += y);
-        x
-    }
-
-    fn concat(&mut self, a: &Map, b: &Map) -> Map {
-        a.map(a.channels + b.channels, |y, x| {
-            [a.get(y, x).unwrap(), b.get(y, x).unwrap()].concat()
-        })
-    }
-
-    fn elu(&mut self, x: Map) -> Map {
-        x.map(x.channels, |y, column| {
-            x.get(y, column).unwrap().iter().copied().map(elu).collect()
-        })
-    }
-}
 
 /// Small models of every kind; with filters on both sides of a panel's width.
 pub(crate) fn configs() -> Vec<ModelConfig> {
@@ -317,25 +131,20 @@ fn logits_are_those_of_the_network_written_plainly() {
         let images = Images::random(&config, 3, &mut random);
         let got = forced(&evaluator, simd::level(), 2, &images, 0..3);
         let output = config.output_channels();
-        for image in 0..3 {
-            let levels = &images.levels[image * config.dims()..][..config.dims()];
-            let x = Map {
-                size: [config.height, config.width],
-                channels: config.channels,
-                values: levels
-                    .iter()
-                    .map(|&level| from_level(level).into())
-                    .collect(),
-            };
-            let mut plain = Plain {
-                nonlinearity: config.nonlinearity,
-                class: images.labels[image] as usize,
-                parameters: &parameters,
-            };
-            let want = pixelcnn(&config, &mut plain, x);
-            let scale = want.values.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+        let wide = parameters.iter().map(|values| {
+            let values = values.iter().copied();
+            values.map(f64::from).collect::<Vec<_>>()
+        });
+        let batch = Batch {
+            images: &images.levels,
+            labels: &images.labels,
+        };
+        let plain = reference::run(&config, &wide.collect::<Vec<_>>(), batch, None).unwrap();
+        let size = config.height * config.width * output;
+        for (image, want) in plain.logits.chunks_exact(size).enumerate() {
+            let scale = want.iter().fold(0.0f64, |max, v| max.max(v.abs()));
             assert!(scale > 0.1, "{scale}");
-            for (pixel, want) in want.values.chunks_exact(output).enumerate() {
+            for (pixel, want) in want.chunks_exact(output).enumerate() {
                 let got = &got[pixel][image * output..][..output];
                 for (got, want) in got.iter().zip(want) {
                     let difference = (f64::from(*got) - want).abs();

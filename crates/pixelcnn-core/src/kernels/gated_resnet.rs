@@ -3,7 +3,7 @@
 
 use super::conv::Conv;
 use super::pointwise::{
-    Dropout, gate, gate_backward, image_sums, nonlinearity, nonlinearity_backward,
+    Channels, Dropout, gate, gate_backward, image_sums, nonlinearity, nonlinearity_backward,
 };
 use crate::config::Nonlinearity;
 
@@ -23,14 +23,14 @@ pub struct GatedResnet {
 }
 
 /// The tensors that go in. Those that a block does not have are empty.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Inputs<'a> {
     /// \[n, h, w, filters\].
     pub x: &'a [f32],
     /// Weight and bias of the first convolution.
     pub conv_1: [&'a [f32]; 2],
-    /// Auxiliary input \[n, h, w, channels\].
-    pub a: &'a [f32],
+    /// The auxiliary input: maps \[n, h, w, filters\] whose channels follow one another.
+    pub a: Vec<&'a [f32]>,
     /// Weight and bias of its projection.
     pub nin: [&'a [f32]; 2],
     /// Weight and bias of the second convolution.
@@ -39,30 +39,35 @@ pub struct Inputs<'a> {
     pub conditional: &'a [f32],
 }
 
-/// What the backward pass needs of the forward pass.
-#[derive(Debug, Clone)]
-pub struct Saved {
-    /// Input of the second nonlinearity.
-    c1: Vec<f32>,
-    /// Output of the second convolution.
-    c2: Vec<f32>,
-}
-
-/// The gradients, shaped as [`Inputs`]; empty where the input is.
+/// The gradients by the parameters, shaped as in [`Inputs`]; empty where those are.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients {
-    /// For the input.
-    pub x: Vec<f32>,
-    /// For weight and bias of the first convolution.
+    /// By weight and bias of the first convolution.
     pub conv_1: [Vec<f32>; 2],
-    /// For the auxiliary input.
-    pub a: Vec<f32>,
-    /// For weight and bias of its projection.
+    /// By weight and bias of the projection.
     pub nin: [Vec<f32>; 2],
-    /// For weight and bias of the second convolution.
+    /// By weight and bias of the second convolution.
     pub conv_2: [Vec<f32>; 2],
-    /// For `h * hw`.
+    /// By `h * hw`.
     pub conditional: Vec<f32>,
+}
+
+/// The gradient by a map.
+#[derive(Debug)]
+pub struct MapGradient<'a> {
+    /// Shaped as the map.
+    pub values: &'a mut [f32],
+    /// Whether it is added to what is there.
+    pub accumulate: bool,
+}
+
+/// Lends the first `len` values of `scratch`, made longer where it must be; whatever they hold.
+fn lend(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        // Not resized, which would copy what nobody needs.
+        *scratch = vec![0.0; len];
+    }
+    &mut scratch[..len]
 }
 
 impl GatedResnet {
@@ -70,119 +75,126 @@ impl GatedResnet {
         self.conv_1.outputs
     }
 
-    /// Channels of the auxiliary input.
-    fn auxiliary(&self, nin: Conv) -> usize {
-        nin.inputs / self.nonlinearity.outputs(1)
+    /// `f` of a map or of a concatenation of maps, in the same memory one after the other, which is
+    /// in the cache by then.
+    fn f<'s>(
+        &self,
+        dropout: Option<Dropout>,
+        maps: &[&[f32]],
+        scratch: &'s mut Vec<f32>,
+    ) -> &'s mut [f32] {
+        let values = maps.iter().map(|map| map.len()).sum();
+        let y = lend(scratch, self.nonlinearity.outputs(values));
+        for (part, map) in maps.iter().enumerate() {
+            let channels = self.channels(part, maps.len());
+            nonlinearity(self.nonlinearity, channels, dropout, map, y);
+        }
+        y
     }
 
-    /// `y = f(x)`, with dropout where asked for.
-    fn f(&self, channels: usize, dropout: Option<Dropout>, x: &[f32], y: &mut Vec<f32>) {
-        y.resize(self.nonlinearity.outputs(x.len()), 0.0);
-        nonlinearity(self.nonlinearity, channels, dropout, x, y);
+    /// Which channels of a concatenation one of its maps is.
+    fn channels(&self, part: usize, parts: usize) -> Channels {
+        let count = self.filters();
+        Channels {
+            count,
+            first: part * count,
+            of: parts * count,
+        }
     }
 
-    /// The block's output \[n, h, w, filters\] for inputs of `size` \[n, h, w\].
-    pub fn forward(&self, size: [usize; 3], inputs: Inputs) -> (Vec<f32>, Saved) {
-        let filters = self.filters();
-        let pixels = size.iter().product::<usize>();
+    /// Writes the block's output `out` \[n, h, w, filters\] for inputs of `size` \[n, h, w\], and
+    /// what the backward pass needs: the input `c1` of the second nonlinearity, \[n, h, w, filters\],
+    /// and the output `c2` of the second convolution, twice as large. `scratch` is memory that may
+    /// be used for the next block as well.
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree.
+    pub fn forward(
+        &self,
+        size: [usize; 3],
+        inputs: &Inputs,
+        [c1, c2, out]: [&mut [f32]; 3],
+        scratch: &mut Vec<f32>,
+    ) {
         let [weight, bias] = inputs.conv_1;
-        let mut c1 = vec![0.0; pixels * filters];
-        // One after the other in the same memory, which is in the cache by then.
-        let mut f_x = Vec::new();
-        self.f(filters, None, inputs.x, &mut f_x);
-        self.conv_1
-            .forward(size, &f_x, weight, bias, false, &mut c1);
+        let f_x = self.f(None, &[inputs.x], scratch);
+        self.conv_1.forward(size, f_x, weight, bias, false, c1);
         if let Some(nin) = self.nin {
             let [weight, bias] = inputs.nin;
-            self.f(self.auxiliary(nin), None, inputs.a, &mut f_x);
-            nin.forward(size, &f_x, weight, bias, true, &mut c1);
+            let f_a = self.f(None, &inputs.a, scratch);
+            nin.forward(size, f_a, weight, bias, true, c1);
         }
         let [weight, bias] = inputs.conv_2;
-        let mut c2 = vec![0.0; pixels * 2 * filters];
-        self.f(filters, self.dropout, &c1, &mut f_x);
-        self.conv_2
-            .forward(size, &f_x, weight, bias, false, &mut c2);
-        drop(f_x);
-        let mut out = vec![0.0; pixels * filters];
+        let f_c1 = self.f(self.dropout, &[c1], scratch);
+        self.conv_2.forward(size, f_c1, weight, bias, false, c2);
         let conditional = Some(inputs.conditional).filter(|h_hw| !h_hw.is_empty());
+        let pixels_per_image = size[1] * size[2];
         gate(
-            filters,
-            size[1] * size[2],
+            self.filters(),
+            pixels_per_image,
             inputs.x,
-            &c2,
+            c2,
             conditional,
-            &mut out,
+            out,
         );
-        (out, Saved { c1, c2 })
     }
 
-    /// The gradients, given `d_out`, the one for the output.
+    /// The gradients, given `c1` and `c2` of the forward pass, the second of which it overwrites,
+    /// and `d_out`, the gradient by the output, which becomes that by `x`. `d_a` are those by the
+    /// maps of the auxiliary input.
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree.
+    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         size: [usize; 3],
-        inputs: Inputs,
-        saved: Saved,
-        d_out: Vec<f32>,
-    ) -> Gradients {
+        inputs: &Inputs,
+        c1: &[f32],
+        c2: &mut [f32],
+        d_out: &mut [f32],
+        d_a: &mut [MapGradient],
+        gradients: &mut Gradients,
+        scratch: &mut Vec<f32>,
+    ) {
         let filters = self.filters();
         let pixels_per_image = size[1] * size[2];
-        let mut gradients = Gradients::default();
-
-        let Saved { c1, c2: mut d_c2 } = saved;
         let conditional = Some(inputs.conditional).filter(|h_hw| !h_hw.is_empty());
-        gate_backward(filters, pixels_per_image, &d_out, conditional, &mut d_c2);
+        gate_backward(filters, pixels_per_image, d_out, conditional, c2);
+        let d_c2 = c2;
         if conditional.is_some() {
-            gradients.conditional = vec![0.0; inputs.conditional.len()];
-            image_sums(
-                2 * filters,
-                pixels_per_image,
-                &d_c2,
-                &mut gradients.conditional,
-            );
+            let sums = &mut gradients.conditional;
+            image_sums(2 * filters, pixels_per_image, d_c2, sums);
         }
 
-        // Each `f(x)` and then its gradient, one after the other in the same memory.
-        let mut f_x = Vec::new();
-        self.f(filters, self.dropout, &c1, &mut f_x);
-        gradients.conv_2 = weight_gradients(&self.conv_2, size, &f_x, &d_c2);
-        self.conv_2
-            .backward_input(size, &d_c2, inputs.conv_2[0], false, &mut f_x);
-        drop(d_c2);
-        let mut d_c1 = vec![0.0; c1.len()];
-        nonlinearity_backward(
-            self.nonlinearity,
-            filters,
-            self.dropout,
-            &c1,
-            &f_x,
-            &mut d_c1,
-            false,
-        );
-        drop(c1);
+        // Each f(x) and then the gradient by it, one after the other in the same memory.
+        let f_c1 = self.f(self.dropout, &[c1], scratch);
+        let [weight, bias] = &mut gradients.conv_2;
+        self.conv_2.backward_weight(size, f_c1, d_c2, weight, bias);
+        let weight = inputs.conv_2[0];
+        self.conv_2.backward_input(size, d_c2, weight, false, f_c1);
+        // What d_c2 was is not needed any more.
+        let d_c1 = &mut d_c2[..c1.len()];
+        let (f, dropout) = (self.nonlinearity, self.dropout);
+        nonlinearity_backward(f, filters, dropout, c1, f_c1, d_c1, false);
 
-        let mut through = |conv: &Conv, channels, x: &[f32], weight: &[f32], dx: &mut [f32]| {
-            self.f(channels, None, x, &mut f_x);
-            let parameters = weight_gradients(conv, size, &f_x, &d_c1);
-            conv.backward_input(size, &d_c1, weight, false, &mut f_x);
-            nonlinearity_backward(self.nonlinearity, channels, None, x, &f_x, dx, true);
-            parameters
-        };
         if let Some(nin) = self.nin {
-            gradients.a = vec![0.0; inputs.a.len()];
-            let channels = self.auxiliary(nin);
-            gradients.nin = through(&nin, channels, inputs.a, inputs.nin[0], &mut gradients.a);
+            let f_a = self.f(None, &inputs.a, scratch);
+            let [weight, bias] = &mut gradients.nin;
+            nin.backward_weight(size, f_a, d_c1, weight, bias);
+            nin.backward_input(size, d_c1, inputs.nin[0], false, f_a);
+            for (part, (a, d_a)) in inputs.a.iter().zip(d_a).enumerate() {
+                let channels = self.channels(part, inputs.a.len());
+                let MapGradient { values, accumulate } = d_a;
+                nonlinearity_backward(f, channels, None, a, f_a, values, *accumulate);
+            }
         }
-        // The residual connection hands the output's gradient on as it is.
-        gradients.x = d_out;
+        let f_x = self.f(None, &[inputs.x], scratch);
+        let [weight, bias] = &mut gradients.conv_1;
+        self.conv_1.backward_weight(size, f_x, d_c1, weight, bias);
         let weight = inputs.conv_1[0];
-        gradients.conv_1 = through(&self.conv_1, filters, inputs.x, weight, &mut gradients.x);
-        gradients
+        self.conv_1.backward_input(size, d_c1, weight, false, f_x);
+        // The residual connection hands the output's gradient on as it is.
+        nonlinearity_backward(f, filters, None, inputs.x, f_x, d_out, true);
     }
-}
-
-fn weight_gradients(conv: &Conv, size: [usize; 3], x: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
-    let mut weight = vec![0.0; conv.window.taps() * conv.inputs * conv.outputs];
-    let mut bias = vec![0.0; conv.outputs];
-    conv.backward_weight(size, x, dy, &mut weight, &mut bias);
-    [weight, bias]
 }

@@ -91,24 +91,58 @@ vectorized! {
     }
 }
 
+/// The channels of a map that is all of its pixels, or a part of a concatenation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channels {
+    /// How many they are.
+    pub count: usize,
+    /// Channels of the concatenation before them.
+    pub first: usize,
+    /// Channels of the whole concatenation.
+    pub of: usize,
+}
+
+impl From<usize> for Channels {
+    /// All of them.
+    fn from(count: usize) -> Channels {
+        Channels {
+            count,
+            first: 0,
+            of: count,
+        }
+    }
+}
+
+impl Channels {
+    /// Pixels of `x` \[pixels, channels\] and `y`, which has `f` of the whole concatenation.
+    fn expect_pixels(self, f: Nonlinearity, x: &[f32], y: &[f32]) {
+        let Channels { count, first, of } = self;
+        assert!(first <= of && count <= of - first, "channels of a pixel");
+        assert!(x.len().is_multiple_of(count), "whole pixels");
+        let pixels = x.len() / count;
+        assert_eq!(pixels * f.outputs(of), y.len(), "as many pixels");
+    }
+}
+
 /// The nonlinearity of `x` \[pixels, channels\], followed by dropout: `y` is
 /// \[pixels, [`f.outputs(channels)`](Nonlinearity::outputs)\]. Concatenated ELU gives the channels
-/// of elu(x), then those of elu(-x).
+/// of elu(x), then those of elu(-x). Of a concatenation, only what comes from `x` is written.
 ///
 /// # Panics
-/// If the slices' lengths disagree.
+/// If the slices' lengths disagree, or with dropout on a part of a concatenation.
 pub fn nonlinearity(
     f: Nonlinearity,
-    channels: usize,
+    channels: impl Into<Channels>,
     dropout: Option<Dropout>,
     x: &[f32],
     y: &mut [f32],
 ) {
-    let outputs = f.outputs(channels);
-    assert!(x.len().is_multiple_of(channels), "whole pixels");
-    assert_eq!(x.len() / channels * outputs, y.len(), "as many pixels");
-    let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(channels));
-    x.par_chunks(pixels * channels)
+    let channels = channels.into();
+    channels.expect_pixels(f, x, y);
+    assert!(dropout.is_none() || channels.count == channels.of);
+    let (count, outputs) = (channels.count, f.outputs(channels.of));
+    let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(count));
+    x.par_chunks(pixels * count)
         .zip(y.par_chunks_mut(pixels * outputs))
         .enumerate()
         .for_each(|(task, (x, y))| {
@@ -120,13 +154,14 @@ pub fn nonlinearity(
 vectorized! {
     fn nonlinearity_task(
         f: Nonlinearity,
-        channels: usize,
+        channels: Channels,
         factors: Option<Dropped>,
         start: u32,
         x: &[f32],
         y: &mut [f32],
     ) {
-        let (outputs, pixels) = (f.outputs(channels), block_pixels(channels));
+        let Channels { count: channels, first, of } = channels;
+        let (outputs, pixels) = (f.outputs(of), block_pixels(channels));
         let mut bent = vec![0.0; pixels * channels];
         let mut index = start;
         let blocks = x.chunks(pixels * channels).zip(y.chunks_mut(pixels * outputs));
@@ -140,7 +175,8 @@ vectorized! {
                 Nonlinearity::ConcatElu => {
                     let pixels = x.chunks_exact(channels).zip(bent.chunks_exact(channels));
                     for ((x, bent), y) in pixels.zip(y.chunks_exact_mut(outputs)) {
-                        let (plus, minus) = y.split_at_mut(channels);
+                        let (plus, minus) = y.split_at_mut(of);
+                        let (plus, minus) = (&mut plus[first..], &mut minus[first..]);
                         for (((x, bent), plus), minus) in x.iter().zip(bent).zip(plus).zip(minus) {
                             // Of x and -x one stays itself, the other is bent.
                             let positive = *x > 0.0;
@@ -150,14 +186,20 @@ vectorized! {
                     }
                 }
                 Nonlinearity::Elu => {
-                    for ((x, bent), y) in x.iter().zip(&bent).zip(&mut *y) {
-                        *y = if *x > 0.0 { *x } else { *bent };
+                    let pixels = x.chunks_exact(channels).zip(bent.chunks_exact(channels));
+                    for ((x, bent), y) in pixels.zip(y.chunks_exact_mut(outputs)) {
+                        for ((x, bent), y) in x.iter().zip(bent).zip(&mut y[first..]) {
+                            *y = if *x > 0.0 { *x } else { *bent };
+                        }
                     }
                 }
                 Nonlinearity::Relu => {
-                    for (x, y) in x.iter().zip(&mut *y) {
-                        // The comparison lets NaN through.
-                        *y = if 0.0 > *x { 0.0 } else { *x };
+                    let pixels = x.chunks_exact(channels);
+                    for (x, y) in pixels.zip(y.chunks_exact_mut(outputs)) {
+                        for (x, y) in x.iter().zip(&mut y[first..]) {
+                            // The comparison lets NaN through.
+                            *y = if 0.0 > *x { 0.0 } else { *x };
+                        }
                     }
                 }
             }
@@ -178,21 +220,22 @@ vectorized! {
 /// If the slices' lengths disagree.
 pub fn nonlinearity_backward(
     f: Nonlinearity,
-    channels: usize,
+    channels: impl Into<Channels>,
     dropout: Option<Dropout>,
     x: &[f32],
     dy: &[f32],
     dx: &mut [f32],
     accumulate: bool,
 ) {
-    let outputs = f.outputs(channels);
-    assert!(x.len().is_multiple_of(channels), "whole pixels");
-    assert_eq!(x.len() / channels * outputs, dy.len(), "as many pixels");
+    let channels = channels.into();
+    channels.expect_pixels(f, x, dy);
+    assert!(dropout.is_none() || channels.count == channels.of);
     assert_eq!(x.len(), dx.len(), "as many pixels");
-    let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(channels));
-    x.par_chunks(pixels * channels)
+    let (count, outputs) = (channels.count, f.outputs(channels.of));
+    let (factors, pixels) = (dropout.map(Dropout::factors), task_pixels(count));
+    x.par_chunks(pixels * count)
         .zip(dy.par_chunks(pixels * outputs))
-        .zip(dx.par_chunks_mut(pixels * channels))
+        .zip(dx.par_chunks_mut(pixels * count))
         .enumerate()
         .for_each(|(task, ((x, dy), dx))| {
             let start = (task * pixels * outputs) as u32;
@@ -203,7 +246,7 @@ pub fn nonlinearity_backward(
 vectorized! {
     fn backward_task(
         f: Nonlinearity,
-        channels: usize,
+        channels: Channels,
         factors: Option<Dropped>,
         start: u32,
         x: &[f32],
@@ -211,7 +254,8 @@ vectorized! {
         dx: &mut [f32],
         accumulate: bool,
     ) {
-        let (outputs, pixels) = (f.outputs(channels), block_pixels(channels));
+        let Channels { count: channels, first, of } = channels;
+        let (outputs, pixels) = (f.outputs(of), block_pixels(channels));
         let mut slopes = vec![0.0; pixels * channels];
         let mut kept = vec![0.0; pixels * outputs];
         let mut index = start;
@@ -240,7 +284,8 @@ vectorized! {
                     let pixels = x.chunks_exact(channels).zip(slopes.chunks_exact(channels));
                     let pixels = pixels.zip(dx.chunks_exact_mut(channels));
                     for (((x, slopes), dx), dy) in pixels.zip(dy.chunks_exact(outputs)) {
-                        let (plus, minus) = dy.split_at(channels);
+                        let (plus, minus) = dy.split_at(of);
+                        let (plus, minus) = (&plus[first..], &minus[first..]);
                         let values = x.iter().zip(slopes).zip(plus.iter().zip(minus)).zip(dx);
                         for (((x, slope), (plus, minus)), dx) in values {
                             let positive = *x > 0.0;
@@ -251,19 +296,62 @@ vectorized! {
                     }
                 }
                 Nonlinearity::Elu => {
-                    for (((x, slope), dy), dx) in x.iter().zip(&slopes).zip(dy).zip(dx) {
-                        *dx += if *x > 0.0 { *dy } else { dy * slope };
+                    let pixels = x.chunks_exact(channels).zip(slopes.chunks_exact(channels));
+                    let pixels = pixels.zip(dx.chunks_exact_mut(channels));
+                    for (((x, slopes), dx), dy) in pixels.zip(dy.chunks_exact(outputs)) {
+                        let values = x.iter().zip(slopes).zip(&dy[first..]).zip(dx);
+                        for (((x, slope), dy), dx) in values {
+                            *dx += if *x > 0.0 { *dy } else { dy * slope };
+                        }
                     }
                 }
                 Nonlinearity::Relu => {
-                    for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
-                        *dx += if *x > 0.0 { *dy } else { 0.0 };
+                    let pixels = x.chunks_exact(channels).zip(dx.chunks_exact_mut(channels));
+                    for ((x, dx), dy) in pixels.zip(dy.chunks_exact(outputs)) {
+                        for ((x, dy), dx) in x.iter().zip(&dy[first..]).zip(dx) {
+                            *dx += if *x > 0.0 { *dy } else { 0.0 };
+                        }
                     }
                 }
             }
             index = end;
         }
     }
+}
+
+/// The exponential linear unit before the last layer. It is a sum less one, rounded twice, as it
+/// always was here: runs go on with the bits that they began with.
+///
+/// # Panics
+/// If the slices' lengths disagree.
+pub fn elu(x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "as many values");
+    let chunks = x.par_chunks(TASK).zip(y.par_chunks_mut(TASK));
+    chunks.for_each(|(x, y)| {
+        for (x, y) in x.iter().zip(y) {
+            // The comparison lets NaN through.
+            let (positive, negative) = if *x > 0.0 { (*x, 0.0) } else { (0.0, *x) };
+            *y = (positive + negative.exp()) - 1.0;
+        }
+    });
+}
+
+/// The gradient by the input `x` of [`elu`], given that by its output, `dy`: written to `dx`, or
+/// added to what it holds.
+///
+/// # Panics
+/// If the slices' lengths disagree.
+pub fn elu_backward(x: &[f32], dy: &[f32], dx: &mut [f32], accumulate: bool) {
+    assert_eq!([dy.len(), dx.len()], [x.len(); 2], "as many values");
+    let chunks = x.par_chunks(TASK).zip(dy.par_chunks(TASK));
+    chunks
+        .zip(dx.par_chunks_mut(TASK))
+        .for_each(|((x, dy), dx)| {
+            for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+                let through = if *x > 0.0 { *dy } else { dy * x.exp() };
+                *dx = if accumulate { *dx + through } else { through };
+            }
+        });
 }
 
 /// The end of a gated resnet block: `y = x + a * sigmoid(b)`, where `x` and `y` are
@@ -469,7 +557,7 @@ mod tests {
         }
     }
 
-    fn elu(x: f64) -> f64 {
+    fn plain_elu(x: f64) -> f64 {
         if x > 0.0 { x } else { x.exp_m1() }
     }
 
@@ -477,8 +565,8 @@ mod tests {
     fn plain(f: Nonlinearity, x: &[f64]) -> Vec<f64> {
         let minus = x.iter().map(|x| -x);
         match f {
-            Nonlinearity::ConcatElu => x.iter().copied().chain(minus).map(elu).collect(),
-            Nonlinearity::Elu => x.iter().copied().map(elu).collect(),
+            Nonlinearity::ConcatElu => x.iter().copied().chain(minus).map(plain_elu).collect(),
+            Nonlinearity::Elu => x.iter().copied().map(plain_elu).collect(),
             Nonlinearity::Relu => x.iter().map(|x| x.max(0.0)).collect(),
         }
     }
@@ -586,6 +674,64 @@ mod tests {
             nonlinearity(f, 1, None, &[f32::NAN], &mut y);
             assert!(y.iter().all(|y| y.is_nan()));
         }
+    }
+
+    /// Of a concatenation as of its parts, forward and backward.
+    #[test]
+    fn parts_of_a_concatenation_are_the_whole() {
+        let (pixels, counts, of) = (70, [5, 33, 2], 40);
+        for f in ALL {
+            let whole = random(pixels * of, 1);
+            let mut want = vec![f32::NAN; pixels * f.outputs(of)];
+            nonlinearity(f, of, None, &whole, &mut want);
+            let dy = random(want.len(), 2);
+            let mut want_dx = vec![f32::NAN; whole.len()];
+            nonlinearity_backward(f, of, None, &whole, &dy, &mut want_dx, false);
+
+            let mut got = vec![f32::NAN; want.len()];
+            let mut first = 0;
+            for count in counts {
+                let channels = Channels { count, first, of };
+                let part = |map: &[f32]| -> Vec<f32> {
+                    let pixels = map.chunks(of);
+                    pixels
+                        .flat_map(|pixel| pixel[first..first + count].to_vec())
+                        .collect()
+                };
+                let x = part(&whole);
+                nonlinearity(f, channels, None, &x, &mut got);
+                let mut dx = vec![f32::NAN; x.len()];
+                nonlinearity_backward(f, channels, None, &x, &dy, &mut dx, false);
+                assert_eq!(dx, part(&want_dx));
+                first += count;
+            }
+            assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn the_last_elu_and_its_gradient() {
+        let (x, dy) = (random(TASK + 9, 1), random(TASK + 9, 2));
+        let mut y = vec![f32::NAN; x.len()];
+        elu(&x, &mut y);
+        assert_close(
+            &y,
+            &widen(&x).into_iter().map(plain_elu).collect::<Vec<_>>(),
+        );
+        let mut dx = vec![f32::NAN; x.len()];
+        elu_backward(&x, &dy, &mut dx, false);
+        let slopes = x.iter().map(|x| f64::from(*x).min(0.0).exp());
+        let want: Vec<f64> = slopes
+            .zip(&dy)
+            .map(|(slope, dy)| slope * f64::from(*dy))
+            .collect();
+        assert_close(&dx, &want);
+        elu(&[f32::NAN], &mut y[..1]);
+        assert!(y[0].is_nan());
+        let mut sum = dy.clone();
+        elu_backward(&x, &dy, &mut sum, true);
+        let want: Vec<f32> = dy.iter().zip(&dx).map(|(a, b)| a + b).collect();
+        assert_eq!(sum, want);
     }
 
     #[test]

@@ -1,0 +1,408 @@
+//! One run through a plan: every operation, on some images of a batch.
+
+use std::array;
+use std::mem;
+
+use rayon::prelude::*;
+
+use super::{Arrays, Part};
+use crate::config::ModelConfig;
+use crate::kernels::conv::Conv;
+use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
+use crate::kernels::pointwise::{Dropout, elu, elu_backward};
+use crate::likelihood::{Mixture, from_level};
+use crate::network::{self, Layer, LayerKind};
+use crate::plan::{Backward, Gradient, Operation, Plan};
+
+/// The memory of a run, used by the next one.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// By slot.
+    slots: Vec<Vec<f32>>,
+    /// Of one operation.
+    scratch: Vec<f32>,
+}
+
+/// One run through a plan.
+pub(super) struct Run<'a> {
+    pub plan: &'a Plan,
+    pub config: &'a ModelConfig,
+    /// As [`super::weights::make`] makes them of the parameters.
+    pub weights: &'a [Vec<f32>],
+    pub part: Part<'a>,
+    pub dropout: Option<Dropout>,
+    pub memory: Memory,
+}
+
+/// The kernels' geometry of a layer.
+pub(super) fn conv_of(layer: &Layer) -> Conv {
+    Conv {
+        window: layer.window,
+        transposed: layer.kind == LayerKind::Deconv,
+        inputs: layer.inputs,
+        outputs: layer.outputs,
+    }
+}
+
+impl<'a> Run<'a> {
+    /// The whole forward pass.
+    pub fn forward(&mut self) {
+        for operation in &self.plan.forward {
+            self.operation(operation);
+        }
+    }
+
+    /// The nats of all images; writes the gradient by the logits.
+    pub fn likelihood(&mut self) -> f64 {
+        let pixels = self.config.height * self.config.width;
+        let (mixture, x) = (Mixture::of(self.config), self.part.scaled());
+        let (logits, d_logits) = (self.plan.logits, self.plan.d_logits);
+        let d_logits = d_logits.expect("a plan of training has it");
+        let [mut gradient] = self.take([d_logits]);
+        let nats = mixture.nats_and_gradient(
+            pixels,
+            &x,
+            self.values(logits),
+            &mut gradient[..self.len(d_logits)],
+        );
+        self.give([d_logits], [gradient]);
+        nats.iter().sum()
+    }
+
+    /// The whole backward pass: `gradients` become those by the weights.
+    pub fn backward(&mut self, gradients: &mut Arrays) {
+        for step in &self.plan.backward {
+            self.backward_step(step, gradients);
+        }
+    }
+
+    /// Values of a buffer.
+    pub fn len(&self, buffer: usize) -> usize {
+        self.part.images * self.plan.buffers[buffer].values()
+    }
+
+    /// What a buffer holds.
+    pub fn values(&self, buffer: usize) -> &[f32] {
+        &self.memory.slots[self.plan.buffers[buffer].slot][..self.len(buffer)]
+    }
+
+    /// Takes the memory of some buffers out, to be written: at least as long as they are.
+    pub fn take<const N: usize>(&mut self, buffers: [usize; N]) -> [Vec<f32>; N] {
+        let Run { plan, part, .. } = *self;
+        let slots = &mut self.memory.slots;
+        if slots.len() < plan.slots.len() {
+            slots.resize(plan.slots.len(), Vec::new());
+        }
+        buffers.map(|buffer| {
+            let slot = plan.buffers[buffer].slot;
+            let size = part.images * plan.slots[slot];
+            if slots[slot].len() < size {
+                slots[slot] = vec![0.0; size];
+            }
+            mem::take(&mut slots[slot])
+        })
+    }
+
+    /// Puts the memory of some buffers back.
+    pub fn give<const N: usize>(&mut self, buffers: [usize; N], memories: [Vec<f32>; N]) {
+        for (buffer, memory) in buffers.into_iter().zip(memories) {
+            self.memory.slots[self.plan.buffers[buffer].slot] = memory;
+        }
+    }
+
+    /// Takes the memory of one operation out.
+    pub fn take_scratch(&mut self) -> Vec<f32> {
+        mem::take(&mut self.memory.scratch)
+    }
+
+    pub fn give_scratch(&mut self, scratch: Vec<f32>) {
+        self.memory.scratch = scratch;
+    }
+
+    /// \[images, rows, columns\] of a buffer.
+    pub fn size(&self, buffer: usize) -> [usize; 3] {
+        let [h, w] = self.plan.buffers[buffer].size;
+        [self.part.images, h, w]
+    }
+
+    /// A layer's weight and bias.
+    pub fn weight(&self, layer: &Layer) -> [&'a [f32]; 2] {
+        let weights = self.weights;
+        [0, 2].map(|k| &weights[layer.parameter + k][..])
+    }
+
+    /// Dropout of a block whose maps have the size of a buffer: every block draws its own numbers.
+    pub fn dropout_of(&self, block: &network::GatedResnet, buffer: usize) -> Option<Dropout> {
+        let [_, h, w] = self.size(buffer);
+        self.dropout.map(|Dropout { rate, seed, .. }| Dropout {
+            rate,
+            seed: seed.wrapping_add(block.number as u64),
+            first: self.part.first * h * w * block.conv_2.inputs,
+        })
+    }
+
+    /// `h * hw` of a block \[images, 2 * filters\]: the rows of the images' classes; empty without.
+    pub fn conditional(&self, block: &network::GatedResnet) -> Vec<f32> {
+        let Some(hw) = block.conditional else {
+            return Vec::new();
+        };
+        let rows = self.weights[hw].chunks_exact(block.conv_2.outputs);
+        let rows: Vec<&[f32]> = rows.collect();
+        let labels = self.part.batch.labels.iter();
+        labels
+            .flat_map(|&class| rows[class as usize])
+            .copied()
+            .collect()
+    }
+
+    /// One operation of the forward pass.
+    pub fn operation(&mut self, operation: &Operation) {
+        if let &Operation::GatedResnet {
+            ref block,
+            x,
+            ref a,
+            c1,
+            c2,
+            to,
+        } = operation
+        {
+            let mut scratch = self.take_scratch();
+            let mut memories = self.take([c1, c2, to]);
+            let lens = [c1, c2, to].map(|buffer| self.len(buffer));
+            let [c1_len, c2_len, to_len] = lens;
+            let [c1_, c2_, to_] = &mut memories;
+            let conditional = self.conditional(block);
+            self.kernel(block, x).forward(
+                self.size(x),
+                &self.inputs(block, x, a, &conditional),
+                [&mut c1_[..c1_len], &mut c2_[..c2_len], &mut to_[..to_len]],
+                &mut scratch,
+            );
+            self.give([c1, c2, to], memories);
+            self.give_scratch(scratch);
+            return;
+        }
+        let to = operation.to();
+        let [mut memory] = self.take([to]);
+        let out = &mut memory[..self.len(to)];
+        match operation {
+            Operation::Images { .. } => self.images(out),
+            Operation::Layer { layer, from, .. } => {
+                let [weight, bias] = self.weight(layer);
+                let (size, x) = (self.size(*from), self.values(*from));
+                conv_of(layer).forward(size, x, weight, bias, false, out);
+            }
+            Operation::Shift { by, from, .. } => {
+                out.fill(0.0);
+                self.shift(*by, to, |inner, outer| {
+                    out[outer].copy_from_slice(&self.values(*from)[inner]);
+                });
+            }
+            Operation::Add { from, .. } => add(out, self.values(*from)),
+            Operation::Elu { from, .. } => elu(self.values(*from), out),
+            Operation::GatedResnet { .. } => unreachable!("done above"),
+        }
+        self.give([to], [memory]);
+    }
+
+    /// Writes the images, scaled, with a plane of ones.
+    fn images(&self, out: &mut [f32]) {
+        let channels = self.config.channels;
+        let pixels = self.part.batch.images.chunks_exact(channels);
+        for (out, levels) in out.chunks_exact_mut(channels + 1).zip(pixels) {
+            for (value, &level) in out.iter_mut().zip(levels) {
+                *value = from_level(level);
+            }
+            out[channels] = 1.0;
+        }
+    }
+
+    /// Tells `f` row by row which values of a map of a buffer's shape come to lie where when it is
+    /// moved down and right, each a run of values in a row: first from where, then to where.
+    fn shift(
+        &self,
+        [down, right]: [usize; 2],
+        buffer: usize,
+        mut f: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>),
+    ) {
+        let [n, h, w] = self.size(buffer);
+        let channels = self.plan.buffers[buffer].channels;
+        let len = w.saturating_sub(right) * channels;
+        for image in 0..n {
+            for y in down..h {
+                let from = (image * h + y - down) * w * channels;
+                let to = ((image * h + y) * w + right) * channels;
+                f(from..from + len, to..to + len);
+            }
+        }
+    }
+
+    /// The kernel of a block that reads a buffer.
+    fn kernel(&self, block: &network::GatedResnet, x: usize) -> GatedResnet {
+        GatedResnet {
+            conv_1: conv_of(&block.conv_1),
+            nin: block.nin.as_ref().map(conv_of),
+            conv_2: conv_of(&block.conv_2),
+            nonlinearity: self.config.nonlinearity,
+            dropout: self.dropout_of(block, x),
+        }
+    }
+
+    fn inputs<'s>(
+        &'s self,
+        block: &network::GatedResnet,
+        x: usize,
+        a: &[usize],
+        conditional: &'s [f32],
+    ) -> gated_resnet::Inputs<'s> {
+        gated_resnet::Inputs {
+            x: self.values(x),
+            conv_1: self.weight(&block.conv_1),
+            a: a.iter().map(|&a| self.values(a)).collect(),
+            nin: block.nin.as_ref().map_or([&[]; 2], |nin| self.weight(nin)),
+            conv_2: self.weight(&block.conv_2),
+            conditional,
+        }
+    }
+
+    /// One operation of the backward pass.
+    fn backward_step(&mut self, step: &Backward, gradients: &mut Arrays) {
+        let operation = &self.plan.forward[step.operation];
+        if matches!(operation, Operation::GatedResnet { .. }) {
+            self.backward_block(step, gradients);
+            return;
+        }
+        if let Operation::Layer { layer, from, .. } = operation {
+            let [mut weight, mut bias] = take_gradients(gradients, layer);
+            conv_of(layer).backward_weight(
+                self.size(*from),
+                self.values(*from),
+                self.values(step.output),
+                &mut weight,
+                &mut bias,
+            );
+            give_gradients(gradients, layer, [weight, bias]);
+        }
+        let [Gradient { buffer, accumulate }] = step.inputs[..] else {
+            return;
+        };
+        let [mut memory] = self.take([buffer]);
+        let (dx, dy) = (&mut memory[..self.len(buffer)], self.values(step.output));
+        match operation {
+            Operation::Layer { layer, .. } => {
+                let [weight, _] = self.weight(layer);
+                conv_of(layer).backward_input(self.size(buffer), dy, weight, accumulate, dx);
+            }
+            Operation::Shift { by, .. } => {
+                if !accumulate {
+                    dx.fill(0.0);
+                }
+                self.shift(*by, buffer, |inner, outer| add(&mut dx[inner], &dy[outer]));
+            }
+            Operation::Elu { from, .. } => elu_backward(self.values(*from), dy, dx, accumulate),
+            _ => unreachable!("no other operation has a backward pass of one input"),
+        }
+        self.give([buffer], [memory]);
+    }
+
+    fn backward_block(&mut self, step: &Backward, gradients: &mut Arrays) {
+        let &Operation::GatedResnet {
+            ref block,
+            x,
+            ref a,
+            c1,
+            c2,
+            ..
+        } = &self.plan.forward[step.operation]
+        else {
+            unreachable!("the caller looked");
+        };
+        let [by_x, ref by_a @ ..] = step.inputs[..] else {
+            unreachable!("a block has a gradient by x");
+        };
+        // At most two, the first of which may not be there.
+        let mut d_a = [Vec::new(), Vec::new()];
+        for (memory, gradient) in d_a.iter_mut().zip(by_a) {
+            [*memory] = self.take([gradient.buffer]);
+        }
+        let mut scratch = self.take_scratch();
+        let [mut c2_, mut d_out] = self.take([c2, step.output]);
+        let conditional = self.conditional(block);
+        let mut found = Gradients {
+            conv_1: take_gradients(gradients, &block.conv_1),
+            nin: block
+                .nin
+                .as_ref()
+                .map_or_else(Default::default, |nin| take_gradients(gradients, nin)),
+            conv_2: take_gradients(gradients, &block.conv_2),
+            conditional: vec![0.0; conditional.len()],
+        };
+        let mut by_maps: Vec<MapGradient> = d_a
+            .iter_mut()
+            .zip(by_a)
+            .map(|(memory, gradient)| MapGradient {
+                values: &mut memory[..self.len(gradient.buffer)],
+                accumulate: gradient.accumulate,
+            })
+            .collect();
+        let d_x = &mut d_out[..self.len(step.output)];
+        self.kernel(block, x).backward(
+            self.size(x),
+            &self.inputs(block, x, a, &conditional),
+            self.values(c1),
+            &mut c2_[..self.len(c2)],
+            d_x,
+            &mut by_maps,
+            &mut found,
+            &mut scratch,
+        );
+        if by_x.buffer != step.output {
+            let [mut sum] = self.take([by_x.buffer]);
+            add(&mut sum[..self.len(by_x.buffer)], d_x);
+            self.give([by_x.buffer], [sum]);
+        }
+
+        for (memory, gradient) in d_a.into_iter().zip(by_a) {
+            self.give([gradient.buffer], [memory]);
+        }
+        self.give([c2, step.output], [c2_, d_out]);
+        self.give_scratch(scratch);
+        give_gradients(gradients, &block.conv_1, found.conv_1);
+        if let Some(nin) = &block.nin {
+            give_gradients(gradients, nin, found.nin);
+        }
+        give_gradients(gradients, &block.conv_2, found.conv_2);
+        if let Some(hw) = block.conditional {
+            let channels = block.conv_2.outputs;
+            gradients[hw].fill(0.0);
+            let images = found.conditional.chunks_exact(channels);
+            for (image, &class) in images.zip(self.part.batch.labels) {
+                let row = class as usize * channels;
+                add(&mut gradients[hw][row..row + channels], image);
+            }
+        }
+    }
+}
+
+/// Takes the gradients by a layer's weight and bias out, to be written.
+fn take_gradients(gradients: &mut Arrays, layer: &Layer) -> [Vec<f32>; 2] {
+    array::from_fn(|k| mem::take(&mut gradients[layer.parameter + 2 * k]))
+}
+
+/// Puts them back.
+fn give_gradients(gradients: &mut Arrays, layer: &Layer, [weight, bias]: [Vec<f32>; 2]) {
+    gradients[layer.parameter] = weight;
+    gradients[layer.parameter + 2] = bias;
+}
+
+/// `sum += values`.
+pub(super) fn add(sum: &mut [f32], values: &[f32]) {
+    /// Values that one task adds.
+    const TASK: usize = 1 << 14;
+    let chunks = sum.par_chunks_mut(TASK).zip(values.par_chunks(TASK));
+    chunks.for_each(|(sum, values)| {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            *sum += value;
+        }
+    });
+}

@@ -1,0 +1,223 @@
+//! Who carries a [plan](crate::plan) out, and owns the state of training.
+
+use crate::config::ModelConfig;
+use crate::kernels::adam::Adam;
+use crate::kernels::pointwise::Dropout;
+use crate::network::Layout;
+
+/// A batch of images: u8 NHWC, with a class each.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// \[N, H, W, C\].
+    pub images: &'a [u8],
+    /// \[N\]; not read by an unconditional model.
+    pub labels: &'a [u32],
+}
+
+impl Batch<'_> {
+    /// Number of images, once they are found to be what a model takes.
+    ///
+    /// # Errors
+    /// [`EngineError::Images`], [`EngineError::Labels`] and [`EngineError::Class`].
+    pub fn len(&self, config: &ModelConfig) -> Result<usize, EngineError> {
+        let dims = config.dims();
+        if !self.images.len().is_multiple_of(dims) {
+            let values = self.images.len();
+            return Err(EngineError::Images { values, dims });
+        }
+        let images = self.images.len() / dims;
+        let nr_classes = config.nr_classes;
+        if nr_classes > 0 {
+            if self.labels.len() != images {
+                let labels = self.labels.len();
+                return Err(EngineError::Labels { labels, images });
+            }
+            let mut labels = self.labels.iter().copied();
+            if let Some(class) = labels.find(|&class| class as usize >= nr_classes) {
+                return Err(EngineError::Class { class, nr_classes });
+            }
+        }
+        Ok(images)
+    }
+}
+
+/// What training changes: arrays of parameters are in the [`Layout`]'s order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct State {
+    /// The parameters.
+    pub parameters: Vec<Vec<f32>>,
+    /// Their Polyak average.
+    pub average: Vec<Vec<f32>>,
+    /// Adam's running mean of the gradient.
+    pub first: Vec<Vec<f32>>,
+    /// And of its square.
+    pub second: Vec<Vec<f32>>,
+}
+
+/// Why an engine refuses.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Parameters that are not those of the configuration.
+    #[error("{name} has {found} values where the model has {expected}: use its own parameters")]
+    Parameters {
+        /// The first one that is wrong.
+        name: String,
+        /// Its number of values in the layout.
+        expected: usize,
+        /// And in what was given.
+        found: usize,
+    },
+    /// Not whole images.
+    #[error("{values} values are not whole images of {dims}: give images of the model's size")]
+    Images {
+        /// Values in the batch.
+        values: usize,
+        /// Values in an image.
+        dims: usize,
+    },
+    /// Not a class for each image.
+    #[error("{labels} labels for {images} images: the model wants the class of each")]
+    Labels {
+        /// Labels in the batch.
+        labels: usize,
+        /// Images in it.
+        images: usize,
+    },
+    /// A class beyond the model's.
+    #[error("class {class}: the model has {nr_classes}: choose one from 0 on")]
+    Class {
+        /// What was asked for.
+        class: u32,
+        /// How many there are.
+        nr_classes: usize,
+    },
+    /// The loss or its gradient is not a number; the state is as it was before the step.
+    #[error("the loss or its gradient is not a number")]
+    NotANumber,
+    /// There is nothing loaded to work with.
+    #[error("the engine has no {0}: load it first")]
+    NotLoaded(&'static str),
+}
+
+/// Carries the plan of a model out, on some device.
+///
+/// To train, [`load`](Engine::load) a state and take [`step`](Engine::step)s; to evaluate,
+/// [`load_weights`](Engine::load_weights). The two do not touch each other.
+pub trait Engine: Send + Sync {
+    /// The model's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// Data-dependent initialisation (Salimans & Kingma, 2016, section 3): one pass over a batch
+    /// that sets each layer's `g` and `b` among the drawn `parameters` from its own output, which
+    /// goes on normalised. Gives the output of that pass.
+    ///
+    /// # Errors
+    /// Where parameters or images are not the model's.
+    fn initialise(
+        &self,
+        parameters: &mut [Vec<f32>],
+        batch: Batch,
+        dropout: Option<Dropout>,
+    ) -> Result<Vec<f32>, EngineError>;
+
+    /// Takes a state over.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameters`].
+    fn load(&mut self, state: State) -> Result<(), EngineError>;
+
+    /// Gives the state back; the engine has none until it is given one again.
+    ///
+    /// # Errors
+    /// [`EngineError::NotLoaded`].
+    fn unload(&mut self) -> Result<State, EngineError>;
+
+    /// Computes the gradients of the summed nats of a batch by the parameters, and keeps them; gives
+    /// the nats.
+    ///
+    /// # Errors
+    /// Where images are not the model's, or there is no state.
+    fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError>;
+
+    /// A copy of the gradients that are kept, in the layout's order.
+    ///
+    /// # Errors
+    /// [`EngineError::NotLoaded`] where there are none.
+    fn gradients(&self) -> Result<Vec<Vec<f32>>, EngineError>;
+
+    /// Moves parameters, moments and average by the gradients that are kept, which are then gone.
+    ///
+    /// # Errors
+    /// [`EngineError::NotANumber`], after which the state is as it was.
+    fn update(&mut self, adam: &Adam) -> Result<(), EngineError>;
+
+    /// Takes a step; gives the nats of the batch before it.
+    ///
+    /// # Errors
+    /// Those of its parts; the state is then as it was.
+    fn step(
+        &mut self,
+        batch: Batch,
+        dropout: Option<Dropout>,
+        adam: &Adam,
+    ) -> Result<f64, EngineError> {
+        let nats = self.backward(batch, dropout)?;
+        // With several ranks, this is where their gradients and nats are summed.
+        if !nats.is_finite() {
+            return Err(EngineError::NotANumber);
+        }
+        self.update(adam)?;
+        Ok(nats)
+    }
+
+    /// Takes parameters to evaluate with.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameters`].
+    fn load_weights(&mut self, parameters: &[Vec<f32>]) -> Result<(), EngineError>;
+
+    /// The mixture's parameters \[N, H, W, [`ModelConfig::output_channels`]\], without dropout.
+    ///
+    /// # Errors
+    /// Where images are not the model's, or there are no weights; as for all below.
+    fn logits(&self, batch: Batch) -> Result<Vec<f32>, EngineError>;
+
+    /// Nats of each image (paper, section 2.1), without dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    fn nats_per_image(&self, batch: Batch) -> Result<Vec<f64>, EngineError>;
+
+    /// Nats of every pixel \[N, H, W\], all its channels together, given those before it: where in
+    /// an image its nats are spent. Without dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError>;
+
+    /// The feature maps of the two stacks in the order in which the original records them, each
+    /// \[N, rows, columns, filters\].
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    fn feature_maps(&self, batch: Batch) -> Result<Vec<Vec<f32>>, EngineError>;
+}
+
+/// Checks that arrays are shaped as a model's parameters.
+///
+/// # Errors
+/// [`EngineError::Parameters`] with the first one that is not.
+pub fn expect_parameters(layout: &Layout, values: &[Vec<f32>]) -> Result<(), EngineError> {
+    for (i, parameter) in layout.parameters.iter().enumerate() {
+        let found = values.get(i).map_or(0, Vec::len);
+        if found != parameter.len() {
+            return Err(EngineError::Parameters {
+                name: parameter.name.clone(),
+                expected: parameter.len(),
+                found,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,568 @@
+//! The network written down: a [`Pass`] that turns the walk into a list of operations on numbered
+//! buffers, forward and backward, and finds out how long each buffer lives. It knows no device: an
+//! [`Engine`](crate::engine::Engine) carries it out.
+//!
+//! A step of training runs [`Plan::forward`] in order, then the likelihood, which reads
+//! [`Plan::logits`] and writes [`Plan::d_logits`], then [`Plan::backward`] in order, which is
+//! `forward` read backwards. Those are the plan's steps, numbered from 0; an evaluation ends with
+//! the likelihood.
+//!
+//! Buffers are maps \[images, rows, columns, channels\], and their sizes are for each image. Two
+//! buffers whose lives do not overlap may have the same slot, which is memory that an engine takes
+//! once.
+
+use std::ops::RangeInclusive;
+
+use crate::config::ModelConfig;
+use crate::network::{GatedResnet, Layer, LayerKind, Pass, pixelcnn};
+
+/// The operations of a model, and the buffers between them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The forward pass.
+    pub forward: Vec<Operation>,
+    /// Buffer of the mixture's parameters, the last that the forward pass writes.
+    pub logits: usize,
+    /// Buffer of the gradient by them; none in an evaluation.
+    pub d_logits: Option<usize>,
+    /// The backward pass; empty in an evaluation.
+    pub backward: Vec<Backward>,
+    /// All buffers.
+    pub buffers: Vec<Buffer>,
+    /// Values for each image that the memory of every slot must hold.
+    pub slots: Vec<usize>,
+    /// Buffers of the feature maps that the original records, in its order.
+    pub recorded: Vec<usize>,
+}
+
+/// A map that an operation writes and others read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Buffer {
+    /// Rows and columns.
+    pub size: [usize; 2],
+    /// Channels of every pixel.
+    pub channels: usize,
+    /// The step that first writes it to the one that last reads it: outside of them its slot is
+    /// another's.
+    pub life: RangeInclusive<usize>,
+    /// Its memory.
+    pub slot: usize,
+}
+
+impl Buffer {
+    /// Values for each image.
+    pub fn values(&self) -> usize {
+        self.size[0] * self.size[1] * self.channels
+    }
+}
+
+/// An operation of the forward pass; numbers are those of buffers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// The images, scaled to \[-1, 1\], with a plane of ones behind their channels.
+    Images {
+        /// Written.
+        to: usize,
+    },
+    /// A weight-normalised layer. Its parameters are `layer.parameter` and the next two.
+    Layer {
+        /// What it is.
+        layer: Layer,
+        /// Read, and kept for the weight's gradient.
+        from: usize,
+        /// Written.
+        to: usize,
+    },
+    /// A gated resnet block as one.
+    ///
+    /// Dropout of a step with some seed is that of `seed + block.number`. A value's number in it is
+    /// its place in the map f(c1) \[images, rows, columns, `block.conv_2.inputs`\], where the images
+    /// are counted from the first one of the whole batch.
+    GatedResnet {
+        /// What it is.
+        block: GatedResnet,
+        /// Read, and kept.
+        x: usize,
+        /// The auxiliary input, none to two maps whose channels follow one another; read, and kept.
+        a: Vec<usize>,
+        /// What comes before the second nonlinearity; written, and kept.
+        c1: usize,
+        /// What the second convolution gives, without `h * hw`; written, and kept. The backward
+        /// pass may overwrite it.
+        c2: usize,
+        /// Written.
+        to: usize,
+    },
+    /// Moves every pixel down and right, zeros coming in.
+    Shift {
+        /// Rows and columns.
+        by: [usize; 2],
+        /// Read.
+        from: usize,
+        /// Written.
+        to: usize,
+    },
+    /// Adds a map to another one, in place.
+    Add {
+        /// Read.
+        from: usize,
+        /// Added to.
+        to: usize,
+    },
+    /// The exponential linear unit.
+    Elu {
+        /// Read, and kept.
+        from: usize,
+        /// Written.
+        to: usize,
+    },
+}
+
+/// An operation's backward pass. An addition has none: the gradient of the sum is that of its terms.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backward {
+    /// The operation's number in [`Plan::forward`].
+    pub operation: usize,
+    /// Buffer of the gradient by its output.
+    pub output: usize,
+    /// The gradients by its inputs: of a layer, a shift or an elu by `from`, if that is not the
+    /// image; of a block by `x`, then by each of `a`.
+    ///
+    /// A block's gradient by `x` holds that by its output as it is, plus what comes through the
+    /// block. Where its buffer is `output` itself, that is done in place. Where it is not, that is
+    /// added to what is there, and `output` may be overwritten.
+    pub inputs: Vec<Gradient>,
+}
+
+/// A gradient by a map, as an operation makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gradient {
+    /// Where it goes.
+    pub buffer: usize,
+    /// Whether it is added to what other operations have written there.
+    pub accumulate: bool,
+}
+
+impl Plan {
+    /// The plan of a forward pass alone.
+    pub fn evaluation(config: &ModelConfig) -> Plan {
+        Planner::forward(config).finish()
+    }
+
+    /// The plan of a forward and a backward pass.
+    pub fn training(config: &ModelConfig) -> Plan {
+        let mut planner = Planner::forward(config);
+        planner.backward();
+        planner.finish()
+    }
+
+    /// Values of memory for each image, all slots together.
+    pub fn values(&self) -> usize {
+        self.slots.iter().sum()
+    }
+}
+
+struct Planner<'a> {
+    config: &'a ModelConfig,
+    plan: Plan,
+}
+
+/// One map, or two whose channels follow one another.
+type Maps = Vec<usize>;
+
+impl Planner<'_> {
+    fn forward(config: &ModelConfig) -> Planner<'_> {
+        let mut planner = Planner {
+            config,
+            plan: Plan {
+                forward: Vec::new(),
+                logits: 0,
+                d_logits: None,
+                backward: Vec::new(),
+                buffers: Vec::new(),
+                slots: Vec::new(),
+                recorded: Vec::new(),
+            },
+        };
+        let logits = pixelcnn(config, &mut planner, Vec::new());
+        planner.plan.logits = one(&logits);
+        planner
+    }
+
+    fn buffer(&mut self, size: [usize; 2], channels: usize) -> usize {
+        self.plan.buffers.push(Buffer {
+            size,
+            channels,
+            life: 0..=0,
+            slot: 0,
+        });
+        self.plan.buffers.len() - 1
+    }
+
+    /// A new buffer shaped as another one.
+    fn like(&mut self, buffer: usize) -> usize {
+        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
+        self.buffer(size, channels)
+    }
+
+    /// Reads the forward pass backwards.
+    fn backward(&mut self) {
+        // For each map of the forward pass the buffer of the gradient by it, once it has begun.
+        let mut gradients = vec![None; self.plan.buffers.len()];
+        let d_logits = self.like(self.plan.logits);
+        self.plan.d_logits = Some(d_logits);
+        gradients[self.plan.logits] = Some(d_logits);
+        for number in (0..self.plan.forward.len()).rev() {
+            let operation = self.plan.forward[number].clone();
+            let Some(output) = gradients[operation.to()] else {
+                continue;
+            };
+            let mut inputs = Vec::new();
+            match operation {
+                Operation::Images { .. } => continue,
+                Operation::Add { from, .. } => {
+                    gradients[from] = Some(output);
+                    continue;
+                }
+                Operation::Layer { from, .. } => {
+                    // No layer but the first ones reads the images, which need no gradient.
+                    if !matches!(self.plan.forward[0], Operation::Images { to } if to == from) {
+                        inputs.push(self.contribution(from, &mut gradients));
+                    }
+                }
+                Operation::Shift { from, .. } | Operation::Elu { from, .. } => {
+                    inputs.push(self.contribution(from, &mut gradients));
+                }
+                Operation::GatedResnet { x, a, .. } => {
+                    inputs.push(Gradient {
+                        buffer: *gradients[x].get_or_insert(output),
+                        accumulate: gradients[x] != Some(output),
+                    });
+                    inputs.extend(a.iter().map(|&a| self.contribution(a, &mut gradients)));
+                }
+            }
+            self.plan.backward.push(Backward {
+                operation: number,
+                output,
+                inputs,
+            });
+        }
+    }
+
+    /// Where the gradient by a map goes.
+    fn contribution(&mut self, map: usize, gradients: &mut [Option<usize>]) -> Gradient {
+        let begun = gradients[map];
+        let buffer = begun.unwrap_or_else(|| self.like(map));
+        gradients[map] = Some(buffer);
+        Gradient {
+            buffer,
+            accumulate: begun.is_some(),
+        }
+    }
+
+    fn finish(mut self) -> Plan {
+        self.find_lives();
+        self.assign_slots();
+        self.plan
+    }
+
+    fn find_lives(&mut self) {
+        let Plan {
+            forward, backward, ..
+        } = &self.plan;
+        let mut uses: Vec<Vec<usize>> = forward.iter().map(Operation::buffers).collect();
+        uses.push(
+            [Some(self.plan.logits), self.plan.d_logits]
+                .into_iter()
+                .flatten()
+                .collect(),
+        );
+        uses.extend(backward.iter().map(|step| {
+            let gradients = step.inputs.iter().map(|gradient| gradient.buffer);
+            let kept = forward[step.operation].kept();
+            gradients.chain([step.output]).chain(kept).collect()
+        }));
+        let mut seen = vec![false; self.plan.buffers.len()];
+        for (step, buffers) in uses.into_iter().enumerate() {
+            for buffer in buffers {
+                let life = &mut self.plan.buffers[buffer].life;
+                let first = if seen[buffer] { *life.start() } else { step };
+                *life = first..=step;
+                seen[buffer] = true;
+            }
+        }
+    }
+
+    /// Gives every buffer a slot, the largest first, so that no slot must grow for a later one. Of
+    /// the slots that are free in its life it takes the one left last before: what that held is the
+    /// likeliest to be in a cache still.
+    fn assign_slots(&mut self) {
+        let Plan { buffers, slots, .. } = &mut self.plan;
+        let mut by_size: Vec<usize> = (0..buffers.len()).collect();
+        by_size.sort_by_key(|&buffer| {
+            let Buffer { ref life, .. } = buffers[buffer];
+            (usize::MAX - buffers[buffer].values(), *life.start())
+        });
+        // The lives of the buffers in each slot.
+        let mut lives: Vec<Vec<RangeInclusive<usize>>> = Vec::new();
+        for buffer in by_size {
+            let life = buffers[buffer].life.clone();
+            let apart = |other: &RangeInclusive<usize>| {
+                other.end() < life.start() || life.end() < other.start()
+            };
+            let left = |slot: &usize| {
+                let before = lives[*slot]
+                    .iter()
+                    .filter(|other| other.end() < life.start());
+                before.map(|other| *other.end()).max()
+            };
+            let free = (0..slots.len()).filter(|&slot| lives[slot].iter().all(apart));
+            let slot = free.max_by_key(left).unwrap_or_else(|| {
+                slots.push(buffers[buffer].values());
+                lives.push(Vec::new());
+                slots.len() - 1
+            });
+            lives[slot].push(life);
+            buffers[buffer].slot = slot;
+        }
+    }
+}
+
+impl Operation {
+    /// The buffer of its result.
+    pub fn to(&self) -> usize {
+        match *self {
+            Operation::Images { to }
+            | Operation::Layer { to, .. }
+            | Operation::GatedResnet { to, .. }
+            | Operation::Shift { to, .. }
+            | Operation::Add { to, .. }
+            | Operation::Elu { to, .. } => to,
+        }
+    }
+
+    /// All buffers that it reads or writes.
+    fn buffers(&self) -> Vec<usize> {
+        let mut buffers = self.kept();
+        match *self {
+            Operation::Shift { from, .. } | Operation::Add { from, .. } => buffers.push(from),
+            _ => {}
+        }
+        buffers.push(self.to());
+        buffers
+    }
+
+    /// The buffers of the forward pass that its backward pass uses.
+    pub fn kept(&self) -> Vec<usize> {
+        match self {
+            Operation::Layer { from, .. } | Operation::Elu { from, .. } => vec![*from],
+            Operation::GatedResnet { x, a, c1, c2, .. } => [&[*x, *c1, *c2], &a[..]].concat(),
+            Operation::Images { .. } | Operation::Shift { .. } | Operation::Add { .. } => vec![],
+        }
+    }
+}
+
+/// The buffer of a map that is not a concatenation.
+fn one(maps: &[usize]) -> usize {
+    let [map] = *maps else {
+        unreachable!("only a block's auxiliary input is a concatenation");
+    };
+    map
+}
+
+impl Pass for Planner<'_> {
+    type Map = Maps;
+
+    fn append_ones(&mut self, _images: Maps) -> Maps {
+        let ModelConfig {
+            height,
+            width,
+            channels,
+            ..
+        } = *self.config;
+        let to = self.buffer([height, width], channels + 1);
+        self.plan.forward.push(Operation::Images { to });
+        vec![to]
+    }
+
+    fn layer(&mut self, layer: &Layer, x: &Maps) -> Maps {
+        let from = one(x);
+        let (size, stride) = (self.plan.buffers[from].size, layer.window.stride);
+        let size = match layer.kind {
+            LayerKind::Conv | LayerKind::Dense => size.map(|n| n / stride),
+            LayerKind::Deconv => size.map(|n| n * stride),
+        };
+        let to = self.buffer(size, layer.outputs);
+        let layer = layer.clone();
+        let operation = Operation::Layer { layer, from, to };
+        self.plan.forward.push(operation);
+        vec![to]
+    }
+
+    fn gated_resnet(&mut self, block: &GatedResnet, x: &Maps, a: Option<&Maps>) -> Maps {
+        let x = one(x);
+        let size = self.plan.buffers[x].size;
+        let [c1, c2] = [&block.conv_1, &block.conv_2].map(|layer| self.buffer(size, layer.outputs));
+        let to = self.like(x);
+        self.plan.forward.push(Operation::GatedResnet {
+            block: block.clone(),
+            x,
+            a: a.cloned().unwrap_or_default(),
+            c1,
+            c2,
+            to,
+        });
+        vec![to]
+    }
+
+    fn down_shift(&mut self, x: Maps) -> Maps {
+        self.shift([1, 0], &x)
+    }
+
+    fn right_shift(&mut self, x: Maps) -> Maps {
+        self.shift([0, 1], &x)
+    }
+
+    fn add(&mut self, x: Maps, y: Maps) -> Maps {
+        let (from, to) = (one(&y), one(&x));
+        self.plan.forward.push(Operation::Add { from, to });
+        x
+    }
+
+    fn concat(&mut self, x: &Maps, y: &Maps) -> Maps {
+        [&x[..], y].concat()
+    }
+
+    fn elu(&mut self, x: Maps) -> Maps {
+        let from = one(&x);
+        let to = self.like(from);
+        self.plan.forward.push(Operation::Elu { from, to });
+        vec![to]
+    }
+
+    fn record(&mut self, map: &Maps) {
+        self.plan.recorded.push(one(map));
+    }
+}
+
+impl Planner<'_> {
+    fn shift(&mut self, by: [usize; 2], x: &[usize]) -> Maps {
+        let from = one(x);
+        let to = self.like(from);
+        self.plan.forward.push(Operation::Shift { by, from, to });
+        vec![to]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incremental::tests::configs;
+
+    fn plans() -> impl Iterator<Item = Plan> {
+        let plans = |config: &ModelConfig| [Plan::evaluation(config), Plan::training(config)];
+        let mut configs = configs();
+        configs.push(ModelConfig::default());
+        configs.into_iter().flat_map(move |config| plans(&config))
+    }
+
+    /// Every step of a plan: what it reads, and what it writes or begins.
+    fn steps(plan: &Plan) -> Vec<(Vec<usize>, Vec<usize>)> {
+        let forward = plan.forward.iter().map(|operation| match operation {
+            Operation::Images { to } => (vec![], vec![*to]),
+            Operation::Layer { from, to, .. }
+            | Operation::Shift { from, to, .. }
+            | Operation::Elu { from, to } => (vec![*from], vec![*to]),
+            Operation::Add { from, to } => (vec![*from, *to], vec![]),
+            Operation::GatedResnet {
+                x, a, c1, c2, to, ..
+            } => ([&[*x], &a[..]].concat(), vec![*c1, *c2, *to]),
+        });
+        let mut steps: Vec<_> = forward.collect();
+        steps.push((vec![plan.logits], plan.d_logits.into_iter().collect()));
+        steps.extend(plan.backward.iter().map(|step| {
+            let gradients = step.inputs.iter().filter(|g| g.buffer != step.output);
+            let (added, begun): (Vec<_>, Vec<_>) = gradients.partition(|g| g.accumulate);
+            let buffers = |gradients: Vec<&Gradient>| gradients.iter().map(|g| g.buffer).collect();
+            let mut reads: Vec<usize> = buffers(added);
+            reads.push(step.output);
+            reads.extend(plan.forward[step.operation].kept());
+            (reads, buffers(begun))
+        }));
+        steps
+    }
+
+    /// Carried out with names instead of numbers: whatever is read was written and is there still.
+    #[test]
+    fn what_is_read_was_written_and_not_overwritten() {
+        for plan in plans() {
+            let mut holds = vec![None; plan.slots.len()];
+            for (step, (reads, writes)) in steps(&plan).into_iter().enumerate() {
+                for buffer in reads {
+                    let Buffer { slot, ref life, .. } = plan.buffers[buffer];
+                    assert_eq!(holds[slot], Some(buffer), "step {step}");
+                    assert!(life.contains(&step));
+                }
+                for buffer in writes {
+                    let Buffer { slot, ref life, .. } = plan.buffers[buffer];
+                    assert_eq!(*life.start(), step);
+                    assert!(plan.buffers[buffer].values() <= plan.slots[slot]);
+                    holds[slot] = Some(buffer);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_living_buffers_share_memory() {
+        for plan in plans() {
+            for (i, a) in plan.buffers.iter().enumerate() {
+                for b in &plan.buffers[..i] {
+                    let apart = a.life.end() < b.life.start() || b.life.end() < a.life.start();
+                    assert!(a.slot != b.slot || apart, "{a:?}, {b:?}");
+                }
+            }
+        }
+    }
+
+    /// Memory is little more than what lives at the step where that is most.
+    #[test]
+    fn slots_are_reused() {
+        for plan in plans() {
+            let alive = |step: usize| -> usize {
+                let alive = plan.buffers.iter().filter(|b| b.life.contains(&step));
+                alive.map(Buffer::values).sum()
+            };
+            let most = (0..steps(&plan).len()).map(alive).max().unwrap_or_default();
+            assert!(plan.values() >= most);
+            assert!(
+                plan.values() * 100 <= most * 115,
+                "{}, {most}",
+                plan.values()
+            );
+        }
+    }
+
+    /// Every map but the images has its gradient, and every operation its backward pass.
+    #[test]
+    fn the_backward_pass_is_the_forward_pass_read_backwards() {
+        for plan in plans().filter(|plan| plan.d_logits.is_some()) {
+            let has_one = |operation: &Operation| {
+                !matches!(operation, Operation::Images { .. } | Operation::Add { .. })
+            };
+            let expected = plan.forward.iter().enumerate().rev();
+            let expected = expected.filter(|(_, operation)| has_one(operation));
+            let expected: Vec<usize> = expected.map(|(number, _)| number).collect();
+            let found: Vec<usize> = plan.backward.iter().map(|step| step.operation).collect();
+            assert_eq!(found, expected);
+            for step in &plan.backward {
+                let (inputs, from_images) = match &plan.forward[step.operation] {
+                    Operation::GatedResnet { a, .. } => (1 + a.len(), false),
+                    Operation::Layer { from, .. } => (1, *from == plan.forward[0].to()),
+                    _ => (1, false),
+                };
+                assert_eq!(step.inputs.len(), if from_images { 0 } else { inputs });
+            }
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! The paper, plainly, in double precision: one loop inside the other, image by image, and nothing
+//! shared with the [plan](crate::plan) or the [kernels](crate::kernels) but which values dropout
+//! drops. It judges every engine, and is as slow as it looks.
+//!
+//! A [`Pass`] computes every map and writes down where it came from; the gradients are then found
+//! going back over those notes.
+
+#[cfg(test)]
+mod tests;
+
+use crate::config::{ModelConfig, Nonlinearity};
+use crate::engine::{Batch, EngineError};
+use crate::kernels::pointwise::Dropout;
+use crate::kernels::weight_norm::WeightNorm;
+use crate::likelihood::reference::nats;
+use crate::likelihood::{Mixture, from_level};
+use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
+
+/// What a batch gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The mixture's parameters \[N, H, W, [`ModelConfig::output_channels`]\].
+    pub logits: Vec<f64>,
+    /// The feature maps that the original records, in its order, each \[N, rows, columns, filters\].
+    pub feature_maps: Vec<Vec<f64>>,
+    /// Nats of every image.
+    pub nats: Vec<f64>,
+    /// Of the summed nats, in the [`Layout`]'s order.
+    pub gradients: Vec<Vec<f64>>,
+}
+
+/// Runs the network of `parameters`, in the [`Layout`]'s order, forward and backward over a batch.
+///
+/// # Errors
+/// Where the batch is not the model's.
+///
+/// # Panics
+/// If the parameters are not the model's.
+pub fn run(
+    config: &ModelConfig,
+    parameters: &[Vec<f64>],
+    batch: Batch,
+    dropout: Option<Dropout>,
+) -> Result<Outcome, EngineError> {
+    let layout = Layout::new(config).parameters;
+    let zeros = layout.iter().map(|parameter| vec![0.0; parameter.len()]);
+    let mut outcome = Outcome {
+        logits: Vec::new(),
+        feature_maps: Vec::new(),
+        nats: Vec::new(),
+        gradients: zeros.collect(),
+    };
+    for image in 0..batch.len(config)? {
+        let levels = &batch.images[image * config.dims()..][..config.dims()];
+        let x: Vec<f64> = levels
+            .iter()
+            .map(|&level| from_level(level).into())
+            .collect();
+        let mut tape = Tape {
+            config,
+            parameters,
+            class: batch.labels.get(image).map_or(0, |&class| class as usize),
+            dropout: dropout.map(|dropout| (dropout, image)),
+            maps: Vec::new(),
+            recorded: Vec::new(),
+        };
+        let size = [config.height, config.width];
+        let input = tape.note(Origin::Image, Map::new(size, config.channels, x.clone()));
+        let logits = pixelcnn(config, &mut tape, input);
+        let recorded = tape.recorded.iter().map(|&map| &tape.maps[map].1.values);
+        outcome.feature_maps.resize(recorded.len(), Vec::new());
+        for (all, map) in outcome.feature_maps.iter_mut().zip(recorded) {
+            all.extend(map);
+        }
+        let values = &tape.maps[logits].1.values;
+        outcome.logits.extend(values);
+        let (total, gradient) = likelihood(config, &x, values);
+        outcome.nats.push(total);
+        tape.backward(logits, gradient, &mut outcome.gradients);
+    }
+    Ok(outcome)
+}
+
+/// Nats of an image, and their gradient by the logits: a central difference for each, within 1e-7 of
+/// the slope.
+fn likelihood(config: &ModelConfig, x: &[f64], logits: &[f64]) -> (f64, Vec<f64>) {
+    const STEP: f64 = 1e-6;
+    let mixture = Mixture::of(config);
+    let (mut total, mut gradient) = (0.0, Vec::new());
+    let pixels = x.chunks(config.channels);
+    for (x, logits) in pixels.zip(logits.chunks(config.output_channels())) {
+        total += nats(mixture, x, logits);
+        for i in 0..logits.len() {
+            let moved = |by: f64| {
+                let mut logits = logits.to_vec();
+                logits[i] += by;
+                nats(mixture, x, &logits)
+            };
+            gradient.push((moved(STEP) - moved(-STEP)) / (2.0 * STEP));
+        }
+    }
+    (total, gradient)
+}
+
+/// A feature map of one image: \[rows, columns, channels\].
+#[derive(Debug, Clone)]
+struct Map {
+    size: [usize; 2],
+    channels: usize,
+    values: Vec<f64>,
+}
+
+impl Map {
+    fn new(size: [usize; 2], channels: usize, values: Vec<f64>) -> Map {
+        assert_eq!(values.len(), size[0] * size[1] * channels);
+        Map {
+            size,
+            channels,
+            values,
+        }
+    }
+
+    fn pixels(&self) -> impl Iterator<Item = &[f64]> {
+        self.values.chunks(self.channels)
+    }
+
+    /// A map of this size whose pixels are a function of this one's.
+    fn map(&self, channels: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Map {
+        Map::new(self.size, channels, self.pixels().flat_map(f).collect())
+    }
+}
+
+/// Where a map came from; numbers are those of maps.
+enum Origin {
+    Image,
+    Ones(usize),
+    Layer(Layer, usize),
+    Bent(Nonlinearity, usize),
+    /// Multiplied by these factors.
+    Dropped(Vec<f64>, usize),
+    /// x + a * sigmoid(b), for x and (a, b), to which the class adds a row of `hw`.
+    Gated(usize, usize, Option<usize>),
+    /// Moved down and right.
+    Shifted([usize; 2], usize),
+    Sum(usize, usize),
+    Concatenated(usize, usize),
+}
+
+struct Tape<'a> {
+    config: &'a ModelConfig,
+    parameters: &'a [Vec<f64>],
+    class: usize,
+    /// With the image's place in the batch.
+    dropout: Option<(Dropout, usize)>,
+    maps: Vec<(Origin, Map)>,
+    recorded: Vec<usize>,
+}
+
+fn elu(x: f64) -> f64 {
+    if x > 0.0 { x } else { x.exp_m1() }
+}
+
+fn elu_slope(x: f64) -> f64 {
+    if x > 0.0 { 1.0 } else { x.exp() }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// A layer's weight `g V / ||V||`, with `V`'s place of each value \[taps, inputs, outputs\].
+struct Weight {
+    /// ||V|| of every output, floored.
+    norms: Vec<f64>,
+    /// Whether the floor decides it.
+    floored: Vec<bool>,
+    values: Vec<f64>,
+    places: Vec<usize>,
+}
+
+impl Weight {
+    fn new(layer: &Layer, v: &[f64], g: &[f64]) -> Weight {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let mut places = Vec::new();
+        for tap in 0..layer.window.taps() {
+            for input in 0..inputs {
+                for output in 0..outputs {
+                    places.push(match layer.kind {
+                        LayerKind::Deconv => (tap * outputs + output) * inputs + input,
+                        LayerKind::Conv | LayerKind::Dense => {
+                            (tap * inputs + input) * outputs + output
+                        }
+                    });
+                }
+            }
+        }
+        let mut squares = vec![0.0; outputs];
+        for (i, place) in places.iter().enumerate() {
+            squares[i % outputs] += v[*place].powi(2);
+        }
+        let floor = WeightNorm::of(layer).floor;
+        let norms: Vec<f64> = squares
+            .iter()
+            .map(|square| square.max(floor).sqrt())
+            .collect();
+        let value = |(i, place): (usize, &usize)| g[i % outputs] * v[*place] / norms[i % outputs];
+        Weight {
+            values: places.iter().enumerate().map(value).collect(),
+            floored: squares.iter().map(|square| *square <= floor).collect(),
+            norms,
+            places,
+        }
+    }
+}
+
+/// Calls `f` with every tap of a layer, and the pixels of its input and output that it joins.
+fn joined(
+    layer: &Layer,
+    input: [usize; 2],
+    output: [usize; 2],
+    f: &mut dyn FnMut(usize, [usize; 2]),
+) {
+    let (fine, coarse) = match layer.kind {
+        LayerKind::Deconv => (output, input),
+        LayerKind::Conv | LayerKind::Dense => (input, output),
+    };
+    let ([rows, columns], [up, left]) = (layer.window.kernel, layer.window.offset);
+    for y in 0..coarse[0] {
+        for x in 0..coarse[1] {
+            for tap in 0..rows * columns {
+                let fine_y = (y * layer.window.stride + tap / columns).checked_sub(up);
+                let fine_x = (x * layer.window.stride + tap % columns).checked_sub(left);
+                let (Some(fine_y), Some(fine_x)) = (fine_y, fine_x) else {
+                    continue;
+                };
+                if fine_y < fine[0] && fine_x < fine[1] {
+                    let (at_coarse, at_fine) = (y * coarse[1] + x, fine_y * fine[1] + fine_x);
+                    f(
+                        tap,
+                        match layer.kind {
+                            LayerKind::Deconv => [at_coarse, at_fine],
+                            LayerKind::Conv | LayerKind::Dense => [at_fine, at_coarse],
+                        },
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl Tape<'_> {
+    fn note(&mut self, origin: Origin, map: Map) -> usize {
+        self.maps.push((origin, map));
+        self.maps.len() - 1
+    }
+
+    fn map(&self, map: usize) -> &Map {
+        &self.maps[map].1
+    }
+
+    fn weight(&self, layer: &Layer) -> Weight {
+        let [v, g] = [0, 1].map(|k| &self.parameters[layer.parameter + k]);
+        Weight::new(layer, v, g)
+    }
+
+    fn bent(&mut self, f: Nonlinearity, x: usize) -> usize {
+        let bent = self.map(x).map(f.outputs(self.map(x).channels), |pixel| {
+            let pixel = pixel.iter();
+            match f {
+                Nonlinearity::ConcatElu => {
+                    let minus = pixel.clone().map(|x| elu(-x));
+                    pixel.map(|x| elu(*x)).chain(minus).collect()
+                }
+                Nonlinearity::Elu => pixel.map(|x| elu(*x)).collect(),
+                Nonlinearity::Relu => pixel.map(|x| x.max(0.0)).collect(),
+            }
+        });
+        self.note(Origin::Bent(f, x), bent)
+    }
+
+    /// Dropout of a block's values: which it drops follows from their place in the whole batch.
+    fn dropped(&mut self, block: &GatedResnet, x: usize) -> usize {
+        let Some((dropout, image)) = self.dropout else {
+            return x;
+        };
+        let map = self.map(x);
+        let mut mask = vec![0.0f32; map.values.len()];
+        Dropout {
+            seed: dropout.seed.wrapping_add(block.number as u64),
+            first: image * map.values.len(),
+            ..dropout
+        }
+        .mask(&mut mask);
+        let mask: Vec<f64> = mask.into_iter().map(f64::from).collect();
+        let values = map.values.iter().zip(&mask).map(|(x, factor)| x * factor);
+        let dropped = Map::new(map.size, map.channels, values.collect());
+        self.note(Origin::Dropped(mask, x), dropped)
+    }
+
+    /// a and b of a gate at every pixel, the class's bias added.
+    fn gates(&self, c2: usize, hw: Option<usize>) -> Map {
+        let channels = self.map(c2).channels;
+        let bias = hw.map(|hw| &self.parameters[hw][self.class * channels..][..channels]);
+        self.map(c2).map(channels, |pixel| {
+            let bias = |i: usize| bias.map_or(0.0, |bias| bias[i]);
+            pixel
+                .iter()
+                .enumerate()
+                .map(|(i, c2)| c2 + bias(i))
+                .collect()
+        })
+    }
+
+    fn shifted(&mut self, by: [usize; 2], x: usize) -> usize {
+        let Map { size, channels, .. } = *self.map(x);
+        let mut values = Vec::new();
+        for row in 0..size[0] {
+            for column in 0..size[1] {
+                match (row.checked_sub(by[0]), column.checked_sub(by[1])) {
+                    (Some(y), Some(x_)) => {
+                        let at = (y * size[1] + x_) * channels;
+                        values.extend_from_slice(&self.map(x).values[at..at + channels]);
+                    }
+                    _ => values.extend(vec![0.0; channels]),
+                }
+            }
+        }
+        self.note(Origin::Shifted(by, x), Map::new(size, channels, values))
+    }
+
+    /// Adds to `gradients` those of the parameters, where `gradient` is that by the map `last`.
+    fn backward(&self, last: usize, gradient: Vec<f64>, gradients: &mut [Vec<f64>]) {
+        let zeros = self.maps.iter().map(|(_, map)| vec![0.0; map.values.len()]);
+        let mut by_map: Vec<Vec<f64>> = zeros.collect();
+        by_map[last] = gradient;
+        for (number, (origin, map)) in self.maps.iter().enumerate().rev() {
+            let dy = std::mem::take(&mut by_map[number]);
+            let channels = map.channels;
+            match origin {
+                Origin::Image => {}
+                Origin::Ones(x) => {
+                    let pixels = by_map[*x].chunks_mut(channels - 1);
+                    for (dx, dy) in pixels.zip(dy.chunks(channels)) {
+                        add(dx, &dy[..channels - 1]);
+                    }
+                }
+                Origin::Layer(layer, x) => {
+                    self.backward_layer(layer, *x, map.size, &dy, &mut by_map[*x], gradients);
+                }
+                Origin::Bent(f, x) => {
+                    let inputs = self.map(*x);
+                    let count = inputs.channels;
+                    for (pixel, x_pixel) in inputs.pixels().enumerate() {
+                        for (i, &value) in x_pixel.iter().enumerate() {
+                            let dy = |channel: usize| dy[pixel * channels + channel];
+                            by_map[*x][pixel * count + i] += match f {
+                                Nonlinearity::ConcatElu => {
+                                    dy(i) * elu_slope(value) - dy(count + i) * elu_slope(-value)
+                                }
+                                Nonlinearity::Elu => dy(i) * elu_slope(value),
+                                Nonlinearity::Relu => dy(i) * f64::from(u8::from(value > 0.0)),
+                            };
+                        }
+                    }
+                }
+                Origin::Dropped(mask, x) => {
+                    let through: Vec<f64> = dy.iter().zip(mask).map(|(dy, m)| dy * m).collect();
+                    add(&mut by_map[*x], &through);
+                }
+                Origin::Gated(x, c2, hw) => {
+                    add(&mut by_map[*x], &dy);
+                    let gates = self.gates(*c2, *hw);
+                    let pixels = dy.chunks(channels).zip(gates.pixels());
+                    let d_c2: Vec<f64> = pixels
+                        .flat_map(|(dy, gates)| {
+                            let (a, b) = gates.split_at(channels);
+                            let by_a = dy.iter().zip(b).map(|(dy, b)| dy * sigmoid(*b));
+                            let slope = |b: f64| sigmoid(b) * sigmoid(-b);
+                            let by_b = dy.iter().zip(a.iter().zip(b));
+                            let by_b = by_b.map(|(dy, (a, b))| dy * a * slope(*b));
+                            by_a.chain(by_b).collect::<Vec<f64>>()
+                        })
+                        .collect();
+                    if let Some(hw) = hw {
+                        let row = &mut gradients[*hw][self.class * 2 * channels..];
+                        for d_c2 in d_c2.chunks(2 * channels) {
+                            add(&mut row[..2 * channels], d_c2);
+                        }
+                    }
+                    add(&mut by_map[*c2], &d_c2);
+                }
+                Origin::Shifted(by, x) => {
+                    let [rows, columns] = map.size;
+                    for row in by[0]..rows {
+                        for column in by[1]..columns {
+                            let from = (row * columns + column) * channels;
+                            let to = ((row - by[0]) * columns + column - by[1]) * channels;
+                            add(
+                                &mut by_map[*x][to..to + channels],
+                                &dy[from..from + channels],
+                            );
+                        }
+                    }
+                }
+                Origin::Sum(x, y) => {
+                    add(&mut by_map[*x], &dy);
+                    add(&mut by_map[*y], &dy);
+                }
+                Origin::Concatenated(x, y) => {
+                    let first = self.map(*x).channels;
+                    for (pixel, dy) in dy.chunks(channels).enumerate() {
+                        let (by_x, by_y) = dy.split_at(first);
+                        for (map, by_part) in [(*x, by_x), (*y, by_y)] {
+                            let at = pixel * by_part.len();
+                            add(&mut by_map[map][at..at + by_part.len()], by_part);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn backward_layer(
+        &self,
+        layer: &Layer,
+        x: usize,
+        size: [usize; 2],
+        dy: &[f64],
+        dx: &mut [f64],
+        gradients: &mut [Vec<f64>],
+    ) {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let [v, g] = [0, 1].map(|k| &self.parameters[layer.parameter + k]);
+        let weight = self.weight(layer);
+        let mut d_weight = vec![0.0; v.len()];
+        joined(layer, self.map(x).size, size, &mut |tap, [from, to]| {
+            for i in 0..inputs {
+                for o in 0..outputs {
+                    let at = (tap * inputs + i) * outputs + o;
+                    let dy = dy[to * outputs + o];
+                    d_weight[at] += dy * self.map(x).values[from * inputs + i];
+                    dx[from * inputs + i] += dy * weight.values[at];
+                }
+            }
+        });
+        for pixel in dy.chunks(outputs) {
+            add(&mut gradients[layer.parameter + 2], pixel);
+        }
+        // Of ||V|| the derivative is V / ||V||, but for where the floor makes it constant.
+        let mut along = vec![0.0; outputs];
+        for (i, place) in weight.places.iter().enumerate() {
+            along[i % outputs] += d_weight[i] * v[*place] / weight.norms[i % outputs];
+        }
+        add(&mut gradients[layer.parameter + 1], &along);
+        for (i, place) in weight.places.iter().enumerate() {
+            let o = i % outputs;
+            let radial = match weight.floored[o] {
+                true => 0.0,
+                false => along[o] * v[*place] / weight.norms[o],
+            };
+            gradients[layer.parameter][*place] += g[o] / weight.norms[o] * (d_weight[i] - radial);
+        }
+    }
+}
+
+fn add(sum: &mut [f64], values: &[f64]) {
+    assert_eq!(sum.len(), values.len());
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
+impl Pass for Tape<'_> {
+    /// A map's number.
+    type Map = usize;
+
+    fn append_ones(&mut self, x: usize) -> usize {
+        let channels = self.map(x).channels + 1;
+        let with_ones = self.map(x).map(channels, |pixel| [pixel, &[1.0]].concat());
+        self.note(Origin::Ones(x), with_ones)
+    }
+
+    fn layer(&mut self, layer: &Layer, x: &usize) -> usize {
+        let (map, weight) = (self.map(*x), self.weight(layer));
+        let (inputs, outputs, stride) = (layer.inputs, layer.outputs, layer.window.stride);
+        let size = match layer.kind {
+            LayerKind::Deconv => map.size.map(|n| n * stride),
+            LayerKind::Conv | LayerKind::Dense => map.size.map(|n| n / stride),
+        };
+        let bias = &self.parameters[layer.parameter + 2];
+        let mut values: Vec<f64> = (0..size[0] * size[1]).flat_map(|_| bias).copied().collect();
+        joined(layer, map.size, size, &mut |tap, [from, to]| {
+            for i in 0..inputs {
+                for o in 0..outputs {
+                    let weight = weight.values[(tap * inputs + i) * outputs + o];
+                    values[to * outputs + o] += map.values[from * inputs + i] * weight;
+                }
+            }
+        });
+        let out = Map::new(size, outputs, values);
+        self.note(Origin::Layer(layer.clone(), *x), out)
+    }
+
+    fn gated_resnet(&mut self, block: &GatedResnet, x: &usize, a: Option<&usize>) -> usize {
+        let f = self.config.nonlinearity;
+        let f_x = self.bent(f, *x);
+        let mut c1 = self.layer(&block.conv_1, &f_x);
+        if let (Some(nin), Some(a)) = (&block.nin, a) {
+            let f_a = self.bent(f, *a);
+            let projected = self.layer(nin, &f_a);
+            c1 = self.add(c1, projected);
+        }
+        let f_c1 = self.bent(f, c1);
+        let dropped = self.dropped(block, f_c1);
+        let c2 = self.layer(&block.conv_2, &dropped);
+        let gates = self.gates(c2, block.conditional);
+        let channels = self.map(*x).channels;
+        let pixels = self.map(*x).pixels().zip(gates.pixels());
+        let values = pixels.flat_map(|(x, gates)| {
+            (0..channels).map(move |i| x[i] + gates[i] * sigmoid(gates[channels + i]))
+        });
+        let out = Map::new(gates.size, channels, values.collect());
+        self.note(Origin::Gated(*x, c2, block.conditional), out)
+    }
+
+    fn down_shift(&mut self, x: usize) -> usize {
+        self.shifted([1, 0], x)
+    }
+
+    fn right_shift(&mut self, x: usize) -> usize {
+        self.shifted([0, 1], x)
+    }
+
+    fn add(&mut self, x: usize, y: usize) -> usize {
+        let mut sum = self.map(x).clone();
+        add(&mut sum.values, &self.map(y).values);
+        self.note(Origin::Sum(x, y), sum)
+    }
+
+    fn concat(&mut self, x: &usize, y: &usize) -> usize {
+        let (a, b) = (self.map(*x), self.map(*y));
+        let values = a
+            .pixels()
+            .zip(b.pixels())
+            .flat_map(|(a, b)| [a, b].concat());
+        let both = Map::new(a.size, a.channels + b.channels, values.collect());
+        self.note(Origin::Concatenated(*x, *y), both)
+    }
+
+    fn elu(&mut self, x: usize) -> usize {
+        self.bent(Nonlinearity::Elu, x)
+    }
+
+    fn record(&mut self, map: &usize) {
+        self.recorded.push(*map);
+    }
+}
