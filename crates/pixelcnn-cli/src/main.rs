@@ -36,8 +36,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where the network is trained and evaluated: auto, cpu, cuda[:N], rocm[:N], metal or wgpu.
-    /// auto is the GPU that the program was built for, else the CPU
+    /// Where the network is trained and evaluated: cpu, or auto, the best that this build has
     #[arg(
         long,
         global = true,

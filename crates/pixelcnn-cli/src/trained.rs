@@ -127,9 +127,9 @@ impl Trained {
     }
 
     /// The model with its averaged parameters, or with the raw ones.
-    pub fn network(&self, raw: bool, device: &Device) -> Result<Network<'_>> {
+    pub fn network(&self, raw: bool, device: &Device) -> Result<Network> {
         let parameters = self.parameters(raw)?;
-        Ok(Network::new(self.model(), parameters, device))
+        Ok(Network::new(self.model(), parameters, device)?)
     }
 
     /// The data that it was trained on.

@@ -126,7 +126,7 @@ fn settings_out_of_range_are_one_line() {
             "36 training images do not fill a batch of 64",
         ),
         ("--device abacus", "device abacus"),
-        ("--device cuda", "--features cuda"),
+        ("--device cuda", "choose auto or cpu"),
         ("--log pixelcnn=loud", "--log pixelcnn=loud"),
     ] {
         let data = if flags.starts_with("--data") {

@@ -1,6 +1,6 @@
 //! Who carries a [plan](crate::plan) out, and owns the state of training.
 
-use crate::config::ModelConfig;
+use crate::config::{ConfigError, ModelConfig};
 use crate::kernels::adam::Adam;
 use crate::kernels::pointwise::Dropout;
 use crate::network::Layout;
@@ -58,6 +58,9 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
+    /// A configuration that no model can have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Parameters that are not those of the configuration.
     #[error("{name} has {found} values where the model has {expected}: use its own parameters")]
     Parameters {
@@ -103,7 +106,7 @@ pub enum EngineError {
 /// Carries the plan of a model out, on some device.
 ///
 /// To train, [`load`](Engine::load) a state and take [`step`](Engine::step)s; to evaluate,
-/// [`load_weights`](Engine::load_weights). The two do not touch each other.
+/// [`load_weights`](Engine::load_weights). Both use the same memory, so a step forgets the weights.
 pub trait Engine: Send + Sync {
     /// The model's shape.
     fn config(&self) -> &ModelConfig;
@@ -134,7 +137,7 @@ pub trait Engine: Send + Sync {
     fn unload(&mut self) -> Result<State, EngineError>;
 
     /// Computes the gradients of the summed nats of a batch by the parameters, and keeps them; gives
-    /// the nats.
+    /// the nats. Forgets the weights to evaluate with.
     ///
     /// # Errors
     /// Where images are not the model's, or there is no state.
@@ -171,7 +174,7 @@ pub trait Engine: Send + Sync {
         Ok(nats)
     }
 
-    /// Takes parameters to evaluate with.
+    /// Takes parameters to evaluate with, up to the next step.
     ///
     /// # Errors
     /// [`EngineError::Parameters`].

@@ -21,12 +21,13 @@ use std::time::Instant;
 use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::{Device, on_threads};
+use pixelcnn::engine::Engine;
 use pixelcnn::kernels::pointwise::Dropout;
-use pixelcnn::model::{Batch, Gradients, Network, draw_parameters, initialise};
+use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::{Moments, TrainState};
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::{epoch_order, update};
+use pixelcnn::train::{epoch_order, next_step};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
@@ -93,8 +94,9 @@ fn start([nr_filters, nr_resnet, nr_logistic_mix, batch]: Size) -> State {
         &mut parameters,
         of_images(&images),
         None,
-        &Device::flex(),
-    );
+        &Device::Cpu,
+    )
+    .unwrap();
     State {
         config,
         images,
@@ -135,37 +137,35 @@ fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
     }
 }
 
-/// A whole training step: forward, backward, update.
-fn step(state: &mut TrainState, images: &[u8], dropout: Option<Dropout>) -> Gradients {
-    let network = Network::new(&state.config, &state.parameters, &Device::flex());
-    let found = network.gradients(of_images(images), dropout);
-    drop(network);
-    update(state, &TrainConfig::default(), &found.gradients);
-    found
+/// An engine that has the arrays of a training run.
+fn engine(state: &mut TrainState) -> Box<dyn Engine> {
+    let mut engine = Device::Cpu.engine(&state.config).expect("a model's shape");
+    engine.load(state.lend_arrays()).expect("its own arrays");
+    engine
 }
 
 /// Seconds of every one of `runs` training steps, after one that warms up; and the peak memory.
 fn time_training(start: State, runs: usize) -> Timing {
     let mut state = train_state(&start.config, start.parameters);
+    let mut engine = engine(&mut state);
     timing(runs, |run| {
-        let seed = run as u64;
-        black_box(step(
-            &mut state,
-            &start.images,
-            Some(Dropout {
-                rate: 0.5,
-                seed,
-                first: 0,
-            }),
-        ));
+        let dropout = Dropout {
+            rate: 0.5,
+            seed: run as u64,
+            first: 0,
+        };
+        let adam = next_step(&state, &TrainConfig::default());
+        let nats = engine.step(of_images(&start.images), Some(dropout), &adam);
+        black_box(nats.expect("a number"));
+        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
     })
 }
 
 /// The same of evaluating the batch.
 fn time_evaluation(start: State, runs: usize) -> Timing {
-    let network = Network::new(&start.config, &start.parameters, &Device::flex());
+    let network = Network::new(&start.config, &start.parameters, &Device::Cpu).unwrap();
     timing(runs, |_| {
-        black_box(network.nats_per_image(of_images(&start.images)));
+        black_box(network.nats_per_image(of_images(&start.images)).is_ok());
     })
 }
 
@@ -275,7 +275,12 @@ fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
         parameters,
     } = start(size);
     let mut state = train_state(&config, parameters.clone());
-    let Gradients { nats, gradients } = step(&mut state, &images, None);
+    let mut engine = engine(&mut state);
+    let adam = next_step(&state, &TrainConfig::default());
+    let nats = engine.backward(of_images(&images), None)?;
+    let gradients = engine.gradients()?;
+    engine.update(&adam)?;
+    state.take_arrays(engine.unload()?);
 
     let image_shape = vec![size[3], config.height, config.width, config.channels];
     let mut tensors = vec![

@@ -1,61 +1,42 @@
 //! Where the network runs, chosen at run time among what this build has.
 
-pub use burn::tensor::Device;
+use pixelcnn_core::ModelConfig;
+use pixelcnn_core::cpu::Cpu;
+use pixelcnn_core::engine::{Engine, EngineError};
+
+/// Where the network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The processor, by the hand-written kernels.
+    Cpu,
+}
 
 /// A device that this program can't use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DeviceError {
-    /// Not the name of a device.
-    #[error("device {0}: choose auto, cpu, cuda, rocm, metal or wgpu, with :N for the N-th GPU")]
-    Unknown(String),
-    /// Left out of this build.
-    #[error(
-        "device {0} is not in this build: build it with `cargo build --release --features {0}`"
-    )]
-    NotBuilt(&'static str),
-}
+#[error("device {0}: this build has none of that name: choose auto or cpu")]
+pub struct DeviceError(String);
 
-/// The device of a name: `cpu`; `cuda`, `rocm`, `metal` or `wgpu`, the first two with `:N` for the
-/// N-th GPU where there are several; or `auto`, the GPU that the build is for, else the CPU.
+/// The device of a name: `cpu`; or `auto`, the best that this build has.
 ///
 /// # Errors
-/// [`DeviceError`] where there is no such device or this build leaves it out.
+/// [`DeviceError`] where this build has none of that name.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
-    let unknown = || DeviceError::Unknown(name.into());
-    let (kind, index) = match name.split_once(':') {
-        Some((kind, index)) => (kind, index.parse().map_err(|_| unknown())?),
-        None => (name, 0),
-    };
-    match (kind, index) {
-        ("cpu", 0) => Ok(Device::flex()),
-        ("auto", 0) => Ok(gpu("cuda", 0)
-            .or_else(|_| gpu("rocm", 0))
-            .or_else(|_| gpu("metal", 0))
-            .or_else(|_| gpu("wgpu", 0))
-            .unwrap_or_else(|_| Device::flex())),
-        ("cuda" | "rocm", _) | ("metal" | "wgpu", 0) => gpu(kind, index),
-        _ => Err(unknown()),
+    match name {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        _ => Err(DeviceError(name.into())),
     }
 }
 
-#[cfg_attr(
-    not(any(feature = "cuda", feature = "rocm")),
-    expect(unused_variables, reason = "only these can have several")
-)]
-fn gpu(kind: &str, index: usize) -> Result<Device, DeviceError> {
-    match kind {
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(Device::cuda(index)),
-        #[cfg(feature = "rocm")]
-        "rocm" => Ok(Device::rocm(index)),
-        #[cfg(feature = "metal")]
-        "metal" => Ok(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        "cuda" => Err(DeviceError::NotBuilt("cuda")),
-        "rocm" => Err(DeviceError::NotBuilt("rocm")),
-        "metal" => Err(DeviceError::NotBuilt("metal")),
-        _ => Err(DeviceError::NotBuilt("wgpu")),
+impl Device {
+    /// An engine on the device.
+    ///
+    /// # Errors
+    /// A configuration that no model can have.
+    pub fn engine(&self, config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
+        match self {
+            Device::Cpu => Ok(Box::new(Cpu::new(config)?)),
+        }
     }
 }
 
@@ -93,18 +74,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_devices_or_say_how_to_build_them() {
-        assert_eq!(parse("cpu").unwrap(), Device::flex());
-        assert!(parse("auto").is_ok());
-        for wrong in ["", "gpu", "cpu:1", "cuda:x", "wgpu:1"] {
-            assert_eq!(parse(wrong), Err(DeviceError::Unknown(wrong.into())));
+    fn names_are_devices_or_say_what_there_is() {
+        assert_eq!(parse("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse("auto"), Ok(Device::Cpu));
+        for wrong in ["", "gpu", "cpu:1", "cuda", "wgpu:1"] {
+            let error = parse(wrong).unwrap_err().to_string();
+            assert!(
+                error.contains("auto or cpu") && error.contains(wrong),
+                "{error}"
+            );
         }
-        #[cfg(not(feature = "cuda"))]
-        assert!(
-            parse("cuda:1")
-                .unwrap_err()
-                .to_string()
-                .contains("--features cuda")
-        );
     }
 }

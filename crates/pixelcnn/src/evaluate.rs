@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use pixelcnn_core::ModelConfig;
 
 use crate::data::{DataError, Dataset};
-use crate::model::{Batch, Network};
+use crate::model::{Batch, EngineError, Network};
 
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,18 @@ pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongIma
     })
 }
 
+/// Why images can't be evaluated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// They can't be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// They are not what the network takes.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
 /// The likelihood of a set of images under a model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
@@ -58,11 +70,12 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Evaluates some more images.
-    pub(crate) fn add(&mut self, network: &Network, batch: Batch) {
-        let nats = network.nats_per_image(batch);
+    pub(crate) fn add(&mut self, network: &Network, batch: Batch) -> Result<(), EngineError> {
+        let nats = network.nats_per_image(batch)?;
         let bits = nats.iter().map(|&nats| network.config().bits_per_dim(nats));
         self.bits_per_dim.extend(bits);
         self.labels.extend(batch.labels);
+        Ok(())
     }
 
     /// Mean bits/dim over the images.
@@ -84,19 +97,19 @@ impl Evaluation {
 /// far after every batch and can stop, which gives `None`.
 ///
 /// # Errors
-/// Where images can't be read.
+/// Where images can't be read or are not what the network takes.
 pub fn evaluate(
     network: &Network,
     data: &Dataset,
     images: usize,
     batch_size: usize,
     progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
-) -> Result<Option<Evaluation>, DataError> {
+) -> Result<Option<Evaluation>, EvaluateError> {
     let count = images.min(data.len());
     let mut evaluation = Evaluation::default();
     let done = in_batches(data, 0..count, batch_size, |batch| {
-        evaluation.add(network, batch);
-        Ok::<_, DataError>(progress(&evaluation))
+        evaluation.add(network, batch)?;
+        Ok::<_, EvaluateError>(progress(&evaluation))
     })?;
     Ok(done.is_continue().then_some(evaluation))
 }

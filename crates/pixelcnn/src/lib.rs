@@ -1,5 +1,5 @@
 //! PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, 2017): image models with an exact
-//! likelihood. Train them, evaluate them in bits/dim, sample from them, on a CPU or a GPU.
+//! likelihood. Train them, evaluate them in bits/dim, sample from them.
 //!
 //! ```
 //! use pixelcnn::data::{DataConfig, Dataset, Split};
@@ -18,7 +18,7 @@
 //! // A model: here an untrained one. `train::checkpoint::TrainState::read` loads a trained one.
 //! let config = ModelConfig { nr_resnet: 1, nr_filters, height, width, ..ModelConfig::default() };
 //! let parameters = model::draw_parameters(&config, 1);
-//! let network = model::Network::new(&config, &parameters, &device::parse("auto")?);
+//! let network = model::Network::new(&config, &parameters, &device::parse("auto")?)?;
 //!
 //! // Two images drawn from it, u8 [2, height, width, channels], and how likely it finds them.
 //! let evaluator = Evaluator::new(&config, &parameters)?;
@@ -26,7 +26,7 @@
 //! let drawn = sample::sample(&evaluator, &sampling, &mut |_| ControlFlow::Continue(()))?;
 //! let drawn = drawn.ok_or("stopped")?;
 //! let batch = model::Batch { images: &drawn, labels: &[0; 2] };
-//! for nats in network.nats_per_image(batch) {
+//! for nats in network.nats_per_image(batch)? {
 //!     println!("{:.2} bits/dim", config.bits_per_dim(nats));
 //! }
 //! # Ok(())
@@ -44,7 +44,6 @@ pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod model;
-pub mod ops;
 pub mod picture;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
@@ -55,8 +54,8 @@ pub mod train;
 pub mod weights;
 
 pub use pixelcnn_core::{
-    ConfigError, ModelConfig, Nonlinearity, codec, config, incremental, kernels, likelihood,
-    network,
+    ConfigError, ModelConfig, Nonlinearity, codec, config, cpu, engine, incremental, kernels,
+    likelihood, network, plan, reference,
 };
 
 /// What comes from a file or another crate may span lines; messages don't.

@@ -2,12 +2,14 @@
 
 use std::ops::{ControlFlow, Range};
 
+use pixelcnn_core::ModelConfig;
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Run};
 use pixelcnn_core::likelihood::{Mixture, to_level};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::{Batch, Network};
+use crate::device::Device;
+use crate::model::{Batch, EngineError, Network};
 use crate::random::{Purpose, generator};
 
 /// The original keeps its uniforms this far from 0 and 1, where the logistic is infinite.
@@ -231,12 +233,15 @@ impl Uniforms {
 /// Draws the same images by one pass of the network for every pixel, over the rows so far, as the
 /// original does: what [`sample`] is compared with. `progress` is told the number of passes done
 /// and can stop, which gives `None`.
+///
+/// # Errors
+/// Where the parameters or classes are not the model's.
 pub fn sample_by_passes(
-    network: &Network,
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
     sampling: &Sampling,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Option<Vec<u8>> {
-    let config = network.config();
+) -> Result<Option<Vec<u8>>, EngineError> {
     let (height, width, channels) = (config.height, config.width, config.channels);
     let mut uniforms = Uniforms::new(Mixture::of(config));
     let n = sampling.labels.len();
@@ -247,7 +252,11 @@ pub fn sample_by_passes(
     for y in 0..height {
         // No pixel depends on the rows below it: they need not be computed.
         let rows = (y + 1).next_multiple_of(4);
-        let top = network.with_height(rows);
+        let top = ModelConfig {
+            height: rows,
+            ..config.clone()
+        };
+        let top = Network::new(&top, parameters, &Device::Cpu)?;
         for x in 0..width {
             let seen: Vec<u8> = images
                 .chunks_exact(config.dims())
@@ -257,7 +266,7 @@ pub fn sample_by_passes(
             let logits = top.logits(Batch {
                 images: &seen,
                 labels: &sampling.labels,
-            });
+            })?;
             for (image, random) in generators.iter_mut().enumerate() {
                 let pixel = (image * rows + y) * width + x;
                 let size = config.output_channels();
@@ -269,9 +278,9 @@ pub fn sample_by_passes(
                 }
             }
             if progress(y * width + x + 1).is_break() {
-                return None;
+                return Ok(None);
             }
         }
     }
-    Some(images)
+    Ok(Some(images))
 }

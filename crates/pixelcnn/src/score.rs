@@ -17,8 +17,8 @@ use zune_core::options::EncoderOptions;
 use zune_jpegxl::JxlSimpleEncoder;
 
 use crate::data::{DataError, Dataset};
-use crate::evaluate::{Evaluation, in_batches};
-use crate::model::Network;
+use crate::evaluate::{EvaluateError, Evaluation, in_batches};
+use crate::model::{EngineError, Network};
 
 /// Why there are no scores.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum ScoreError {
     /// Images can't be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Images are not what the network takes.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A codec fails.
     #[error(
         "an image of {shape:?} (height, width, channels) cannot be encoded as {codec}: {reason}"
@@ -143,7 +146,7 @@ impl Scores {
 /// `progress` sees the scores so far after every batch and can stop, which gives `None`.
 ///
 /// # Errors
-/// Where images can't be read or encoded.
+/// Where images can't be read or encoded, or are not what the network takes.
 pub fn score(
     network: &Network,
     data: &Dataset,
@@ -156,7 +159,7 @@ pub fn score(
     let dims = shape.iter().product();
     let mut scores = Scores::default();
     let done = in_batches(data, 0..count, batch_size, |batch| {
-        scores.likelihood.add(network, batch);
+        scores.likelihood.add(network, batch)?;
         for codec in Codec::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
                 let file = codec.encode(image, shape)?;
@@ -182,17 +185,17 @@ pub struct Map {
 /// The images at `indices` with their bits per pixel, `batch_size` evaluated at a time.
 ///
 /// # Errors
-/// Where images can't be read.
+/// Where images can't be read or are not what the network takes.
 pub fn maps(
     network: &Network,
     data: &Dataset,
     indices: &[usize],
     batch_size: usize,
-) -> Result<Vec<Map>, DataError> {
+) -> Result<Vec<Map>, EvaluateError> {
     let config = network.config();
     let mut maps = Vec::new();
     let _ = in_batches(data, indices.iter().copied(), batch_size, |batch| {
-        let nats = network.nats_per_pixel(batch);
+        let nats = network.nats_per_pixel(batch)?;
         let images = batch.images.chunks_exact(config.dims());
         let pixels = nats.chunks_exact(config.height * config.width);
         maps.extend(images.zip(pixels).map(|(image, nats)| {
@@ -204,7 +207,7 @@ pub fn maps(
                     .collect(),
             }
         }));
-        Ok::<_, DataError>(ControlFlow::Continue(()))
+        Ok::<_, EvaluateError>(ControlFlow::Continue(()))
     })?;
     Ok(maps)
 }
@@ -348,7 +351,7 @@ mod tests {
         };
         let parameters = draw_parameters(&config, 1);
         let device = crate::device::parse("cpu").unwrap();
-        let network = Network::new(&config, &parameters, &device);
+        let network = Network::new(&config, &parameters, &device).unwrap();
         let count = data.len().min(7);
         let mut seen = 0;
         let scores = score(&network, &data, count, 3, &mut |scores| {
@@ -378,10 +381,12 @@ mod tests {
 
         // A pixel's bits hang on it and on those before it.
         let nats = |images: &[u8]| {
-            network.nats_per_pixel(Batch {
-                images,
-                labels: &labels,
-            })
+            network
+                .nats_per_pixel(Batch {
+                    images,
+                    labels: &labels,
+                })
+                .unwrap()
         };
         let before = nats(&images);
         let pixel = 5 * config.width + 3;

@@ -3,10 +3,10 @@
 use std::io::Cursor;
 use std::ops::ControlFlow;
 
-use burn::tensor::Device;
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{Archive, CodingModel, CompressError, Picture, compress};
 use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::device::Device;
 use pixelcnn::kernels::simd::{self, Level};
 use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::{Layout, ParameterKind};
@@ -59,10 +59,13 @@ fn round_trip(
         images: &levels[..first * config.dims()],
         labels: &labels[..first],
     };
-    initialise(config, &mut parameters, batch, None, &Device::flex());
-    let network = Network::new(config, &parameters, &Device::flex());
+    initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
+    let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
     let nats = levels.chunks(64 * config.dims()).zip(labels.chunks(64));
-    let nats = nats.flat_map(|(images, labels)| network.nats_per_image(Batch { images, labels }));
+    let nats = nats.flat_map(|(images, labels)| {
+        let batch = Batch { images, labels };
+        network.nats_per_image(batch).unwrap()
+    });
     let likelihood = nats.sum::<f64>() / 2f64.ln() / 8.0;
 
     let model = CodingModel::new(config, &parameters).unwrap();

@@ -1,11 +1,11 @@
-//! The network beyond the original's one golden configuration: the kernels against Burn's own
-//! operations for every kind of model, gradients against differences, and causality.
+//! The network beyond the original's one golden configuration: the engine against the reference for
+//! every kind of model, gradients against differences, and causality.
 
-use burn::tensor::Device;
+use pixelcnn::device::Device;
+use pixelcnn::engine::{Engine, State};
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
-use pixelcnn::ops::Engine;
-use pixelcnn::{ModelConfig, Nonlinearity};
+use pixelcnn::{ModelConfig, Nonlinearity, reference};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -72,22 +72,61 @@ impl Images {
 fn parameters(config: &ModelConfig, random: &mut impl Rng) -> Vec<Vec<f32>> {
     let images = Images::random(config, 32, random);
     let mut parameters = draw_parameters(config, 7);
-    initialise(
-        config,
-        &mut parameters,
-        images.batch(),
-        None,
-        &Device::flex(),
-    );
+    let batch = images.batch();
+    initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
     parameters
 }
 
-fn norm(values: impl Iterator<Item = f32>) -> f64 {
-    values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+/// An engine that trains on these parameters.
+fn engine(config: &ModelConfig, parameters: &[Vec<f32>]) -> Box<dyn Engine> {
+    let mut engine = Device::Cpu.engine(config).unwrap();
+    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
+    let state = State {
+        parameters: parameters.to_vec(),
+        average: parameters.to_vec(),
+        first: zeros.clone(),
+        second: zeros,
+    };
+    engine.load(state).unwrap();
+    engine
+}
+
+/// Nats and gradients of a batch.
+fn gradients(
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+    batch: Batch,
+    dropout: Option<Dropout>,
+) -> (f64, Vec<Vec<f32>>) {
+    let mut engine = engine(config, parameters);
+    let nats = engine.backward(batch, dropout).unwrap();
+    (nats, engine.gradients().unwrap())
+}
+
+/// The same and more, in double precision.
+fn plainly(
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+    batch: Batch,
+    dropout: Option<Dropout>,
+) -> reference::Outcome {
+    let widen = |values: &Vec<f32>| values.iter().copied().map(f64::from).collect();
+    let parameters: Vec<Vec<f64>> = parameters.iter().map(widen).collect();
+    reference::run(config, &parameters, batch, dropout).unwrap()
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v.powi(2)).sum::<f64>().sqrt()
+}
+
+/// The length of the difference of two lists.
+fn distance(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    norm(a.iter().zip(b).map(|(a, b)| f64::from(*a) - b))
 }
 
 #[test]
-fn kernels_equal_burns_operations() {
+fn the_engine_equals_the_reference() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     for config in configs() {
         let images = Images::random(&config, 3, &mut random);
@@ -100,23 +139,14 @@ fn kernels_equal_burns_operations() {
                 first: 0,
             }),
         ] {
-            let [kernels, portable] = [Engine::Kernels, Engine::Portable].map(|engine| {
-                let network = Network::with_engine(&config, &parameters, &Device::flex(), engine);
-                network.gradients(images.batch(), dropout)
-            });
-            assert!(
-                (kernels.nats / portable.nats - 1.0).abs() < 1e-5,
-                "{config:?}"
-            );
+            let (nats, ours) = gradients(&config, &parameters, images.batch(), dropout);
+            let plain = plainly(&config, &parameters, images.batch(), dropout);
+            let want: f64 = plain.nats.iter().sum();
+            assert!((nats / want - 1.0).abs() < 1e-5, "{config:?}");
             // The whole gradient's norm is the scale: single tensors can be tiny.
-            let scale = norm(portable.gradients.iter().flatten().copied());
-            for (i, (a, b)) in kernels
-                .gradients
-                .iter()
-                .zip(&portable.gradients)
-                .enumerate()
-            {
-                let difference = norm(a.iter().zip(b).map(|(a, b)| a - b));
+            let scale = norm(plain.gradients.iter().flatten().copied());
+            for (i, (a, b)) in ours.iter().zip(&plain.gradients).enumerate() {
+                let difference = distance(a, b);
                 assert!(
                     difference < 1e-4 * scale,
                     "parameter {i}: {difference} of {scale}"
@@ -126,8 +156,8 @@ fn kernels_equal_burns_operations() {
     }
 }
 
-/// The kernels take a batch of this many images in two parts: neither the threads that compute them
-/// nor the split itself (Burn's own operations have none) can be told from the results.
+/// A batch of this many images is taken in two parts: neither the threads that compute them nor the
+/// split itself (the reference has none) can be told from the results.
 #[test]
 fn parts_of_a_batch_are_the_batch() {
     let mut random = ChaCha8Rng::seed_from_u64(4);
@@ -139,29 +169,35 @@ fn parts_of_a_batch_are_the_batch() {
         seed: 9,
         first: 0,
     });
-    let run = |threads, engine| {
+    let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().unwrap().install(|| {
-            let network = Network::with_engine(config, &parameters, &Device::flex(), engine);
+            let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
             (
-                network.gradients(images.batch(), dropout).gradients,
-                network.nats_per_image(images.batch()),
-                network.logits(images.batch()),
+                gradients(config, &parameters, images.batch(), dropout).1,
+                network.nats_per_image(images.batch()).unwrap(),
+                network.logits(images.batch()).unwrap(),
             )
         })
     };
-    let kernels = run(1, Engine::Kernels);
-    assert_eq!(kernels, run(3, Engine::Kernels));
+    let ours = run(1);
+    assert_eq!(ours, run(3));
 
-    let portable = run(2, Engine::Portable);
-    let flat = |gradients: &[Vec<f32>]| gradients.concat();
-    let (ours, theirs) = (flat(&kernels.0), flat(&portable.0));
-    let difference = norm(ours.iter().zip(&theirs).map(|(a, b)| a - b));
-    assert!(difference < 1e-4 * norm(theirs.into_iter()));
-    for (a, b) in kernels.1.iter().zip(&portable.1) {
+    let theirs = plainly(config, &parameters, images.batch(), dropout).gradients;
+    let theirs = theirs.concat();
+    let scale = norm(theirs.iter().copied());
+    assert!(distance(&ours.0.concat(), &theirs) < 1e-4 * scale);
+    let plain = plainly(config, &parameters, images.batch(), None);
+    assert_eq!(ours.1.len(), plain.nats.len());
+    for (a, b) in ours.1.iter().zip(&plain.nats) {
         assert!((a / b - 1.0).abs() < 1e-5);
     }
-    assert_eq!(kernels.2.len(), portable.2.len());
+    // Every image has its own logits, in its own place.
+    let size = config.height * config.width * config.output_channels();
+    assert_eq!(ours.2.len(), plain.logits.len());
+    for (a, b) in ours.2.chunks(size).zip(plain.logits.chunks(size)) {
+        assert!(distance(a, b) < 1e-5 * norm(b.iter().copied()));
+    }
 }
 
 /// The loss along random directions, which touch every parameter, changes as the gradient says.
@@ -172,15 +208,15 @@ fn gradients_are_the_slope_of_the_loss() {
         let images = Images::random(&config, 2, &mut random);
         let mut parameters = parameters(&config, &mut random);
         let nats = |parameters: &[Vec<f32>]| {
-            let network = Network::new(&config, parameters, &Device::flex());
-            network.nats_per_image(images.batch()).iter().sum::<f64>()
+            let network = Network::new(&config, parameters, &Device::Cpu).unwrap();
+            let nats = network.nats_per_image(images.batch()).unwrap();
+            nats.iter().sum::<f64>()
         };
-        let network = Network::new(&config, &parameters, &Device::flex());
-        let gradients = network.gradients(images.batch(), None).gradients;
-        let whole = norm(gradients.iter().flatten().copied());
+        let (_, gradients) = gradients(&config, &parameters, images.batch(), None);
+        let whole = norm(gradients.iter().flatten().copied().map(f64::from));
         for (i, gradient) in gradients.iter().enumerate() {
             // Along the gradient itself the slope is its norm: the largest there is.
-            let length = norm(gradient.iter().copied());
+            let length = norm(gradient.iter().copied().map(f64::from));
             if length < 1e-2 * whole {
                 continue;
             }
@@ -231,50 +267,49 @@ fn the_network_is_causal_and_sees_what_it_should() {
     // As drawn: data-dependent initialisation makes the blocks add so little that what they carry
     // from afar is rounded away.
     let parameters = draw_parameters(&config, 7);
-    for engine in [Engine::Kernels, Engine::Portable] {
-        let network = Network::with_engine(&config, &parameters, &Device::flex(), engine);
-        let before = network.logits(images.batch());
-        let maps = network.feature_maps(images.batch());
-        for y in 0..8 {
-            for x in 0..8 {
-                let mut other = images.images.clone();
-                for channel in 0..3 {
-                    let level = &mut other[(y * 8 + x) * 3 + channel];
-                    *level = level.wrapping_add(101);
-                }
-                let batch = Batch {
-                    images: &other,
-                    labels: &[],
-                };
-                let after = network.logits(batch);
-                let depend = changed(&before, &after, [8, 8]);
-                let later: Vec<(usize, usize)> = (0..8)
-                    .flat_map(|r| (0..8).map(move |c| (r, c)))
-                    .filter(|&(r, c)| (r, c) > (y, x))
-                    .collect();
-                assert_eq!(
-                    depend, later,
-                    "{engine:?}: what depends on pixel ({y}, {x})"
-                );
+    let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+    let before = network.logits(images.batch()).unwrap();
+    let maps = network.feature_maps(images.batch()).unwrap();
+    for y in 0..8 {
+        for x in 0..8 {
+            let mut other = images.images.clone();
+            for channel in 0..3 {
+                let level = &mut other[(y * 8 + x) * 3 + channel];
+                *level = level.wrapping_add(101);
+            }
+            let batch = Batch {
+                images: &other,
+                labels: &[],
+            };
+            let after = network.logits(batch).unwrap();
+            let depend = changed(&before, &after, [8, 8]);
+            let later: Vec<(usize, usize)> = (0..8)
+                .flat_map(|r| (0..8).map(move |c| (r, c)))
+                .filter(|&(r, c)| (r, c) > (y, x))
+                .collect();
+            assert_eq!(depend, later, "what depends on pixel ({y}, {x})");
 
-                for (i, (a, b)) in maps.iter().zip(network.feature_maps(batch)).enumerate() {
-                    let side = (a.len() / config.nr_filters).isqrt();
-                    let scale = 8 / side;
-                    // The up pass gives the whole vertical stack, then the horizontal one; the
-                    // down pass alternates.
-                    let up = 3 * (config.nr_resnet + 1);
-                    let vertical = if i < 2 * up {
-                        i < up
-                    } else {
-                        (i - 2 * up).is_multiple_of(2)
-                    };
-                    for (r, c) in changed(a, &b, [side, side]) {
-                        // A coarse pixel stands for the finer ones that it covers: it may know
-                        // what is before the first of them.
-                        let (r, c) = (r * scale, c * scale);
-                        let before = if vertical { y < r } else { (y, x) < (r, c) };
-                        assert!(before, "{engine:?}, map {i}: ({r}, {c}) knows ({y}, {x})");
-                    }
+            for (i, (a, b)) in maps
+                .iter()
+                .zip(network.feature_maps(batch).unwrap())
+                .enumerate()
+            {
+                let side = (a.len() / config.nr_filters).isqrt();
+                let scale = 8 / side;
+                // The up pass gives the whole vertical stack, then the horizontal one; the
+                // down pass alternates.
+                let up = 3 * (config.nr_resnet + 1);
+                let vertical = if i < 2 * up {
+                    i < up
+                } else {
+                    (i - 2 * up).is_multiple_of(2)
+                };
+                for (r, c) in changed(a, &b, [side, side]) {
+                    // A coarse pixel stands for the finer ones that it covers: it may know
+                    // what is before the first of them.
+                    let (r, c) = (r * scale, c * scale);
+                    let before = if vertical { y < r } else { (y, x) < (r, c) };
+                    assert!(before, "map {i}: ({r}, {c}) knows ({y}, {x})");
                 }
             }
         }

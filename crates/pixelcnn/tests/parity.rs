@@ -2,13 +2,13 @@
 //! loss, gradients, steps and averages, within the tolerances that a faithful f32 implementation
 //! meets (`golden_f64` is the original's source run in f64).
 
-use pixelcnn::ModelConfig;
+use pixelcnn::device::Device;
 use pixelcnn::model::{self, Batch, Network};
 use pixelcnn::network::Layout;
-use pixelcnn::ops::Engine;
 use pixelcnn::train::checkpoint::{Moments, TrainState};
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::update;
+use pixelcnn::train::next_step;
+use pixelcnn::{ModelConfig, reference};
 use safetensors::{Dtype, SafeTensors};
 
 fn config() -> ModelConfig {
@@ -74,24 +74,46 @@ fn images(golden: &Golden, k: usize) -> Vec<u8> {
     golden.bytes("images_u8").1[(k - 1) * size..k * size].to_vec()
 }
 
-fn worst(ours: &[f32], theirs: &[f64]) -> f64 {
+fn worst<T: Copy + Into<f64>>(ours: &[T], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let differences = ours
         .iter()
         .zip(theirs)
-        .map(|(a, b)| (f64::from(*a) - b).abs());
+        .map(|(a, b)| ((*a).into() - b).abs());
     differences.fold(
         0.0,
         |worst, d| if d > worst || d.is_nan() { d } else { worst },
     )
 }
 
-fn engines(parameters: &[Vec<f32>]) -> [(Engine, Network<'_>); 2] {
-    let device = burn::tensor::Device::flex();
-    [Engine::Kernels, Engine::Portable].map(|engine| {
-        let network = Network::with_engine(&config(), parameters, &device, engine);
-        (engine, network)
-    })
+/// What the parameters give for a batch, by the reference.
+fn plainly(parameters: &[Vec<f32>], batch: Batch) -> reference::Outcome {
+    let widen = |values: &Vec<f32>| values.iter().copied().map(f64::from).collect();
+    let parameters: Vec<Vec<f64>> = parameters.iter().map(widen).collect();
+    reference::run(&config(), &parameters, batch, None).unwrap()
+}
+
+fn network(parameters: &[Vec<f32>]) -> Network {
+    Network::new(&config(), parameters, &Device::Cpu).unwrap()
+}
+
+/// A training run before its first step.
+fn start(parameters: Vec<Vec<f32>>, average: Vec<Vec<f32>>) -> TrainState {
+    TrainState {
+        config: config(),
+        step: 0,
+        epoch: 0,
+        position: 0,
+        learning_rate: TrainConfig::default().learning_rate,
+        seed: 1,
+        images_seen: 0,
+        seconds: 0.0,
+        last_evaluation: None,
+        best: None,
+        parameters,
+        average,
+        moments: Some(Moments::zeros(&Layout::new(&config()))),
+    }
 }
 
 #[test]
@@ -104,8 +126,7 @@ fn data_dependent_initialisation() {
         labels: &[],
     };
     let mut parameters = f32s.parameters("before");
-    let device = burn::tensor::Device::flex();
-    let out = model::initialise(&config(), &mut parameters, batch, None, &device);
+    let out = model::initialise(&config(), &mut parameters, batch, None, &Device::Cpu).unwrap();
     let layout = Layout::new(&config());
     for (ours, parameter) in parameters.iter().zip(&layout.parameters) {
         let theirs = golden.values(&format!("after/{}", parameter.name));
@@ -128,18 +149,22 @@ fn output_and_feature_maps() {
         images: &images,
         labels: &[],
     };
-    for (engine, network) in engines(&golden.parameters("after")) {
-        let ours = network.feature_maps(batch);
-        assert_eq!(ours.len(), 22);
-        for (i, map) in ours.iter().enumerate() {
-            let difference = worst(map, &maps.values(&format!("act/{i:02}")));
-            assert!(
-                difference < 1e-5,
-                "{engine:?}, feature map {i}: {difference}"
-            );
+    let parameters = golden.parameters("after");
+    let ours = network(&parameters).feature_maps(batch).unwrap();
+    let plain = plainly(&parameters, batch);
+    assert_eq!([ours.len(), plain.feature_maps.len()], [22; 2]);
+    for (i, (map, plain)) in ours.iter().zip(&plain.feature_maps).enumerate() {
+        let theirs = maps.values(&format!("act/{i:02}"));
+        for difference in [worst(map, &theirs), worst(plain, &theirs)] {
+            assert!(difference < 1e-5, "feature map {i}: {difference}");
         }
-        let difference = worst(&network.logits(batch), &golden.values("out"));
-        assert!(difference < 5e-6, "{engine:?}, output: {difference}");
+    }
+    let (ours, theirs) = (
+        network(&parameters).logits(batch).unwrap(),
+        golden.values("out"),
+    );
+    for difference in [worst(&ours, &theirs), worst(&plain.logits, &theirs)] {
+        assert!(difference < 5e-6, "output: {difference}");
     }
 }
 
@@ -152,47 +177,43 @@ fn loss_and_gradients() {
         labels: &[],
     };
     let loss = golden.values("loss")[0];
-    for (engine, network) in engines(&golden.parameters("after")) {
-        let nats: f64 = network.nats_per_image(batch).iter().sum();
-        assert!(
-            (nats / loss - 1.0).abs() < 1e-6,
-            "{engine:?}: {nats}, not {loss}"
-        );
-        let ours = network.gradients(batch, None);
-        assert!(
-            (ours.nats / loss - 1.0).abs() < 1e-6,
-            "{engine:?}: {}",
-            ours.nats
-        );
-        let bits = config().bits_per_dim(ours.nats / 4.0);
+    let parameters = golden.parameters("after");
+    let nats = network(&parameters).nats_per_image(batch).unwrap();
+    let mut engine = Device::Cpu.engine(&config()).unwrap();
+    let state = start(parameters.clone(), parameters.clone()).lend_arrays();
+    engine.load(state).unwrap();
+    let trained = engine.backward(batch, None).unwrap();
+    let plain = plainly(&parameters, batch);
+    for nats in [nats.iter().sum(), trained, plain.nats.iter().sum()] {
+        assert!((nats / loss - 1.0).abs() < 1e-6, "{nats}, not {loss}");
+        let bits = config().bits_per_dim(nats / 4.0);
         assert!(
             (bits - golden.values("bpd")[0]).abs() < 1e-5,
-            "{engine:?}: {bits} bits/dim"
+            "{bits} bits/dim"
         );
-        for (ours, parameter) in ours
-            .gradients
-            .iter()
-            .zip(&Layout::new(&config()).parameters)
-        {
-            let theirs = golden.values(&format!("grad/{}", parameter.name));
-            let norm = theirs.iter().map(|v| v * v).sum::<f64>().sqrt();
-            let difference = ours
-                .iter()
-                .zip(&theirs)
-                .map(|(a, b)| (f64::from(*a) - b).powi(2));
-            let difference = difference.sum::<f64>().sqrt() / norm;
-            // Where a logistic is narrow, the last bit of one output moves every gradient by 3e-4:
-            // the kernels happen to have it as the f64 run has, Burn's operations not.
-            let tolerance = match engine {
-                Engine::Kernels => 4e-4,
-                Engine::Portable => 8e-4,
-            };
-            assert!(
-                difference < tolerance,
-                "{engine:?}, {}: {difference} of the norm",
-                parameter.name
-            );
-        }
+    }
+    let ours = engine.gradients().unwrap();
+    let gradients = ours.iter().zip(&plain.gradients);
+    for ((ours, plain), parameter) in gradients.zip(&Layout::new(&config()).parameters) {
+        let theirs = golden.values(&format!("grad/{}", parameter.name));
+        let norm = theirs.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let distance = |ours: &mut dyn Iterator<Item = f64>| {
+            let difference = ours.zip(&theirs).map(|(a, b)| (a - b).powi(2));
+            difference.sum::<f64>().sqrt() / norm
+        };
+        // Where a logistic is narrow, the last bit of one output moves every gradient by 3e-4.
+        let difference = distance(&mut ours.iter().copied().map(f64::from));
+        assert!(
+            difference < 4e-4,
+            "{}: {difference} of the norm",
+            parameter.name
+        );
+        let difference = distance(&mut plain.iter().copied());
+        assert!(
+            difference < 4e-4,
+            "{}, plainly: {difference}",
+            parameter.name
+        );
     }
 }
 
@@ -202,31 +223,17 @@ fn three_steps_and_their_averages() {
     let f32s = Golden::open("golden_f32");
     let layout = Layout::new(&config());
     let train = TrainConfig::default();
-    let device = burn::tensor::Device::flex();
-    let mut state = TrainState {
-        config: config(),
-        step: 0,
-        epoch: 0,
-        position: 0,
-        learning_rate: train.learning_rate,
-        seed: 1,
-        images_seen: 0,
-        seconds: 0.0,
-        last_evaluation: None,
-        best: None,
-        parameters: golden.parameters("after"),
-        // The original's average starts before the data-dependent initialisation.
-        average: f32s.parameters("before"),
-        moments: Some(Moments::zeros(&layout)),
-    };
+    // The original's average starts before the data-dependent initialisation.
+    let mut state = start(golden.parameters("after"), f32s.parameters("before"));
+    let mut engine = Device::Cpu.engine(&config()).unwrap();
     let bits = |parameters: &[Vec<f32>], k| {
         let images = images(&f32s, k);
         let batch = Batch {
             images: &images,
             labels: &[],
         };
-        let network = Network::new(&config(), parameters, &device);
-        config().bits_per_dim(network.nats_per_image(batch).iter().sum::<f64>() / 4.0)
+        let nats = network(parameters).nats_per_image(batch).unwrap();
+        config().bits_per_dim(nats.iter().sum::<f64>() / 4.0)
     };
     let close = |what: &str, ours: f64, theirs: f64| {
         assert!(
@@ -245,9 +252,11 @@ fn three_steps_and_their_averages() {
             images: &images,
             labels: &[],
         };
-        let network = Network::new(&config(), &state.parameters, &device);
-        let gradients = network.gradients(batch, None).gradients;
-        update(&mut state, &train, &gradients);
+        let adam = next_step(&state, &train);
+        engine.load(state.lend_arrays()).unwrap();
+        engine.step(batch, None, &adam).unwrap();
+        state.take_arrays(engine.unload().unwrap());
+        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
         if k == 2 {
             continue;
         }

@@ -8,12 +8,12 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use pixelcnn::device::Device;
 use pixelcnn::model::{Batch, Network, draw_parameters};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoint::{Moments, Precision, TrainState};
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::update;
+use pixelcnn::train::next_step;
 use pixelcnn::weights::{
     Fault, Imported, Tensor, Tensors, Unsaid, WeightsError, hub, import, npz, original, port,
     pytorch, tensorflow,
@@ -58,11 +58,12 @@ fn unsaid() -> Unsaid {
 
 fn bits_per_dim(state: &TrainState, parameters: &[Vec<f32>]) -> f64 {
     let images = images("golden_f32.safetensors", 4);
-    let network = Network::new(&state.config, parameters, &Device::flex());
+    let network = Network::new(&state.config, parameters, &Device::Cpu).unwrap();
     let nats = network.nats_per_image(Batch {
         images: &images,
         labels: &[],
     });
+    let nats = nats.unwrap();
     state.config.bits_per_dim(nats.iter().sum::<f64>() / 4.0)
 }
 
@@ -189,15 +190,18 @@ fn the_originals_checkpoints_give_its_bits_per_dim() {
 /// Three steps on batches of four of the golden images.
 fn three_steps(state: &mut TrainState) {
     let images = images("golden_f32.safetensors", 12);
+    let mut engine = Device::Cpu.engine(&state.config).unwrap();
+    engine.load(state.lend_arrays()).unwrap();
     for images in images.chunks(images.len() / 3) {
-        let network = Network::new(&state.config, &state.parameters, &Device::flex());
         let batch = Batch {
             images,
             labels: &[],
         };
-        let gradients = network.gradients(batch, None).gradients;
-        update(state, &TrainConfig::default(), &gradients);
+        let adam = next_step(state, &TrainConfig::default());
+        engine.step(batch, None, &adam).unwrap();
+        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
     }
+    state.take_arrays(engine.unload().unwrap());
 }
 
 #[test]
@@ -295,12 +299,12 @@ fn exported_checkpoints_come_back_bit_for_bit() {
 /// The network's output on a file's images equals what PyTorch gave.
 fn expect_output(state: &TrainState, file: &str, count: usize) {
     let images = images(file, count);
-    let network = Network::new(&state.config, &state.parameters, &Device::flex());
+    let network = Network::new(&state.config, &state.parameters, &Device::Cpu).unwrap();
     let batch = Batch {
         images: &images,
         labels: &[],
     };
-    let (ours, theirs) = (network.logits(batch), values(file, "out"));
+    let (ours, theirs) = (network.logits(batch).unwrap(), values(file, "out"));
     assert_eq!(ours.len(), theirs.len());
     for (a, b) in ours.iter().zip(&theirs) {
         assert!((f64::from(*a) - b).abs() < 1e-5, "{a}, {b}");

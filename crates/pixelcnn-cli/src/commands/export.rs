@@ -175,7 +175,7 @@ impl Export {
                         }
                         false => parameters,
                     };
-                    let network = Network::new(model, written, &device);
+                    let network = Network::new(model, written, &device)?;
                     let Some(figures) = measure(&network, &images, images.len(), 16)? else {
                         return Ok(left_off());
                     };

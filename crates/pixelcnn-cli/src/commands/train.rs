@@ -77,13 +77,10 @@ impl Train {
         };
 
         let layout = Layout::new(&config.model);
-        match device == device::parse("cpu")? {
-            true => say(format_args!(
-                "device  cpu, {}",
-                counted(rayon::current_num_threads(), "thread")
-            ))?,
-            false => say(format_args!("device  {device:?}"))?,
-        }
+        say(format_args!(
+            "device  cpu, {}",
+            counted(rayon::current_num_threads(), "thread")
+        ))?;
         say(format_args!("data    {}", train.describe()))?;
         say(format_args!("        {}", test.describe()))?;
         say(format_args!(

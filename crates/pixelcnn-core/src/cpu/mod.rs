@@ -48,10 +48,10 @@ pub struct Cpu {
     state: Option<State>,
     /// The gradients of the last batch.
     gradients: Option<Arrays>,
-    /// The weights that the state's parameters make, kept for their memory alone.
-    state_weights: Arrays,
-    /// The weights to evaluate with.
-    weights: Option<Arrays>,
+    /// The weights that the parameters make: of the state in a step, else those to evaluate with.
+    weights: Arrays,
+    /// Whether they are those to evaluate with.
+    weights_loaded: bool,
     /// Memory that nobody uses at the moment.
     memories: Pool<Memory>,
     gradient_memories: Pool<Arrays>,
@@ -71,8 +71,8 @@ impl Cpu {
             evaluation: Plan::evaluation(config),
             state: None,
             gradients: None,
-            state_weights: Vec::new(),
-            weights: None,
+            weights: Vec::new(),
+            weights_loaded: false,
             memories: Pool::default(),
             gradient_memories: Pool::default(),
         })
@@ -94,6 +94,13 @@ impl Cpu {
         }
     }
 
+    fn loaded_weights(&self) -> Result<&[Vec<f32>], EngineError> {
+        match self.weights_loaded {
+            true => Ok(&self.weights),
+            false => Err(EngineError::NotLoaded("weights")),
+        }
+    }
+
     /// Runs `f` on the logits of parts of a batch, and gives the results in the images' order.
     fn evaluate<R: Send>(
         &self,
@@ -101,8 +108,7 @@ impl Cpu {
         f: impl Fn(Part, &[f32]) -> Vec<R> + Sync,
     ) -> Result<Vec<R>, EngineError> {
         let parts = self.parts(batch, PIXELS)?;
-        let weights = self.weights.as_ref();
-        let weights = weights.ok_or(EngineError::NotLoaded("weights"))?;
+        let weights = self.loaded_weights()?;
         let results: Vec<Mutex<Vec<R>>> = parts.iter().map(|_| Mutex::default()).collect();
         in_order(parts.len(), |number| {
             let part = parts[number];
@@ -217,7 +223,8 @@ impl Engine for Cpu {
         let parts = self.parts(batch, least_pixels)?;
         let state = self.state.as_ref();
         let parameters = &state.ok_or(EngineError::NotLoaded("state"))?.parameters;
-        let mut weights = mem::take(&mut self.state_weights);
+        let mut weights = mem::take(&mut self.weights);
+        self.weights_loaded = false;
         weights::make(&self.layout.layers, parameters, &mut weights);
         self.gradient_memories.give_all(self.gradients.take());
 
@@ -231,7 +238,7 @@ impl Engine for Cpu {
         let Sum {
             nats, gradients, ..
         } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.state_weights = weights;
+        self.weights = weights;
         let mut gradients = gradients.ok_or(EngineError::NotLoaded("gradients"))?;
         let layers = &self.layout.layers;
         weights::parameter_gradients(layers, parameters, &mut gradients);
@@ -271,9 +278,8 @@ impl Engine for Cpu {
 
     fn load_weights(&mut self, parameters: &[Vec<f32>]) -> Result<(), EngineError> {
         expect_parameters(&self.layout, parameters)?;
-        let mut weights = self.weights.take().unwrap_or_default();
-        weights::make(&self.layout.layers, parameters, &mut weights);
-        self.weights = Some(weights);
+        weights::make(&self.layout.layers, parameters, &mut self.weights);
+        self.weights_loaded = true;
         Ok(())
     }
 
@@ -297,8 +303,7 @@ impl Engine for Cpu {
 
     fn feature_maps(&self, batch: Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let images = batch.len(&self.config)?;
-        let weights = self.weights.as_ref();
-        let weights = weights.ok_or(EngineError::NotLoaded("weights"))?;
+        let weights = self.loaded_weights()?;
         let part = Part {
             first: 0,
             images,

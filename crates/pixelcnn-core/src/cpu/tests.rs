@@ -154,6 +154,10 @@ fn parts_and_threads_do_not_change_the_results() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             pool.build().unwrap().install(|| {
                 let mut engine = engine(config, &parameters);
+                let evaluated = (
+                    engine.nats_per_image(batch(&images)).unwrap(),
+                    engine.logits(batch(&images)).unwrap(),
+                );
                 let adam = Adam::default();
                 let mut nats = Vec::new();
                 // Over memory that the step before has left.
@@ -161,13 +165,8 @@ fn parts_and_threads_do_not_change_the_results() {
                     nats.push(engine.step(batch(&images), Some(DROPOUT), &adam).unwrap());
                 }
                 engine.backward(batch(&images), Some(DROPOUT)).unwrap();
-                (
-                    nats,
-                    engine.nats_per_image(batch(&images)).unwrap(),
-                    engine.logits(batch(&images)).unwrap(),
-                    engine.gradients().unwrap(),
-                    engine.unload().unwrap(),
-                )
+                let gradients = engine.gradients().unwrap();
+                (evaluated, nats, gradients, engine.unload().unwrap())
             })
         };
         let one = run(1);
@@ -182,18 +181,14 @@ fn parts_and_threads_do_not_change_the_results() {
         for (got, want) in got.iter().zip(&want.gradients) {
             assert_close("gradient", got, want, 1e-4, length);
         }
-        let nats = engine_nats(&one.1);
-        assert!((nats / want_nats(config, &parameters, &images) - 1.0).abs() < 1e-5);
+        let (nats, logits) = &one.0;
+        let want = reference::run(config, &parameters, batch(&images), None).unwrap();
+        for (got, want) in nats.iter().zip(&want.nats) {
+            assert!((got / want - 1.0).abs() < 1e-5, "{got}, {want}");
+        }
+        let length = norm(want.logits.iter().copied());
+        assert_close("logits", logits, &want.logits, 2e-6, length);
     }
-}
-
-fn engine_nats(nats: &[f64]) -> f64 {
-    nats.iter().sum()
-}
-
-fn want_nats(config: &ModelConfig, parameters: &[Vec<f64>], images: &Images) -> f64 {
-    let plain = reference::run(config, parameters, batch(images), None).unwrap();
-    plain.nats.iter().sum()
 }
 
 /// A step is Adam's on the gradients, and one that cannot be taken leaves the state as it was.
@@ -212,6 +207,8 @@ fn steps_move_the_state_by_the_gradients() {
     let nats = engine.backward(batch(&images), None).unwrap();
     let gradients = engine.gradients().unwrap();
     assert_eq!(engine.step(batch(&images), None, &adam).unwrap(), nats);
+    let forgotten = engine.logits(batch(&images));
+    assert_eq!(forgotten, Err(EngineError::NotLoaded("weights")));
     let stepped = engine.unload().unwrap();
     assert_eq!(engine.unload(), Err(EngineError::NotLoaded("state")));
     let mut want = state(&parameters);
@@ -269,13 +266,7 @@ fn initialisation_is_done_once() {
         );
         let once = drawn.clone();
         engine.initialise(&mut drawn, batch(&images), None).unwrap();
-        for (values, parameter) in once
-            .iter()
-            .zip(&layout.parameters)
-            .zip(&drawn)
-            .map(|((a, p), b)| ((a, b), p))
-        {
-            let (once, twice) = values;
+        for (parameter, (once, twice)) in layout.parameters.iter().zip(once.iter().zip(&drawn)) {
             for (once, twice) in once.iter().zip(twice) {
                 assert!(
                     (once - twice).abs() < 1e-3 * (1.0 + once.abs()),

@@ -1,15 +1,17 @@
-//! Training: a loop that one can read in a sitting, whose state is plain numbers on the host.
+//! Training: a loop that one can read in a sitting. Its state is plain numbers, which an engine has
+//! while steps are taken.
 
 pub mod checkpoint;
 pub mod config;
 pub mod metrics;
 mod tensorboard;
 
+use std::mem;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::Device;
+use pixelcnn_core::engine::State;
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
@@ -18,8 +20,9 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 
 use crate::data::{DataError, Dataset};
-use crate::evaluate::{Evaluation, WrongImages, evaluate, expect_images};
-use crate::model::{Batch, Gradients, Network, draw_parameters, initialise};
+use crate::device::Device;
+use crate::evaluate::{EvaluateError, Evaluation, WrongImages, evaluate, expect_images};
+use crate::model::{Batch, EngineError, Network, draw_parameters, initialise};
 use crate::picture::{self, PictureError};
 use crate::random::{Purpose, generator};
 use crate::sample::{Progress, Sampling, sample};
@@ -38,6 +41,12 @@ pub enum TrainError {
     /// Images could not be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The engine refuses.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The test set could not be evaluated.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -221,7 +230,8 @@ pub fn train(
     let mut trainer = Trainer {
         config,
         data,
-        device,
+        network: Network::of(device.engine(&config.model)?),
+        lent: false,
         order: None,
         images: Vec::new(),
         labels: Vec::new(),
@@ -242,9 +252,8 @@ pub fn train(
     let mut stop = observer(started).is_break();
     let mut saved_at = Instant::now();
     loop {
-        let state = &trainer.state;
-        let last = state.step >= last_step;
-        let boundary = state.position == 0 || last;
+        let last = trainer.state.step >= last_step;
+        let boundary = trainer.state.position == 0 || last;
         let minutes = saved_at.elapsed().as_secs_f64() / 60.0;
         let mut save = |state: &TrainState, observer: &mut Observer| {
             let now = (state.step, state.last_evaluation);
@@ -257,9 +266,9 @@ pub fn train(
             Ok::<_, TrainError>(observer(Event::Saved { step, path }).is_break())
         };
         if stop || boundary || minutes >= config.train.checkpoint_minutes {
-            stop |= save(state, observer)?;
+            stop |= save(trainer.state()?, observer)?;
         }
-        if !stop && boundary && state.step > 0 {
+        if !stop && boundary && trainer.state.step > 0 {
             let mut review = Review {
                 run,
                 test,
@@ -269,7 +278,7 @@ pub fn train(
             };
             stop = review.of(&mut trainer, observer)?.is_break();
             // The evaluation is part of the state.
-            stop |= save(&trainer.state, observer)?;
+            stop |= save(trainer.state()?, observer)?;
         }
         if stop {
             return Ok(Outcome::Stopped);
@@ -350,7 +359,7 @@ fn new_state(
     };
     let mut parameters = drawn.clone();
     let dropout = dropout(train, 0);
-    initialise(model, &mut parameters, batch, dropout, device);
+    initialise(model, &mut parameters, batch, dropout, device)?;
     Ok(TrainState {
         config: model.clone(),
         step: 0,
@@ -381,30 +390,37 @@ fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
     })
 }
 
-/// One optimizer step on a state: the learning rate's decay, Adam and the Polyak average
-/// (the original's order).
-///
-/// # Panics
-/// If the state has no moments, or the gradients are not shaped as its parameters.
-pub fn update(state: &mut TrainState, config: &TrainConfig, gradients: &[Vec<f32>]) {
-    state.step += 1;
-    state.learning_rate *= config.learning_rate_decay;
-    let adam = Adam {
-        learning_rate: state.learning_rate,
-        step: state.step,
+impl TrainState {
+    /// Takes the arrays out, for an engine to train on.
+    ///
+    /// # Panics
+    /// If the state has no moments.
+    pub fn lend_arrays(&mut self) -> State {
+        let moments = self.moments.take();
+        let Moments { first, second } = moments.expect("a state that is trained on");
+        State {
+            parameters: mem::take(&mut self.parameters),
+            average: mem::take(&mut self.average),
+            first,
+            second,
+        }
+    }
+
+    /// Puts them back as the engine gives them.
+    pub fn take_arrays(&mut self, arrays: State) {
+        let (first, second) = (arrays.first, arrays.second);
+        (self.parameters, self.average) = (arrays.parameters, arrays.average);
+        self.moments = Some(Moments { first, second });
+    }
+}
+
+/// The next step of a state: the learning rate decays before it (the original's order).
+pub fn next_step(state: &TrainState, config: &TrainConfig) -> Adam {
+    Adam {
+        learning_rate: state.learning_rate * config.learning_rate_decay,
+        step: state.step + 1,
         polyak_decay: config.polyak_decay,
         ..Adam::default()
-    };
-    let moments = state.moments.as_mut().expect("a state that is trained on");
-    assert_eq!(gradients.len(), state.parameters.len());
-    for (i, gradient) in gradients.iter().enumerate() {
-        adam.update(
-            &mut state.parameters[i],
-            gradient,
-            &mut moments.first[i],
-            &mut moments.second[i],
-            &mut state.average[i],
-        );
     }
 }
 
@@ -425,7 +441,9 @@ struct Order {
 struct Trainer<'a> {
     config: &'a RunConfig,
     data: &'a Dataset,
-    device: &'a Device,
+    network: Network,
+    /// Whether the network's engine has the state's arrays.
+    lent: bool,
     order: Option<Order>,
     images: Vec<u8>,
     labels: Vec<u32>,
@@ -433,6 +451,14 @@ struct Trainer<'a> {
 }
 
 impl Trainer<'_> {
+    /// The state, with the arrays that the engine has while steps are taken.
+    fn state(&mut self) -> Result<&mut TrainState, EngineError> {
+        if mem::take(&mut self.lent) {
+            self.state.take_arrays(self.network.engine().unload()?);
+        }
+        Ok(&mut self.state)
+    }
+
     /// Reads the next batch of the epoch's order.
     fn read_batch(&mut self) -> Result<(), TrainError> {
         let epoch = self.state.epoch;
@@ -476,23 +502,26 @@ impl Trainer<'_> {
         let start = Instant::now();
         let train = &self.config.train;
         self.read_batch()?;
+        if !mem::replace(&mut self.lent, true) {
+            self.network.engine().load(self.state.lend_arrays())?;
+        }
         let dropout = dropout(train, self.state.step + 1);
-        let network = Network::new(&self.config.model, &self.state.parameters, self.device);
+        let adam = next_step(&self.state, train);
         let batch = Batch {
             images: &self.images,
             labels: &self.labels,
         };
-        let Gradients { nats, gradients } = network.gradients(batch, dropout);
-        drop(network);
-        let finite = |values: &Vec<f32>| values.iter().all(|value| value.is_finite());
-        if !nats.is_finite() || !gradients.iter().all(finite) {
-            return Err(TrainError::NotANumber {
-                step: self.state.step + 1,
-                last_good: None,
-            });
-        }
+        let nats = match self.network.engine().step(batch, dropout, &adam) {
+            Err(EngineError::NotANumber) => {
+                return Err(TrainError::NotANumber {
+                    step: adam.step,
+                    last_good: None,
+                });
+            }
+            nats => nats?,
+        };
         let state = &mut self.state;
-        update(state, train, &gradients);
+        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
         state.images_seen += train.batch_size as u64;
         state.position += train.batch_size as u64;
         // The original drops the images that do not fill a batch.
@@ -530,18 +559,19 @@ impl Review<'_> {
         trainer: &mut Trainer,
         observer: &mut Observer,
     ) -> Result<ControlFlow<()>, TrainError> {
-        let Trainer { config, device, .. } = *trainer;
-        let state = &mut trainer.state;
+        let config = trainer.config;
+        trainer.state()?;
+        let Trainer { network, state, .. } = trainer;
         let due = |interval| self.last || state.epoch.is_multiple_of(interval);
 
         if due(config.train.eval_interval) && !state.is_evaluated() {
-            let network = Network::new(&config.model, &state.average, device);
+            network.engine().load_weights(&state.average)?;
             let total = self.test.len();
             let mut progress = |so_far: &Evaluation| {
                 let done = so_far.bits_per_dim.len();
                 observer(Event::Evaluating { done, total })
             };
-            let evaluation = evaluate(&network, self.test, total, EVALUATION_BATCH, &mut progress)?;
+            let evaluation = evaluate(network, self.test, total, EVALUATION_BATCH, &mut progress)?;
             let Some(evaluation) = evaluation else {
                 return Ok(ControlFlow::Break(()));
             };
