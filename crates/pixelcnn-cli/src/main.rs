@@ -21,7 +21,7 @@ use commands::{
     complete, completions, compress, decompress, eval, export, import, info, plot, sample, score,
     train,
 };
-use terminal::{Result, note};
+use terminal::{Result, colours, note};
 
 /// PixelCNN++: image models with exact likelihoods.
 ///
@@ -124,6 +124,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(filter.map_err(|error| format!("--log {}: {error}", cli.log))?)
         .with_writer(io::stderr)
+        .with_ansi(colours())
+        // It would panic where standard error is gone.
+        .log_internal_errors(false)
         .init();
     match cli.command {
         Command::Train(train) => train.run(&cli.device),

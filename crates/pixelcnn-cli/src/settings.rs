@@ -5,7 +5,7 @@ use std::path::{self, Path, PathBuf};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
 use pixelcnn::data::{DataConfig, Dataset};
-use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::train::config::{Difference, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::{ModelConfig, Nonlinearity};
 use serde::Deserialize;
 
@@ -219,15 +219,6 @@ impl DataFlags {
         data.skip_damaged |= self.skip_damaged;
         absolute(data);
     }
-
-    /// Checks that a run which goes on keeps its data; they may have moved within `--data-dir`.
-    fn keep(&self, data: &DataConfig) -> Result {
-        let mut asked = data.clone();
-        self.apply(&mut asked);
-        kept("--data", Some(asked.data), &data.data)?;
-        kept("--size", self.size.map(Some), &data.size)?;
-        kept("--held-out", self.held_out, &data.held_out)
-    }
 }
 
 /// Makes paths absolute.
@@ -402,52 +393,70 @@ impl Flags {
 
     /// Overrides the configuration of a run that goes on, but nothing that its state depends on.
     pub fn resume(&self, data: &DataFlags, config: &mut RunConfig) -> Result {
-        let RunConfig { model, train, .. } = &*config;
-        kept("--nr-resnet", self.nr_resnet, &model.nr_resnet)?;
-        kept("--nr-filters", self.nr_filters, &model.nr_filters)?;
-        kept(
-            "--nr-logistic-mix",
-            self.nr_logistic_mix,
-            &model.nr_logistic_mix,
-        )?;
-        kept("--nonlinearity", self.nonlinearity, &model.nonlinearity)?;
-        kept(
-            "--class-conditional",
-            self.class_conditional,
-            &(model.nr_classes > 0),
-        )?;
-        kept("--batch-size", self.batch_size, &train.batch_size)?;
-        kept(
-            "--init-batch-size",
-            self.init_batch_size,
-            &train.init_batch_size,
-        )?;
-        kept("--dropout", self.dropout, &train.dropout)?;
-        kept("--polyak-decay", self.polyak_decay, &train.polyak_decay)?;
-        kept("--polyak-start", self.polyak_start, &train.polyak_start)?;
-        kept("--seed", self.seed, &train.seed)?;
-        data.keep(&config.data)?;
-        self.apply_training(&mut config.train);
-        data.apply(&mut config.data);
+        let begun = config.clone();
+        let fixed = |name: &str, value: &str| {
+            let flag = format!("--{}", name.replace('_', "-"));
+            format!(
+                "{flag}: the run was begun with {value}, which --resume cannot change: \
+                 leave {flag} out or begin a new run"
+            )
+        };
+        let conditional = begun.model.nr_classes > 0;
+        if self
+            .class_conditional
+            .is_some_and(|asked| asked != conditional)
+        {
+            return Err(fixed("class_conditional", &conditional.to_string()).into());
+        }
+        self.change(data, config);
+        for Difference { name, there, .. } in config.differences(&begun) {
+            if !can_change(&name, &begun) {
+                return Err(fixed(&name, &there).into());
+            }
+        }
         Ok(config.validate()?)
     }
+
+    /// Overrides the configuration of a run, whatever its state depends on.
+    pub fn change(&self, data: &DataFlags, config: &mut RunConfig) {
+        let model = &mut config.model;
+        set(&mut model.nr_resnet, &self.nr_resnet);
+        set(&mut model.nr_filters, &self.nr_filters);
+        set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
+        set(&mut model.nonlinearity, &self.nonlinearity);
+        self.apply_training(&mut config.train);
+        data.apply(&mut config.data);
+    }
+}
+
+/// Whether a run can go on with another value of a setting: its state doesn't depend on it.
+pub fn can_change(name: &str, begun: &RunConfig) -> bool {
+    const FREE: [&str; 10] = [
+        "data_dir",
+        "skip_damaged",
+        "learning_rate",
+        "learning_rate_decay",
+        "epochs",
+        "steps",
+        "eval_interval",
+        "save_interval",
+        "checkpoint_minutes",
+        "samples",
+    ];
+    // Images can move.
+    FREE.contains(&name) || name == "data" && is_gone(&begun.data)
+}
+
+/// Whether the images of a run are not where they were any more.
+pub fn is_gone(data: &DataConfig) -> bool {
+    let path = Path::new(&data.data);
+    !is_data_set(path) && !path.exists()
 }
 
 /// Overrides a value where a flag is given.
 pub fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
     if let Some(flag) = flag {
         value.clone_from(flag);
-    }
-}
-
-fn kept<T: PartialEq + std::fmt::Debug>(flag: &str, asked: Option<T>, value: &T) -> Result {
-    match asked {
-        Some(asked) if asked != *value => Err(format!(
-            "{flag}: the run was begun with {value:?}, which --resume cannot change: \
-             leave {flag} out or begin a new run"
-        )
-        .into()),
-        _ => Ok(()),
     }
 }
 

@@ -2,13 +2,18 @@
 //! standard error.
 
 use std::cell::RefCell;
+use std::env;
 use std::error::Error;
 use std::fmt::Display;
-use std::io::{self, Write};
+#[cfg(unix)]
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(unix)]
+use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
@@ -21,7 +26,35 @@ pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 /// Prints a line of results. A bare [`io::Error`] is an error of standard output, and of nothing
 /// else in this program.
 pub fn say(line: impl Display) -> Result {
-    Ok(writeln!(io::stdout(), "{line}")?)
+    match writeln!(io::stdout(), "{line}") {
+        // Whoever could read it is gone, and the program was told to outlive that.
+        Err(error) if terminal_is_gone(&error) => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Whether an error of standard output is that of a terminal which was closed.
+#[cfg(unix)]
+fn terminal_is_gone(error: &io::Error) -> bool {
+    use std::os::{fd::AsFd, unix::fs::FileTypeExt};
+    let device = || {
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        let metadata = File::from(output).metadata()?;
+        Ok::<_, io::Error>(metadata.file_type().is_char_device())
+    };
+    // A closed terminal is no terminal any more, but still a device.
+    error.raw_os_error() == Some(libc::EIO) && device().unwrap_or(false)
+}
+
+#[cfg(not(unix))]
+fn terminal_is_gone(_: &io::Error) -> bool {
+    false
+}
+
+/// Whether what is written to standard error may be coloured.
+pub fn colours() -> bool {
+    let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !refused
 }
 
 /// Tells the user something that is not a result.
@@ -73,6 +106,11 @@ impl Bar {
         // Long work goes on where nobody reads its results any more.
         let _ = self.bar.suspend(|| say(line));
     }
+
+    /// Tells the user something that is not a result, above the bar.
+    pub fn note(&self, line: impl Display) {
+        self.bar.suspend(|| note(line));
+    }
 }
 
 impl Drop for Bar {
@@ -110,7 +148,7 @@ impl data::Progress for Opening {
     fn note(&self, text: &str) {
         let mut told = self.told.borrow_mut();
         if !told.iter().any(|earlier| earlier == text) {
-            self.bar.borrow().bar.suspend(|| note(text));
+            self.bar.borrow().note(text);
             told.push(text.into());
         }
     }
@@ -121,21 +159,55 @@ pub const INTERRUPTED: u8 = 130;
 
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-/// From now on the first Ctrl-C (or termination) says `what_follows` and makes [`interrupted`]
-/// break; the second one leaves at once.
+/// From now on the first Ctrl-C, termination or closing of the terminal says `what_follows` and
+/// makes [`interrupted`] break; Ctrl-C after that leaves at once. Signals that were ignored when the
+/// program began (by `nohup`, or in the background of a script) stay ignored.
+#[cfg(unix)]
 pub fn catch_interrupts(what_follows: &'static str) -> Result {
-    ctrlc::set_handler(move || {
-        if INTERRUPT.swap(true, Ordering::Relaxed) {
-            process::exit(INTERRUPTED.into());
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter();
+    let heeded = heeded.filter(|&signal| !is_ignored(signal));
+    let mut signals = signal_hook::iterator::Signals::new(heeded)
+        .map_err(|error| format!("cannot watch for Ctrl-C: {error}"))?;
+    // A terminal that is closed may send its signal more than once.
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            interrupt(what_follows, signal == SIGINT);
         }
-        note(format_args!(
-            "\n{what_follows}; Ctrl-C again leaves at once"
-        ));
-    })
-    .map_err(|error| format!("cannot watch for Ctrl-C: {error}").into())
+    });
+    Ok(())
 }
 
-/// Breaks once Ctrl-C was pressed.
+/// Whether this process ignores a signal.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zeros are a valid `sigaction`; without a new action, the call only fills it in.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// From now on the first Ctrl-C says `what_follows` and makes [`interrupted`] break; the second one
+/// leaves at once.
+#[cfg(not(unix))]
+pub fn catch_interrupts(what_follows: &'static str) -> Result {
+    ctrlc::set_handler(move || interrupt(what_follows, true))
+        .map_err(|error| format!("cannot watch for Ctrl-C: {error}").into())
+}
+
+fn interrupt(what_follows: &str, ctrl_c: bool) {
+    match INTERRUPT.swap(true, Ordering::Relaxed) {
+        false => note(format_args!(
+            "\n{what_follows}; Ctrl-C again leaves at once"
+        )),
+        true if ctrl_c => process::exit(INTERRUPTED.into()),
+        true => {}
+    }
+}
+
+/// Breaks once the program is to stop.
 pub fn interrupted() -> ControlFlow<()> {
     match INTERRUPT.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
@@ -166,6 +238,20 @@ pub fn grouped(number: u64) -> String {
 pub fn counted(count: usize, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", grouped(count as u64))
+}
+
+/// The first few of some numbers: `3, 17`.
+pub fn listed(numbers: &[usize]) -> String {
+    const MOST: usize = 10;
+    let mut list = numbers
+        .iter()
+        .take(MOST)
+        .map(usize::to_string)
+        .collect::<Vec<_>>();
+    if numbers.len() > MOST {
+        list.push("…".into());
+    }
+    list.join(", ")
 }
 
 /// Hours, minutes and seconds.
@@ -201,6 +287,8 @@ mod tests {
         }
         assert_eq!(counted(1, "image"), "1 image");
         assert_eq!(counted(10_000, "image"), "10,000 images");
+        assert_eq!(listed(&[3, 17]), "3, 17");
+        assert_eq!(listed(&[7; 11]), format!("{}…", "7, ".repeat(10)));
     }
 
     #[test]

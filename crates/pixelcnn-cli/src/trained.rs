@@ -27,7 +27,8 @@ pub enum Trained {
 
 /// A checkpoint with what its run folder says about it.
 pub struct Run {
-    /// The run's `config.toml`, unless the file lies outside a run folder.
+    /// The run's settings: its `config.toml` or what the checkpoint knows of it; none where the file
+    /// lies outside a run folder and is of an earlier version.
     pub config: Option<RunConfig>,
     /// The run folder: where a checkpoint file lies, two folders up.
     pub folder: PathBuf,
@@ -235,9 +236,13 @@ impl Run {
         } else {
             return Err(no_such_file(path));
         };
-        let config = match folder.join("config.toml").exists() {
-            true => Some(RunConfig::read(&folder)?),
-            false => None,
+        let config = match (RunConfig::read(&folder), &state.run) {
+            (Ok(file), None) => Some(file.config),
+            (Ok(file), _) if file.as_written == Some(true) => Some(file.config),
+            // It may be damaged; the checkpoint is not.
+            (_, Some(known)) => Some(known.clone()),
+            (Err(error), None) if error.is_missing() => None,
+            (Err(error), None) => return Err(error.into()),
         };
         Ok(Run {
             config,

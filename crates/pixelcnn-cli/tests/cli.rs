@@ -381,6 +381,197 @@ fn a_config_that_does_not_fit_the_checkpoint_is_named() {
     contains(&error, "nr_filters is 3, in the checkpoint 2");
 }
 
+#[test]
+fn a_config_that_was_edited_or_damaged_changes_nothing() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    let path = folder.join("run/config.toml");
+    let whole = fs::read_to_string(&path).unwrap();
+    let refused = |text: &str, flags: &str| {
+        fs::write(&path, text).unwrap();
+        let error = fails(folder, &format!("train --resume run {flags}"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        error
+    };
+    let edited = whole
+        .replace("batch_size = 8", "batch_size = 9")
+        .replace("epochs = 1000", "epochs = 5000");
+    contains(
+        &refused(&edited, ""),
+        "batch_size is 9, in the checkpoint 8; epochs is",
+    );
+    let edited = whole.replace("steps = 6", "steps = 9");
+    contains(
+        &refused(&edited, ""),
+        "`run/config.toml`: steps is 9, in the checkpoint 6 (to change it: --steps 9): remove",
+    );
+    // So do files of earlier versions and those that are cut off.
+    let (_, older) = edited.split_once('\n').unwrap();
+    contains(&refused(older, ""), "steps is 9, in the checkpoint 6");
+    for end in [0, 70, whole.len() / 2, whole.len() - 2] {
+        contains(
+            &refused(&whole[..end], ""),
+            "remove the file to go on with the settings in the checkpoint",
+        );
+    }
+    // Commands that take it as it is take what the checkpoint knows.
+    let held_out = whole.replace("held_out = 0.1", "held_out = 0.5");
+    fs::write(&path, held_out).unwrap();
+    contains(&succeeds(folder, "eval run"), "test: 4 images");
+
+    // A flag makes the change, whatever the file says of it; the rest may be as it was.
+    fs::write(&path, edited.replace("[train]", "# mine\n[train]")).unwrap();
+    contains(
+        &succeeds(folder, "train --resume run --steps 9"),
+        "on from step 6",
+    );
+    let changed = fs::read_to_string(&path).unwrap();
+    assert_eq!(settings(&changed), settings(&edited));
+    // Without the file, the checkpoint's.
+    fs::remove_file(&path).unwrap();
+    let output = program::pixelcnn(folder, "train --resume run");
+    assert!(output.status.success());
+    contains(
+        &text(&output.stderr),
+        "`run/config.toml` is missing: it is written again from the checkpoint",
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), changed);
+    // Files of earlier versions go on.
+    let (_, older) = changed.split_once('\n').unwrap();
+    fs::write(&path, older).unwrap();
+    succeeds(folder, "train --resume run");
+    assert_eq!(fs::read_to_string(&path).unwrap(), changed);
+
+    // Where a run was stopped before its first checkpoint, nothing else knows the settings.
+    fs::remove_dir_all(folder.join("run/checkpoints")).unwrap();
+    contains(
+        &fails(folder, "train --resume run"),
+        "its checkpoints are gone",
+    );
+    fs::remove_file(folder.join("run/metrics.jsonl")).unwrap();
+    contains(&refused(&edited, ""), "no checkpoint knows what it was");
+    fs::write(&path, changed).unwrap();
+    contains(&succeeds(folder, "train --resume run"), "epoch 1  step 4");
+}
+
+/// What a config.toml says, without its first line.
+fn settings(config: &str) -> &str {
+    config.split_once('\n').unwrap().1
+}
+
+#[test]
+fn a_change_that_flags_made_lasts() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    // Written, and then killed before the checkpoint that has it.
+    let checkpoints = folder.join("run/checkpoints");
+    let saved = folder.join("saved");
+    fs::rename(&checkpoints, &saved).unwrap();
+    fs::create_dir(&checkpoints).unwrap();
+    for file in fs::read_dir(&saved).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, checkpoints.join(file.file_name().unwrap())).unwrap();
+    }
+    succeeds(
+        folder,
+        "train --resume run --learning-rate 0.01 --learning-rate-decay 1 --steps 7",
+    );
+    fs::remove_dir_all(&checkpoints).unwrap();
+    fs::rename(&saved, &checkpoints).unwrap();
+    contains(&succeeds(folder, "train --resume run"), "on from step 6");
+    contains(
+        &succeeds(folder, "info run"),
+        "  learning rate            0.01\n",
+    );
+}
+
+#[test]
+fn images_can_move() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    fs::create_dir(folder.join("moved")).unwrap();
+    fs::rename(folder.join("tiny.npy"), folder.join("moved/tiny.npy")).unwrap();
+    contains(&fails(folder, "train --resume run --steps 8"), "--data");
+    succeeds(folder, "train --resume run --steps 8 --data moved/tiny.npy");
+    contains(&succeeds(folder, "eval run"), "step 8");
+    fs::copy(folder.join("moved/tiny.npy"), folder.join("tiny.npy")).unwrap();
+    let error = fails(folder, "train --resume run --data tiny.npy");
+    contains(&error, "--data: the run was begun with");
+}
+
+#[test]
+fn a_folder_of_a_run_that_never_was_is_used_again() {
+    let folder = tiny();
+    let folder = folder.path();
+    let leave = |run: &str| {
+        let run = folder.join(run);
+        fs::create_dir_all(run.join("checkpoints")).unwrap();
+        for file in [
+            ".lock",
+            ".config.toml.x.partial",
+            "checkpoints/.s.x.partial",
+        ] {
+            fs::write(run.join(file), b"").unwrap();
+        }
+    };
+    leave("run");
+    contains(
+        &fails(folder, "train --resume run"),
+        "not the folder of a run",
+    );
+    succeeds(folder, TRAIN);
+    succeeds(folder, "export run --out exported");
+    leave("imported");
+    let import = "import exported/model.safetensors --out imported --data tiny.npy --batch-size 8";
+    succeeds(folder, import);
+    contains(&fails(folder, import), "not an empty folder");
+    // Killed between the checkpoint and the settings, which the checkpoint knows.
+    fs::remove_file(folder.join("imported/config.toml")).unwrap();
+    contains(&fails(folder, import), "train --resume imported");
+    contains(&succeeds(folder, "eval imported"), "test: 4 images");
+    succeeds(folder, "train --resume imported --steps 1 --samples 0");
+}
+
+#[test]
+fn damaged_metrics_are_told() {
+    let folder = tiny();
+    let folder = folder.path();
+    succeeds(folder, TRAIN);
+    let path = folder.join("run/metrics.jsonl");
+    let mut lines = fs::read_to_string(&path).unwrap();
+    lines.insert_str(0, "{\"step\":3,\"ep\n");
+    fs::write(&path, &lines).unwrap();
+    let output = program::pixelcnn(folder, "plot run");
+    contains(
+        &text(&output.stderr),
+        "run: without 1 damaged line of metrics.jsonl (1)",
+    );
+    let output = program::pixelcnn(folder, "train --resume run");
+    assert!(output.status.success());
+    contains(
+        &text(&output.stderr),
+        "metrics.jsonl: 1 damaged line left out (1); as it was, it is in run/metrics.jsonl.damaged",
+    );
+    let kept = fs::read_to_string(folder.join("run/metrics.jsonl.damaged")).unwrap();
+    assert_eq!(kept, lines);
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        lines.split_once('\n').unwrap().1
+    );
+}
+
+#[test]
+fn only_a_terminal_gets_colours() {
+    let folder = tiny();
+    let output = program::pixelcnn(folder.path(), &format!("--log info {TRAIN}"));
+    let told = text(&output.stderr);
+    contains(&told, "INFO");
+    assert!(!told.contains('\x1b'), "{told}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_full_disk_loses_nothing() {

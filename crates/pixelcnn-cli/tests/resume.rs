@@ -1,16 +1,18 @@
-//! Real runs are interrupted at many moments, by kill -9 and by Ctrl-C, and resumed: they end with
-//! the same bits as a run that never was.
+//! Real runs are interrupted at many moments, by kill -9, by Ctrl-C and by a terminal that closes,
+//! and resumed: they end with the same bits as a run that never was.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 use npyz::WriterBuilder;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 const STEPS: u64 = 120;
 
@@ -29,8 +31,9 @@ fn write_images(path: &Path) {
     writer.finish().unwrap();
 }
 
-/// The program with a model so small that a step takes milliseconds, saved after every step.
-fn train(folder: &Path, run: &str, threads: usize) -> Command {
+/// The program with a model so small that a step takes milliseconds, saved after every step or only
+/// after every epoch of 11 steps.
+fn train(folder: &Path, run: &str, threads: usize, minutes: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
     command.args(["--threads", &threads.to_string(), "train", "--data"]);
     command.arg(folder.join("images.npy"));
@@ -58,7 +61,7 @@ fn train(folder: &Path, run: &str, threads: usize) -> Command {
         "--save-interval",
         "5",
     ]);
-    command.args(["--samples", "1", "--checkpoint-minutes", "0.0000001"]);
+    command.args(["--samples", "1", "--checkpoint-minutes", minutes]);
     command.arg(folder.join(run));
     command
 }
@@ -70,22 +73,27 @@ fn resume(folder: &Path, run: &str, threads: usize) -> Command {
     command
 }
 
+const EVERY_STEP: &str = "0.0000001";
+const EVERY_EPOCH: &str = "1000";
+
 fn quietly(command: &mut Command) -> Child {
     let quiet = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     quiet.spawn().unwrap()
 }
 
 fn finish(command: &mut Command) {
-    let output = quietly(command).wait_with_output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
+    succeeded(&quietly(command).wait_with_output().unwrap());
 }
 
-/// The tensors of the run's last checkpoint, by name.
-fn last_tensors(folder: &Path, run: &str) -> Vec<(String, Vec<u8>)> {
-    let path = folder
-        .join(run)
-        .join(format!("checkpoints/step-{STEPS:08}.safetensors"));
+#[track_caller]
+fn succeeded(output: &Output) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+}
+
+/// The tensors of a run's last checkpoint, by name.
+fn last_tensors(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let path = run.join(format!("checkpoints/step-{STEPS:08}.safetensors"));
     let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Vec<_> = tensors
@@ -97,140 +105,249 @@ fn last_tensors(folder: &Path, run: &str) -> Vec<(String, Vec<u8>)> {
     tensors
 }
 
-/// Lines of metrics, each of which a run must have once.
-fn evaluated_steps(folder: &Path, run: &str) -> Vec<u64> {
-    let lines = fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
-    let lines = lines
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines
-        .filter(|line| line.get("test_bits_per_dim").is_some())
-        .map(|line| line["step"].as_u64().unwrap())
+/// A run's metrics, but for the time that things took.
+fn metrics(run: &Path) -> Vec<Value> {
+    let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let parsed = lines.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let values = line.as_object_mut().unwrap();
+        values.retain(|name, _| name != "seconds" && name != "images_per_second");
+        line
+    });
+    parsed.collect()
+}
+
+/// Names and sizes of all that is in a run's folder.
+fn listing(run: &Path) -> Vec<(PathBuf, u64)> {
+    let mut files = Vec::new();
+    for folder in ["", "checkpoints", "samples"] {
+        let entries = fs::read_dir(run.join(folder))
+            .into_iter()
+            .flatten()
+            .flatten();
+        files.extend(entries.map(|entry| {
+            let size = entry.metadata().map_or(0, |metadata| metadata.len());
+            (Path::new(folder).join(entry.file_name()), size)
+        }));
+    }
+    files.sort();
+    files
+}
+
+/// The names of a run's files, but for TensorBoard's, of which every start makes one.
+fn names(run: &Path) -> Vec<PathBuf> {
+    let names = listing(run).into_iter().map(|(name, _)| name);
+    names
+        .filter(|name| !name.to_string_lossy().contains("tfevents"))
         .collect()
 }
 
-/// Makes the images and the run that is never interrupted: its last tensors and how long it took.
-fn reference(folder: &Path) -> (Vec<(String, Vec<u8>)>, Duration) {
+/// Makes the images and the run that is never interrupted.
+fn reference(folder: &Path, minutes: &str) -> PathBuf {
     write_images(&folder.join("images.npy"));
-    let start = Instant::now();
-    finish(&mut train(folder, "whole", 2));
-    (last_tensors(folder, "whole"), start.elapsed())
+    finish(&mut train(folder, "whole", 2, minutes));
+    let whole = folder.join("whole");
+    let trained = last_tensors(&whole);
+    assert!(
+        trained
+            .iter()
+            .any(|(_, bytes)| bytes.iter().any(|&byte| byte != 0))
+    );
+    whole
 }
 
-/// Lets a run that has begun go on for a while, at most a fifth of the time that a whole one takes.
-fn wait(
-    child: &mut Child,
-    run: &Path,
-    whole: Duration,
-    random: &mut impl Rng,
-) -> Option<ExitStatus> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !run.join("config.toml").exists() && Instant::now() < deadline {
+/// Checks that a run has all that one which never stopped has.
+#[track_caller]
+fn expect_same(run: &Path, whole: &Path) {
+    assert!(last_tensors(run) == last_tensors(whole));
+    assert_eq!(metrics(run), metrics(whole));
+    assert_eq!(names(run), names(whole));
+    let events = listing(run).into_iter().map(|(name, _)| name);
+    let events = events.filter(|name| name.to_string_lossy().contains("tfevents"));
+    let events: Vec<_> = events
+        .map(|name| fs::read(run.join(name)).unwrap())
+        .collect();
+    for name in names(whole) {
+        if name.extension().is_some_and(|extension| extension == "png") {
+            let picture = fs::read(whole.join(&name)).unwrap();
+            assert!(fs::read(run.join(&name)).unwrap() == picture, "{name:?}");
+            let shows =
+                |events: &Vec<u8>| events.windows(picture.len()).any(|part| part == picture);
+            assert!(events.iter().any(shows), "{name:?} is not in TensorBoard");
+        }
+    }
+}
+
+/// Waits until the files of a run have changed so many times, or the process ends.
+fn wait_for_changes(child: &mut Child, run: &Path, mut changes: usize) {
+    let mut before = listing(run);
+    while changes > 0 && child.try_wait().unwrap().is_none() {
+        let now = listing(run);
+        if now != before {
+            changes -= 1;
+            before = now;
+        }
+        yield_now();
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn wait_until(what: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !what() {
+        assert!(Instant::now() < deadline, "waited in vain");
         sleep(Duration::from_millis(1));
     }
-    sleep((whole / 5).mul_f64(random.random()));
-    child.try_wait().unwrap()
+}
+
+/// Whether a run has saved a step or a later one.
+fn has_saved(run: &Path, step: u64) -> bool {
+    let steps = listing(run).into_iter().filter_map(|(name, _)| {
+        let name = name.file_stem()?.to_str()?.strip_prefix("step-")?;
+        name.parse::<u64>().ok()
+    });
+    steps.max().is_some_and(|last| last >= step)
 }
 
 #[test]
 fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    let (whole, time) = reference(folder);
-    assert!(
-        whole
-            .iter()
-            .any(|(_, bytes)| bytes.iter().any(|&byte| byte != 0))
-    );
-
-    let mut random = ChaCha8Rng::seed_from_u64(2);
-    for threads in [1, 2] {
-        let run = format!("killed-{threads}");
-        let path = folder.join(&run);
-        let mut child = quietly(&mut train(folder, &run, threads));
+    for (threads, minutes) in [(1, EVERY_EPOCH), (2, EVERY_STEP)] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let whole = reference(folder, minutes);
+        let run = folder.join("killed");
         let mut kills = 0;
         loop {
-            if let Some(status) = wait(&mut child, &path, time, &mut random) {
-                let output = child.wait_with_output().unwrap();
-                assert!(
-                    status.success(),
-                    "{}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
+            // The first file that appears, the second one, and so on: early moments again and again
+            // at first, then also those of steps, evaluations and samples.
+            let mut command = match run.join("config.toml").exists() {
+                true => resume(folder, "killed", threads),
+                false => train(folder, "killed", threads, minutes),
+            };
+            let mut child = quietly(&mut command);
+            wait_for_changes(&mut child, &run, kills + 1);
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            if output.status.code().is_some() {
+                succeeded(&output);
                 break;
             }
-            child.kill().unwrap();
-            child.wait().unwrap();
             kills += 1;
             assert!(kills < 1000, "the run makes no progress");
-            child = quietly(&mut resume(folder, &run, threads));
         }
-        assert!(
-            kills >= 3,
-            "only {kills} kills at {threads} threads: the run is too short"
-        );
-        assert!(
-            last_tensors(folder, &run) == whole,
-            "{threads} threads, {kills} kills"
-        );
-        assert_eq!(
-            evaluated_steps(folder, &run),
-            evaluated_steps(folder, "whole")
-        );
-        for file in ["samples.png", "samples/step-00000120.png"] {
-            assert_eq!(
-                fs::read(path.join(file)).unwrap(),
-                fs::read(folder.join("whole").join(file)).unwrap(),
-                "{file}"
-            );
-        }
-        assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
+        assert!(kills >= 3, "only {kills} kills: the run is too short");
+        expect_same(&run, &whole);
     }
 }
 
-/// Half-written files; the last save clears those of killed ones.
-fn leftovers(run: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths
-        .filter(|path| path.extension().is_some_and(|end| end == "partial"))
-        .collect()
+#[cfg(unix)]
+fn signal(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args([signal, &pid]).status().unwrap();
+    assert!(status.success());
 }
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_saves_and_leaves_and_the_run_goes_on() {
+fn a_run_that_is_told_to_stop_saves_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let (whole, time) = reference(folder);
-    let mut random = ChaCha8Rng::seed_from_u64(3);
-    let mut child = quietly(&mut train(folder, "stopped", 2));
-    let mut stops = 0;
-    loop {
-        let ended = wait(&mut child, &folder.join("stopped"), time, &mut random);
-        if ended.is_none() {
-            let pid = child.id().to_string();
-            Command::new("kill").args(["-INT", &pid]).status().unwrap();
-        }
+    let whole = reference(folder, EVERY_EPOCH);
+    let run = folder.join("stopped");
+    let mut command = train(folder, "stopped", 2, EVERY_EPOCH);
+    // A terminal that closes may say so twice.
+    for (step, signals) in [
+        (1, &["-INT"][..]),
+        (23, &["-HUP", "-HUP"]),
+        (45, &["-TERM"]),
+    ] {
+        let child = quietly(&mut command);
+        wait_until(|| has_saved(&run, step));
+        signals.iter().for_each(|name| signal(&child, name));
         let output = child.wait_with_output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() {
-            break;
-        }
-        // Very early, before the program listens, the signal itself ends it.
-        let code = output.status.code();
-        assert!(
-            code == Some(130) || code.is_none(),
-            "{:?}: {errors}",
-            output.status
-        );
-        if code == Some(130) {
-            stops += 1;
-            let told = String::from_utf8_lossy(&output.stdout);
-            assert!(told.contains("--resume"), "it says how to go on: {told}");
-        }
-        child = quietly(&mut resume(folder, "stopped", 2));
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(130), "{signals:?}");
+        assert!(told.contains("and saved; to go on:"), "{told}");
+        command = resume(folder, "stopped", 2);
     }
-    assert!(stops >= 2, "only {stops} stops: the run is too short");
-    assert!(last_tensors(folder, "stopped") == whole);
+    finish(&mut command);
+    expect_same(&run, &whole);
+}
+
+/// A program under `nohup`, or in the background of a script: without these signals.
+#[cfg(unix)]
+fn without(signals: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("trap '' {signals}; exec \"$@\"");
+    shell.args(["-c", &script, "sh"]).arg(command.get_program());
+    shell.args(command.get_args());
+    shell
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_ignored_at_the_start_stay_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let whole = reference(folder, EVERY_EPOCH);
+    let train = train(folder, "protected", 2, EVERY_EPOCH);
+    let child = quietly(&mut without("HUP INT", &train));
+    wait_until(|| has_saved(&folder.join("protected"), 0));
+    for name in ["-HUP", "-INT", "-HUP", "-INT"] {
+        signal(&child, name);
+    }
+    succeeded(&child.wait_with_output().unwrap());
+    expect_same(&folder.join("protected"), &whole);
+
+    let mut sample = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
+    sample.args(["sample", "--num", "400", "--output"]);
+    sample.arg(folder.join("grid.png")).arg(&whole);
+    let child = quietly(&mut without("HUP", &sample));
+    // Not only trainings: this one is told before and while it listens.
+    while !folder.join("grid.png").exists() {
+        signal(&child, "-HUP");
+    }
+    succeeded(&child.wait_with_output().unwrap());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_protected_run_outlives_its_terminal() {
+    use std::os::fd::FromRawFd;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let whole = reference(folder, EVERY_EPOCH);
+    let (mut terminal, mut end) = (0, 0);
+    let null = std::ptr::null_mut();
+    // SAFETY: both numbers are written to; no name, settings or size are asked for.
+    let opened = unsafe { libc::openpty(&mut terminal, &mut end, null, null as _, null as _) };
+    assert_eq!(opened, 0);
+    for fd in [terminal, end] {
+        // The program must not inherit its own terminal's other end, which would keep it open.
+        // SAFETY: the descriptor is open.
+        assert_eq!(
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) },
+            0
+        );
+    }
+    // SAFETY: both are open, and nobody else's.
+    let [mut terminal, end] = [terminal, end].map(|fd| unsafe { File::from_raw_fd(fd) });
+
+    let mut train = train(folder, "protected", 2, EVERY_EPOCH);
+    train.args(["--log", "info"]);
+    let mut train = without("HUP", &train);
+    train.stdout(end.try_clone().unwrap()).stderr(end);
+    let mut child = train.spawn().unwrap();
+    drop(train);
+    let mut told = String::new();
+    while !told.contains("saved a checkpoint") {
+        let mut part = [0; 100];
+        let length = terminal.read(&mut part).unwrap();
+        told.push_str(&String::from_utf8_lossy(&part[..length]));
+    }
+    assert!(told.contains("\x1b["), "a terminal gets colours: {told}");
+    drop(terminal);
+    assert!(child.wait().unwrap().success());
+    expect_same(&folder.join("protected"), &whole);
 }

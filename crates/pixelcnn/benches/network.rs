@@ -25,7 +25,7 @@ use pixelcnn::engine::Engine;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::checkpoint::{Moments, TrainState, Unrecorded};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::{epoch_order, next_step};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -131,6 +131,8 @@ fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
         seconds: 0.0,
         last_evaluation: None,
         best: None,
+        unrecorded: Unrecorded::default(),
+        run: None,
         average: parameters.clone(),
         parameters,
         moments: Some(Moments::zeros(&Layout::new(config))),

@@ -70,20 +70,32 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many links"))
 }
 
-/// Removes what killed writers left in `folder`; nobody may be writing there now.
+/// Removes what killed writers left in `folder`, if it is there; nobody may be writing there now.
 ///
 /// # Errors
 /// Those of listing the folder and removing files.
 pub(crate) fn remove_leftovers(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') && name.ends_with(PARTIAL) && entry.file_type()?.is_file() {
+        if is_leftover(&entry)? {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Whether a killed writer left this, or one that is still at work.
+///
+/// # Errors
+/// That of asking what it is.
+pub(crate) fn is_leftover(entry: &fs::DirEntry) -> io::Result<bool> {
+    let name = entry.file_name();
+    let name = name.to_string_lossy();
+    Ok(name.starts_with('.') && name.ends_with(PARTIAL) && entry.file_type()?.is_file())
 }
 
 /// A temporary file that removes itself, with the permissions of any new file. Its name says nothing
@@ -166,6 +178,7 @@ mod tests {
         assert_eq!(names(folder.path()).len(), 4);
         remove_leftovers(folder.path()).unwrap();
         assert_eq!(names(folder.path()), [".hidden", "file", "my.partial"]);
+        remove_leftovers(&folder.path().join("missing")).unwrap();
     }
 
     #[test]

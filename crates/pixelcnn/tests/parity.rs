@@ -5,7 +5,7 @@
 use pixelcnn::device::Device;
 use pixelcnn::model::{self, Batch, Network};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, TrainState};
+use pixelcnn::train::checkpoint::{Moments, TrainState, Unrecorded};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::next_step;
 use pixelcnn::{ModelConfig, reference};
@@ -110,6 +110,8 @@ fn start(parameters: Vec<Vec<f32>>, average: Vec<Vec<f32>>) -> TrainState {
         seconds: 0.0,
         last_evaluation: None,
         best: None,
+        unrecorded: Unrecorded::default(),
+        run: None,
         parameters,
         average,
         moments: Some(Moments::zeros(&Layout::new(&config()))),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use pixelcnn::device::Device;
 use pixelcnn::model::{Batch, Network, draw_parameters};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, Precision, TrainState};
+use pixelcnn::train::checkpoint::{Moments, Precision, TrainState, Unrecorded};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::next_step;
 use pixelcnn::weights::{
@@ -93,6 +93,8 @@ fn random_state(config: &ModelConfig, step: u64) -> TrainState {
         seconds: 0.0,
         last_evaluation: None,
         best: None,
+        unrecorded: Unrecorded::default(),
+        run: None,
         parameters: array(),
         average: array(),
         moments: Some(Moments {

@@ -114,7 +114,7 @@ impl Eval {
             return Ok(left_off());
         };
 
-        say(format_args!(
+        let told = say(format_args!(
             "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
             split.map_or_else(|| "all".into(), |split| split.to_string()),
             counted(count, "image"),
@@ -122,11 +122,12 @@ impl Eval {
             figures.standard_error(),
             trained.kind(self.raw),
             trained.step()
-        ))?;
+        ));
         if let Some(path) = &self.output {
             write_table(path, &figures, &data)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
+        told?;
         Ok(ExitCode::SUCCESS)
     }
 }

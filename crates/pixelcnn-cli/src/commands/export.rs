@@ -113,7 +113,7 @@ impl Export {
         };
         let folder = match (&self.output, &trained) {
             (Some(folder), _) => folder.clone(),
-            (None, Trained::Run(run)) if run.config.is_some() => {
+            (None, Trained::Run(run)) if run.folder.join("config.toml").exists() => {
                 run.folder.join("export").join(format)
             }
             (None, Trained::Run(run)) => {
@@ -257,7 +257,7 @@ fn measured(run: &Run, data: Option<&DataConfig>) -> Option<Measured> {
     }
     // The state has no standard error; the metrics beside it do.
     let records = metrics::read(&run.folder).unwrap_or_default();
-    let standard_error = records.into_iter().find_map(|record| match record {
+    let standard_error = records.records.into_iter().find_map(|record| match record {
         Record::Test {
             step,
             test_bits_per_dim,

@@ -113,14 +113,17 @@ impl Import {
             nonlinearity: self.nonlinearity,
             train,
         };
-        let Imported { state, unused } = weights::read(&self.file, &unsaid)?;
-        let _lock = checkpoint::lock(&self.output)?;
-        checkpoints(&self.output).save(&state)?;
+        let Imported { mut state, unused } = weights::read(&self.file, &unsaid)?;
         let config = RunConfig {
             model: state.config.clone(),
             data,
             train: unsaid.train,
         };
+        state.run = Some(config.clone());
+        let _lock = checkpoint::lock(&self.output)?;
+        // Nobody has begun a run there in the meantime.
+        expect_new(&self.output)?;
+        checkpoints(&self.output).save(&state)?;
         config.write(&self.output)?;
 
         if !unused.is_empty() {

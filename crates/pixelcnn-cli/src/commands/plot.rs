@@ -9,7 +9,7 @@ use pixelcnn::train::metrics::{self, Record};
 use crate::chart::{Chart, Series, Shape};
 use crate::drawing::png;
 use crate::output::Overwrite;
-use crate::terminal::{Result, say};
+use crate::terminal::{Result, counted, listed, note, say};
 
 /// A training curve has up to so many points, each the mean of at least so many records.
 const POINTS: usize = 100;
@@ -94,7 +94,16 @@ fn name(run: &Path) -> String {
 /// The curves of a run, with their labels.
 fn curves(run: &Path, of: &str) -> Result<Vec<(String, Points)>> {
     let (mut train, mut test, mut steps) = (Points::new(), Points::new(), Vec::new());
-    for record in metrics::read(run)? {
+    let recorded = metrics::read(run)?;
+    if !recorded.damaged.is_empty() {
+        note(format_args!(
+            "{}: without {} of metrics.jsonl ({})",
+            run.display(),
+            counted(recorded.damaged.len(), "damaged line"),
+            listed(&recorded.damaged)
+        ));
+    }
+    for record in recorded.records {
         match record {
             Record::Train {
                 step,

@@ -1,7 +1,6 @@
 //! `pixelcnn train`.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,14 +8,15 @@ use clap::Args;
 use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device;
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{CheckpointError, TrainState};
-use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::train::{Event, Outcome};
+use pixelcnn::train::checkpoint::{self, CheckpointError, TrainState};
+use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
+use pixelcnn::train::metrics::{self, Damaged, Recorded};
+use pixelcnn::train::{Event, Outcome, TrainError};
 
-use crate::settings::{DataFlags, Flags, Settings, preset_name};
+use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Opening, Result, catch_interrupts, counted, duration, grouped, interrupted,
-    note_dropped, quoted, say,
+    listed, note, note_dropped, quoted, say,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -99,6 +99,14 @@ impl Train {
             pixelcnn::train::train(&run, &config, start, &train, &test, &device, &mut |event| {
                 display.show(event);
                 interrupted()
+            })
+            .map_err(|error| match error {
+                TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
+                    "{error}: to go on: pixelcnn train --resume {}",
+                    quoted(&run)
+                )
+                .into(),
+                error => Box::<dyn Error>::from(error),
             })?;
         let summary = display.summary(&run, outcome);
         drop(display);
@@ -140,16 +148,7 @@ impl Train {
 
     /// A run that goes on.
     fn resume(&self, run: &Path) -> Result<Start> {
-        if !run.join("config.toml").exists() {
-            return Err(format!(
-                "{}: not the folder of a run (it has no config.toml): check --resume",
-                run.display()
-            )
-            .into());
-        }
-        let mut config = RunConfig::read(run)?;
-        self.flags.resume(&self.data, &mut config)?;
-        let start = match &self.from {
+        let mut start = match &self.from {
             Some(file) => Some(TrainState::read(file)?),
             None => match checkpoints(run).latest() {
                 Ok((state, _)) => Some(state),
@@ -163,7 +162,8 @@ impl Train {
                 }
             },
         };
-        let start = match start {
+        let config = self.settings(run, start.as_mut())?;
+        match &start {
             Some(state) if state.moments.is_none() => {
                 return Err(
                     "the checkpoint has weights alone, without the optimizer's state: \
@@ -171,17 +171,103 @@ impl Train {
                         .into(),
                 );
             }
-            Some(mut state) => {
-                state.expect_config(&config.model)?;
-                if let Some(rate) = self.flags.learning_rate() {
-                    state.learning_rate = rate;
-                }
-                Some(state)
+            None if metrics::read(run).is_ok_and(|found| found != Recorded::default()) => {
+                return Err(format!(
+                    "{}: its checkpoints are gone, its metrics.jsonl is there: put one back, \
+                     name another with --from or begin a new run",
+                    run.display()
+                )
+                .into());
             }
-            None => None,
-        };
+            _ => {}
+        }
+        if is_gone(&config.data) {
+            return Err(format!(
+                "{}: the run's images are not there: give the place where they are now with --data",
+                config.data.data
+            )
+            .into());
+        }
         let (train, test) = open_splits(&config.data)?;
         Ok((run.to_owned(), config, start, train, test))
+    }
+
+    /// The settings with which a run goes on from `start`: its config.toml, held against what the
+    /// checkpoint knows, and what the flags change. A new learning rate becomes the state's.
+    fn settings(&self, run: &Path, start: Option<&mut TrainState>) -> Result<RunConfig> {
+        let path = run.join("config.toml");
+        let known = start.as_ref().and_then(|state| state.run.as_ref());
+        let remedy = match known {
+            Some(_) => ": remove the file to go on with the settings in the checkpoint",
+            None => "",
+        };
+        let file = match (RunConfig::read(run), known) {
+            (Ok(file), _) => file,
+            (Err(error), Some(known)) if error.is_missing() => {
+                note(format_args!(
+                    "`{}` is missing: it is written again from the checkpoint",
+                    path.display()
+                ));
+                ConfigFile {
+                    config: known.clone(),
+                    as_written: Some(true),
+                }
+            }
+            (Err(error), None) if error.is_missing() => {
+                return Err(format!(
+                    "{}: not the folder of a run (it has no config.toml): check --resume",
+                    run.display()
+                )
+                .into());
+            }
+            (Err(error), _) => return Err(format!("{error}{remedy}").into()),
+        };
+        if known.is_none() && file.as_written == Some(false) {
+            return Err(format!(
+                "`{}` is not as it was written, and no checkpoint knows what it was: put it back, \
+                 or remove its first line if you have changed it",
+                path.display()
+            )
+            .into());
+        }
+
+        // A file that is as it was written may be ahead of the checkpoint in what flags can change;
+        // any other says nothing new.
+        let as_written = file.as_written == Some(true);
+        let known = start.as_ref().map(|state| state.settings(&file.config));
+        let known = known.unwrap_or_else(|| file.config.clone());
+        let (mut found, mut expected) = (file.config.clone(), known.clone());
+        if !as_written {
+            self.flags.change(&self.data, &mut found);
+            self.flags.change(&self.data, &mut expected);
+        }
+        let mut differing = found.differences(&expected);
+        differing.retain(|setting| !(as_written && can_change(&setting.name, &known)));
+        if !differing.is_empty() {
+            let differing = differing.iter().map(|Difference { name, here, there }| {
+                let change = match can_change(name, &known) {
+                    true => format!(" (to change it: --{} {here})", name.replace('_', "-")),
+                    false => String::new(),
+                };
+                format!("{name} is {here}, in the checkpoint {there}{change}")
+            });
+            let differing = differing.collect::<Vec<_>>().join("; ");
+            return Err(format!("`{}`: {differing}{remedy}", path.display()).into());
+        }
+
+        let mut config = match as_written {
+            true => file.config,
+            false => known.clone(),
+        };
+        self.flags.resume(&self.data, &mut config)?;
+        let (old, new) = (known.train.learning_rate, config.train.learning_rate);
+        let rate = self.flags.learning_rate().or((new != old).then_some(new));
+        if let (Some(state), Some(rate)) = (start, rate) {
+            state.learning_rate = rate;
+            // What was saved has another one.
+            state.run = None;
+        }
+        Ok(config)
     }
 }
 
@@ -197,21 +283,18 @@ fn open_splits(data: &DataConfig) -> Result<(Dataset, Dataset)> {
     Ok((train, test))
 }
 
-/// Checks that a folder is not there yet, or empty.
+/// Checks that a folder is not there yet or has nothing of use.
 pub fn expect_new(run: &Path) -> Result {
-    let empty = match fs::read_dir(run) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == ErrorKind::NotFound,
-    };
-    match empty {
-        true => Ok(()),
-        false => Err(format!(
+    match checkpoint::is_free(run) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
             "{}: already there and not an empty folder: choose another, \
              or go on with its run: pixelcnn train --resume {}",
             run.display(),
             quoted(run)
         )
         .into()),
+        Err(error) => Err(format!("{}: {error}: choose another folder", run.display()).into()),
     }
 }
 
@@ -259,6 +342,12 @@ impl Display<'_> {
             } => {
                 (self.first_step, self.step, self.last_step) = (step, step, last_step);
             }
+            Event::MetricsDamaged(Damaged { lines, original }) => self.bar.note(format_args!(
+                "metrics.jsonl: {} left out ({}); as it was, it is in {}",
+                counted(lines.len(), "damaged line"),
+                listed(&lines),
+                original.display()
+            )),
             Event::Step {
                 step,
                 epoch,

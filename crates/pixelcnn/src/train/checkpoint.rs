@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::config::{RunConfig, TrainConfig};
 use crate::atomic;
 
 /// Everything that the next training step depends on.
@@ -50,12 +51,27 @@ pub struct TrainState {
     pub last_evaluation: Option<(u64, f64)>,
     /// Step and test bits/dim of the best evaluation so far.
     pub best: Option<(u64, f64)>,
+    /// What the steps since the last line of metrics add to the next one.
+    pub unrecorded: Unrecorded,
+    /// All settings of the run that saved it; none in a file of an earlier version.
+    pub run: Option<RunConfig>,
     /// The parameters.
     pub parameters: Vec<Vec<f32>>,
     /// Their Polyak average.
     pub average: Vec<Vec<f32>>,
     /// Adam's moments; none in a file of weights alone, which can be used but not trained on.
     pub moments: Option<Moments>,
+}
+
+/// Sums over training steps that are in no line of metrics yet.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Unrecorded {
+    /// How many.
+    pub steps: u64,
+    /// Of their losses in bits/dim.
+    pub bits_per_dim: f64,
+    /// Of the time they took.
+    pub seconds: f64,
 }
 
 /// Adam's running means of the gradient and of its square.
@@ -257,6 +273,22 @@ impl TrainState {
             }
             Ok(Some((file.scalar(&step)?, file.scalar(&bits)?)))
         };
+        let unrecorded = || {
+            if !file.metadata.contains_key("unrecorded_steps") {
+                return Ok(Unrecorded::default());
+            }
+            Ok(Unrecorded {
+                steps: file.scalar("unrecorded_steps")?,
+                bits_per_dim: file.scalar("unrecorded_bits_per_dim")?,
+                seconds: file.scalar("unrecorded_seconds")?,
+            })
+        };
+        let run = match file.metadata.get("run") {
+            Some(run) => Some(toml::from_str(run).map_err(|error| {
+                malformed(format!("its settings: {}", error.message().escape_debug()))
+            })?),
+            None => None,
+        };
         Ok(TrainState {
             config,
             step: file.scalar("step").map_err(malformed)?,
@@ -268,6 +300,8 @@ impl TrainState {
             seconds: file.scalar("seconds").map_err(malformed)?,
             last_evaluation: evaluation("last_evaluation").map_err(malformed)?,
             best: evaluation("best").map_err(malformed)?,
+            unrecorded: unrecorded().map_err(malformed)?,
+            run,
             parameters,
             average,
             moments,
@@ -278,6 +312,19 @@ impl TrainState {
     pub fn is_evaluated(&self) -> bool {
         self.last_evaluation
             .is_some_and(|(step, _)| step == self.step)
+    }
+
+    /// All settings of the run that saved it. What a file of an earlier version does not tell is as
+    /// in `config`.
+    pub fn settings(&self, config: &RunConfig) -> RunConfig {
+        self.run.clone().unwrap_or_else(|| RunConfig {
+            model: self.config.clone(),
+            data: config.data.clone(),
+            train: TrainConfig {
+                seed: self.seed,
+                ..config.train.clone()
+            },
+        })
     }
 
     /// Checks that this is a state of the model `wanted`.
@@ -324,6 +371,24 @@ impl TrainState {
                 metadata.insert(format!("{name}_step"), step.to_string());
                 metadata.insert(format!("{name}_bits_per_dim"), format!("{bits_per_dim:?}"));
             }
+        }
+
+        let Unrecorded {
+            steps,
+            bits_per_dim,
+            seconds,
+        } = self.unrecorded;
+        if steps > 0 {
+            metadata.insert("unrecorded_steps".into(), steps.to_string());
+            metadata.insert(
+                "unrecorded_bits_per_dim".into(),
+                format!("{bits_per_dim:?}"),
+            );
+            metadata.insert("unrecorded_seconds".into(), format!("{seconds:?}"));
+        }
+        if let Some(run) = &self.run {
+            let run = toml::to_string(run).map_err(|error| writing(path)(io::Error::other(error)));
+            metadata.insert("run".into(), run?);
         }
 
         let mut arrays = vec![(PARAMETER, &self.parameters), (AVERAGE, &self.average)];
@@ -795,18 +860,60 @@ impl Checkpoints {
     /// # Errors
     /// [`CheckpointError::Write`], after which every earlier checkpoint is still there.
     pub fn save(&self, state: &TrainState) -> Result<PathBuf, CheckpointError> {
-        let path = self
-            .folder
-            .join(format!("step-{:08}.safetensors", state.step));
+        let path = self.of(state.step);
         self.write(state, &path)?;
-        let (later, kept): (Vec<_>, Vec<_>) = self
+        for (_, later) in self
             .numbered()?
-            .into_iter()
-            .partition(|&(step, _)| step > state.step);
-        for (_, old) in later.iter().chain(kept.iter().skip(self.keep)) {
-            fs::remove_file(old).map_err(writing(old))?;
+            .iter()
+            .filter(|(step, _)| *step > state.step)
+        {
+            fs::remove_file(later).map_err(writing(later))?;
         }
+        self.prune(state.step)?;
         Ok(path)
+    }
+
+    /// Saves a state as [`Checkpoints::save`] does. Where the disk is full, earlier ones make room
+    /// for it, the oldest first, the newest never.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`], after which the newest earlier checkpoint is still there.
+    pub(super) fn rescue(&self, state: &TrainState) -> Result<PathBuf, CheckpointError> {
+        self.make_room(|| self.save(state))
+    }
+
+    fn make_room(
+        &self,
+        mut save: impl FnMut() -> Result<PathBuf, CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        loop {
+            let saved = save();
+            let Err(CheckpointError::Write { source, .. }) = &saved else {
+                return saved;
+            };
+            match &self.numbered()?[..] {
+                [_newest, .., (_, oldest)]
+                    if matches!(source.kind(), StorageFull | QuotaExceeded) =>
+                {
+                    fs::remove_file(oldest).map_err(writing(oldest))?;
+                }
+                _ => return saved,
+            }
+        }
+    }
+
+    /// Deletes all but the last few of the checkpoints up to a step: a save that was killed may have
+    /// left one more.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`], [`CheckpointError::Write`].
+    pub(super) fn prune(&self, step: u64) -> Result<(), CheckpointError> {
+        let earlier = self.numbered()?.into_iter().filter(|(at, _)| *at <= step);
+        for (_, old) in earlier.skip(self.keep) {
+            fs::remove_file(&old).map_err(writing(&old))?;
+        }
+        Ok(())
     }
 
     /// Saves a state as the best one, which no later [`Checkpoints::save`] deletes.
@@ -817,6 +924,11 @@ impl Checkpoints {
         let path = self.best();
         self.write(state, &path)?;
         Ok(path)
+    }
+
+    /// Where [`Checkpoints::save`] writes the state after a step.
+    pub(super) fn of(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:08}.safetensors"))
     }
 
     /// Where [`Checkpoints::save_best`] writes.
@@ -895,6 +1007,10 @@ fn writing(path: &Path) -> impl Fn(io::Error) -> CheckpointError {
     }
 }
 
+/// In a run folder.
+pub(super) const CHECKPOINTS: &str = "checkpoints";
+const LOCK: &str = ".lock";
+
 /// Holds a run folder for this process, until dropped or until the process ends in any way.
 #[derive(Debug)]
 #[must_use = "the folder is free again when this is dropped"]
@@ -902,14 +1018,15 @@ pub struct RunLock {
     _file: File,
 }
 
-/// Takes a run folder for this process, so that no two write the same run; creates it if need be.
+/// Takes a run folder for this process, so that no two write the same run; creates it if need be,
+/// and clears away what killed writers left.
 ///
 /// # Errors
 /// [`CheckpointError::Locked`] where another process (or another caller in this one) holds it,
 /// [`CheckpointError::Write`].
 pub fn lock(run_folder: &Path) -> Result<RunLock, CheckpointError> {
     fs::create_dir_all(run_folder).map_err(writing(run_folder))?;
-    let path = run_folder.join(".lock");
+    let path = run_folder.join(LOCK);
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -917,17 +1034,49 @@ pub fn lock(run_folder: &Path) -> Result<RunLock, CheckpointError> {
         .open(&path)
         .map_err(writing(&path))?;
     match file.try_lock() {
-        Ok(()) => Ok(RunLock { _file: file }),
-        Err(TryLockError::WouldBlock) => Err(CheckpointError::Locked {
-            folder: run_folder.into(),
-        }),
-        Err(TryLockError::Error(source)) => Err(writing(&path)(source)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(CheckpointError::Locked {
+                folder: run_folder.into(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(writing(&path)(source)),
     }
+    for folder in ["", CHECKPOINTS, "samples"].map(|name| run_folder.join(name)) {
+        atomic::remove_leftovers(&folder).map_err(writing(&folder))?;
+    }
+    Ok(RunLock { _file: file })
+}
+
+/// Whether a new run can begin in a folder: it is not there yet, is empty, or holds only what is
+/// left of a run that ended before anything of it was saved.
+///
+/// # Errors
+/// Those of reading the folder.
+pub fn is_free(run_folder: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(run_folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let empty = || Ok::<_, io::Error>(entry.file_type()?.is_dir() && is_free(&entry.path())?);
+        let nothing = match entry.file_name().to_str() {
+            Some(LOCK) => true,
+            Some(CHECKPOINTS) => empty()?,
+            _ => atomic::is_leftover(&entry)?,
+        };
+        if !nothing {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::DataConfig;
     use proptest::prelude::*;
 
     fn config() -> ModelConfig {
@@ -978,7 +1127,6 @@ mod tests {
             *value = f32::from_bits(bits);
         }
         TrainState {
-            config,
             step: seed,
             epoch: 3,
             position: u64::MAX,
@@ -988,14 +1136,48 @@ mod tests {
             seconds: 0.1 + 0.2,
             last_evaluation: seed.is_multiple_of(3).then_some((seed, f64::MIN_POSITIVE)),
             best: seed.is_multiple_of(2).then_some((seed, 3.0 - 1e-15)),
+            unrecorded: match seed {
+                0 => Unrecorded::default(),
+                steps => Unrecorded {
+                    steps,
+                    bits_per_dim: 0.1 + 0.2,
+                    seconds: 1.0 / 3.0,
+                },
+            },
+            run: seed.is_multiple_of(2).then(|| run(config.clone())),
             parameters,
             average,
             moments,
+            config,
+        }
+    }
+
+    /// Settings that no preset has.
+    fn run(model: ModelConfig) -> RunConfig {
+        RunConfig {
+            model,
+            data: DataConfig {
+                data: "photos of \"me\"\n".into(),
+                held_out: 0.1 + 0.2,
+                ..DataConfig::default()
+            },
+            train: TrainConfig {
+                dropout: 0.1,
+                learning_rate_decay: 1.0 - f64::EPSILON,
+                ..TrainConfig::default()
+            },
         }
     }
 
     /// Everything of a state as integers, so that NaNs compare.
-    fn bits(state: &TrainState) -> (ModelConfig, [u64; 11], Vec<Vec<Vec<u32>>>) {
+    fn bits(
+        state: &TrainState,
+    ) -> (
+        ModelConfig,
+        Option<RunConfig>,
+        [u64; 14],
+        Vec<Vec<Vec<u32>>>,
+    ) {
         let mut arrays = vec![&state.parameters, &state.average];
         if let Some(moments) = &state.moments {
             arrays.extend([&moments.first, &moments.second]);
@@ -1018,9 +1200,12 @@ mod tests {
             last.to_bits(),
             best_step,
             best.to_bits(),
+            state.unrecorded.steps,
+            state.unrecorded.bits_per_dim.to_bits(),
+            state.unrecorded.seconds.to_bits(),
         ];
         let arrays = arrays.into_iter().map(array).collect();
-        (state.config.clone(), numbers, arrays)
+        (state.config.clone(), state.run.clone(), numbers, arrays)
     }
 
     fn file(state: &TrainState) -> Vec<u8> {
@@ -1238,7 +1423,14 @@ mod tests {
         });
         let error = parse(&newer).unwrap_err();
         assert!(matches!(error, CheckpointError::Version { version: 2, .. }));
-        for key in ["step", "seconds", "config", "best_bits_per_dim"] {
+        for key in [
+            "step",
+            "seconds",
+            "config",
+            "best_bits_per_dim",
+            "unrecorded_seconds",
+            "run",
+        ] {
             let lacking = forge(&state, |(metadata, _)| {
                 metadata.insert("best_step".into(), "1".into());
                 metadata.insert(key.into(), "nonsense".into());
@@ -1409,6 +1601,75 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         }
         assert_eq!(bits(&TrainState::read(&path).unwrap()), bits(&old));
+    }
+
+    #[test]
+    fn earlier_versions_knew_less() {
+        let state = state(config(), 2, true);
+        let earlier = forge(&state, |(metadata, _)| {
+            metadata.retain(|key, _| !key.starts_with("unrecorded") && key != "run");
+        });
+        let read = parse(&earlier).unwrap();
+        assert_eq!((read.unrecorded, &read.run), (Unrecorded::default(), &None));
+        // Of the settings it has the model and the seed.
+        let mut settings = run(config());
+        settings.model.nr_filters = 7;
+        let known = read.settings(&settings);
+        assert_eq!(known.model, config());
+        assert_eq!(known.train.seed, read.seed);
+        assert_eq!(known.data, settings.data);
+        assert_eq!(state.settings(&settings), run(config()));
+    }
+
+    #[test]
+    fn on_a_full_disk_old_checkpoints_make_room_for_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        for step in [1, 2, 3] {
+            checkpoints.save(&state(config(), step, true)).unwrap();
+        }
+        let path = folder.path().join("step-00000004.safetensors");
+        let save = |kind: io::ErrorKind, files: usize| {
+            checkpoints.make_room(|| match names(folder.path()).len() > files {
+                true => Err(writing(&path)(kind.into())),
+                false => checkpoints.save(&state(config(), 4, true)),
+            })
+        };
+        save(io::ErrorKind::PermissionDenied, 0).unwrap_err();
+        assert_eq!(names(folder.path()).len(), 3);
+        assert_eq!(save(io::ErrorKind::StorageFull, 2).unwrap(), path);
+        let left = [2, 3, 4].map(|step| format!("step-0000000{step}.safetensors"));
+        assert_eq!(names(folder.path()), left);
+        save(io::ErrorKind::StorageFull, 0).unwrap_err();
+        assert_eq!(names(folder.path()), left[2..]);
+    }
+
+    #[test]
+    fn a_folder_without_anything_saved_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        assert!(is_free(&run).unwrap());
+        drop(lock(&run).unwrap());
+        fs::create_dir(run.join("checkpoints")).unwrap();
+        for leftover in [".config.toml.x.partial", "checkpoints/.step-0.x.partial"] {
+            fs::write(run.join(leftover), b"").unwrap();
+        }
+        assert!(is_free(&run).unwrap());
+        for file in ["config.toml", "checkpoints/step-0.safetensors", ".hidden"] {
+            fs::write(run.join(file), b"").unwrap();
+            assert!(!is_free(&run).unwrap(), "{file}");
+            fs::remove_file(run.join(file)).unwrap();
+        }
+        // Whoever takes the folder next clears it.
+        fs::create_dir(run.join("samples")).unwrap();
+        fs::write(run.join("samples/.step-0.png.x.partial"), b"").unwrap();
+        drop(lock(&run).unwrap());
+        assert_eq!(names(&run), [".lock", "checkpoints", "samples"]);
+        for folder in ["checkpoints", "samples"] {
+            assert_eq!(names(&run.join(folder)), [""; 0]);
+        }
+        fs::write(folder.path().join("file"), b"").unwrap();
+        assert!(is_free(&folder.path().join("file")).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a run is: model, data and training, as `config.toml` in its folder.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -223,6 +224,15 @@ pub enum RunConfigError {
     Train(#[from] TrainConfigError),
 }
 
+impl RunConfigError {
+    /// Whether there is no such file.
+    pub fn is_missing(&self) -> bool {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        matches!(self, RunConfigError::Read { source, .. }
+            if matches!(source.kind(), NotFound | NotADirectory))
+    }
+}
+
 impl RunConfig {
     /// Checks every field's range.
     ///
@@ -233,7 +243,7 @@ impl RunConfig {
         Ok(self.train.validate()?)
     }
 
-    /// Writes `config.toml` in the folder of a run, atomically.
+    /// Writes `config.toml` in the folder of a run, atomically, with a checksum.
     ///
     /// # Errors
     /// [`RunConfigError::Write`].
@@ -244,27 +254,267 @@ impl RunConfig {
             source,
         };
         let text = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
-        atomic::write(&path, |w| w.write_all(text.as_bytes())).map_err(failed)
+        let header = format!("{HEADER}{}\n", checksum(&text));
+        atomic::write(&path, |w| {
+            w.write_all(header.as_bytes())?;
+            w.write_all(text.as_bytes())
+        })
+        .map_err(failed)
     }
 
     /// Reads `config.toml` in the folder of a run.
     ///
     /// # Errors
-    /// [`RunConfigError`] where it can't be read or is out of range.
-    pub fn read(run: &Path) -> Result<RunConfig, RunConfigError> {
+    /// [`RunConfigError`] where it can't be read, is cut off or is out of range.
+    pub fn read(run: &Path) -> Result<ConfigFile, RunConfigError> {
         let path = run.join("config.toml");
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(source) => return Err(RunConfigError::Read { path, source }),
         };
-        let config: RunConfig = match toml::from_str(&text) {
+        let as_written = text.split_once('\n').and_then(|(header, settings)| {
+            let found = header.strip_prefix(HEADER)?;
+            Some(found == checksum(settings))
+        });
+        let parsed = match as_written {
+            Some(true) => toml::from_str(&text).map_err(|error| error.to_string()),
+            _ => expect_whole(&text)
+                .and_then(|()| toml::from_str(&text).map_err(|error| error.to_string())),
+        };
+        let config: RunConfig = match parsed {
             Ok(config) => config,
-            Err(error) => {
-                let reason = error.to_string().trim().replace('\n', " ");
+            Err(reason) => {
+                let reason = reason.trim().replace('\n', " ");
                 return Err(RunConfigError::Syntax { path, reason });
             }
         };
         config.validate()?;
-        Ok(config)
+        Ok(ConfigFile { config, as_written })
+    }
+
+    /// The settings that `other` has differently.
+    pub fn differences(&self, other: &RunConfig) -> Vec<Difference> {
+        let (here, there) = (self.values(), other.values());
+        let names: BTreeSet<_> = here.keys().chain(there.keys()).collect();
+        let value = |values: &BTreeMap<String, String>, name: &String| {
+            values.get(name).cloned().unwrap_or_else(|| "none".into())
+        };
+        names
+            .into_iter()
+            .filter(|&name| here.get(name) != there.get(name))
+            .map(|name| Difference {
+                name: name.clone(),
+                here: value(&here, name),
+                there: value(&there, name),
+            })
+            .collect()
+    }
+
+    /// Every setting by its name, as in `config.toml`.
+    fn values(&self) -> BTreeMap<String, String> {
+        // Through text, which gives a number in single precision no more digits than it has.
+        let text = toml::to_string(self).unwrap_or_default();
+        let sections: toml::Table = text.parse().unwrap_or_default();
+        let settings = sections
+            .into_iter()
+            .filter_map(|(_, section)| match section {
+                toml::Value::Table(settings) => Some(settings),
+                _ => None,
+            });
+        let settings = settings.flatten();
+        settings
+            .map(|(name, value)| (name, value.to_string()))
+            .collect()
+    }
+}
+
+/// A run's `config.toml` as it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigFile {
+    /// What it says.
+    pub config: RunConfig,
+    /// Whether it is as [`RunConfig::write`] left it; none where it has no checksum, as files of
+    /// earlier versions.
+    pub as_written: Option<bool>,
+}
+
+/// A setting that is not the same in two configurations; values are as in `config.toml`, or `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name there.
+    pub name: String,
+    /// Its value in the one.
+    pub here: String,
+    /// Its value in the other.
+    pub there: String,
+}
+
+/// The first line of a `config.toml`, but for the checksum: eight digits.
+const HEADER: &str =
+    "# Kept by pixelcnn: change it with the flags of `pixelcnn train --resume`. Checksum ";
+
+/// CRC-32C of what follows the first line.
+fn checksum(settings: &str) -> String {
+    format!("{:08x}", crc32c::crc32c(settings.as_bytes()))
+}
+
+/// Checks that nothing was cut off a file whose checksum does not say so: what every version has
+/// written is there. Were something missing, its default would take its place.
+fn expect_whole(text: &str) -> Result<(), String> {
+    const SETTINGS: [(&str, &[&str]); 2] = [
+        ("data", &["data", "held_out"]),
+        (
+            "train",
+            &[
+                "batch_size",
+                "init_batch_size",
+                "learning_rate",
+                "learning_rate_decay",
+                "dropout",
+                "epochs",
+                "steps",
+                "polyak_decay",
+                "polyak_start",
+                "eval_interval",
+                "save_interval",
+                "checkpoint_minutes",
+                "samples",
+                "seed",
+            ],
+        ),
+    ];
+    let sections: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| error.to_string())?;
+    for (section, settings) in SETTINGS {
+        for name in settings {
+            if sections
+                .get(section)
+                .and_then(|values| values.get(name))
+                .is_none()
+            {
+                return Err(format!("[{section}] lacks `{name}`: the file is not whole"));
+            }
+        }
+    }
+    // A number at the end may have lost digits.
+    match text.ends_with('\n') {
+        true => Ok(()),
+        false => Err("the last line has no end: the file is not whole".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        RunConfig {
+            model: ModelConfig::default(),
+            data: DataConfig {
+                data: "/photos of \"me\"".into(),
+                data_dir: Some("/data".into()),
+                size: Some(32),
+                ..DataConfig::default()
+            },
+            train: TrainConfig {
+                batch_size: 24,
+                dropout: 0.1,
+                ..TrainConfig::default()
+            },
+        }
+    }
+
+    fn text(config: &RunConfig) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        config.write(folder.path()).unwrap();
+        std::fs::read_to_string(folder.path().join("config.toml")).unwrap()
+    }
+
+    fn read(text: &[u8]) -> Result<ConfigFile, RunConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.toml"), text).unwrap();
+        RunConfig::read(folder.path())
+    }
+
+    fn names(differences: &[Difference]) -> Vec<&str> {
+        differences.iter().map(|found| &found.name[..]).collect()
+    }
+
+    #[test]
+    fn settings_come_back_and_older_files_are_read() {
+        let whole = text(&config());
+        let (header, settings) = whole.split_once('\n').unwrap();
+        assert!(header.starts_with(HEADER));
+        let found = |text: &str| {
+            let file = read(text.as_bytes()).unwrap();
+            assert_eq!(file.config, config());
+            file.as_written
+        };
+        assert_eq!(found(&whole), Some(true));
+        // As earlier versions wrote it, and with another line.
+        assert_eq!(found(settings), None);
+        assert_eq!(found(&format!("{whole}# mine\n")), Some(false));
+        // What earlier versions can't know may be missing: there, the checksum tells.
+        let fewer = settings.replace("seed = 1\n", "");
+        let fewer = format!("{HEADER}{}\n{fewer}", checksum(&fewer));
+        assert_eq!(found(&fewer), Some(true));
+    }
+
+    #[test]
+    fn whatever_is_cut_off_is_missed() {
+        let whole = text(&config());
+        for cut in 0..whole.len() {
+            assert!(read(&whole.as_bytes()[..cut]).is_err(), "{cut}");
+        }
+        let (_, older) = whole.split_once('\n').unwrap();
+        for cut in 0..older.len() {
+            assert!(read(&older.as_bytes()[..cut]).is_err(), "{cut}");
+        }
+        let error = read(b"[model]\n").unwrap_err().to_string();
+        assert!(
+            error.contains("[data] lacks `data`: the file is not whole"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_flipped_bit_is_missed() {
+        let whole = text(&config()).into_bytes();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << bit;
+                if let Ok(file) = read(&flipped) {
+                    assert_ne!(file.as_written, Some(true), "byte {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn differences_are_told_as_they_are_written() {
+        let mut other = config();
+        assert_eq!(config().differences(&other), []);
+        other.train.dropout = 0.3;
+        other.train.learning_rate_decay = 1.0;
+        other.data.size = None;
+        other.model.nonlinearity = pixelcnn_core::Nonlinearity::Elu;
+        let differences = config().differences(&other);
+        assert_eq!(
+            names(&differences),
+            ["dropout", "learning_rate_decay", "nonlinearity", "size"]
+        );
+        let value = |n: usize| (&differences[n].here[..], &differences[n].there[..]);
+        assert_eq!(value(0), ("0.1", "0.3"));
+        assert_eq!(value(2), ("\"concat_elu\"", "\"elu\""));
+        assert_eq!(value(3), ("32", "none"));
+    }
+
+    #[test]
+    fn no_two_settings_have_the_same_name() {
+        let settings = text(&config());
+        let settings = settings.lines().filter(|line| line.contains(" = "));
+        assert_eq!(settings.count(), config().values().len());
     }
 }

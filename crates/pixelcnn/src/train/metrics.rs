@@ -1,7 +1,7 @@
 //! How a training run goes, as JSON lines and as TensorBoard events in its folder.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
@@ -45,6 +45,15 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// Optimizer steps taken.
+    pub fn step(&self) -> u64 {
+        match *self {
+            Record::Train { step, .. } | Record::Test { step, .. } => step,
+        }
+    }
+}
+
 /// Why metrics can't be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -69,21 +78,39 @@ pub enum MetricsError {
     Picture(#[from] PictureError),
 }
 
-/// What a run has recorded so far, in the order of its steps. A line that is just being written is
-/// left out.
+/// What a run has recorded so far.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Recorded {
+    /// In the order of the steps.
+    pub records: Vec<Record>,
+    /// Lines of `metrics.jsonl`, from 1, that are damaged and left out.
+    pub damaged: Vec<usize>,
+}
+
+/// Reads what a run has recorded so far. A line that is just being written is left out.
 ///
 /// # Errors
 /// [`MetricsError::Read`].
-pub fn read(run_folder: &Path) -> Result<Vec<Record>, MetricsError> {
-    let path = run_folder.join("metrics.jsonl");
-    match fs::read(&path) {
-        Ok(lines) => Ok(lines
-            .split(|&byte| byte == b'\n')
-            .filter_map(|line| serde_json::from_slice(line).ok())
-            .collect()),
-        Err(source) => Err(MetricsError::Read { path, source }),
+pub fn read(run_folder: &Path) -> Result<Recorded, MetricsError> {
+    let path = run_folder.join(LINES);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(MetricsError::Read { path, source }),
+    };
+    let mut recorded = Recorded::default();
+    let mut lines = (1..).zip(text.split(|&byte| byte == b'\n')).peekable();
+    while let Some((number, line)) = lines.next() {
+        match serde_json::from_slice(line) {
+            Ok(record) => recorded.records.push(record),
+            Err(_) if line.is_empty() || lines.peek().is_none() => {}
+            Err(_) => recorded.damaged.push(number),
+        }
     }
+    Ok(recorded)
 }
+
+/// The records of a run, in its folder.
+const LINES: &str = "metrics.jsonl";
 
 /// The metrics of one run: `metrics.jsonl` and `events.out.tfevents.*` in its folder.
 pub struct Metrics {
@@ -97,33 +124,69 @@ pub struct Metrics {
 pub struct ResumeAt {
     /// Optimizer steps taken.
     pub step: u64,
+    /// Whether the record of the training that is due after that step, if one is, is written.
+    pub recorded: bool,
     /// Whether the evaluation after that step, if one is due, is done.
     pub evaluated: bool,
 }
 
+/// Lines that had to be left out of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// Their numbers, from 1.
+    pub lines: Vec<usize>,
+    /// A copy of the file as it was.
+    pub original: PathBuf,
+}
+
 impl Metrics {
     /// Begins the metrics of a run that starts anew (none) or goes on: then what was recorded up to
-    /// there stays, and the rest, which the run is about to record again, is dropped. A last line
-    /// that was cut off is dropped too.
+    /// there stays, and the rest, which the run is about to record again, is dropped. Damaged lines
+    /// are left out, after the file has been copied.
     ///
     /// # Errors
     /// [`MetricsError::Write`], after which the earlier lines are still there.
-    pub fn open(run_folder: &Path, resume_at: Option<ResumeAt>) -> Result<Metrics, MetricsError> {
-        let path = run_folder.join("metrics.jsonl");
+    pub fn open(
+        run_folder: &Path,
+        resume_at: Option<ResumeAt>,
+    ) -> Result<(Metrics, Option<Damaged>), MetricsError> {
+        let path = run_folder.join(LINES);
         fs::create_dir_all(run_folder).map_err(writing(run_folder))?;
-        atomic::remove_leftovers(run_folder).map_err(writing(run_folder))?;
-        atomic::write(&path, |w| match resume_at {
-            Some(resume_at) => copy_until(resume_at, &path, w),
-            None => Ok(()),
+        let text = match (resume_at, fs::read(&path)) {
+            (None, _) => Vec::new(),
+            (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            (_, text) => text.map_err(|source| MetricsError::Read {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        let (kept, lines) = match resume_at {
+            Some(resume_at) => resume_at.keep(&text),
+            None => Default::default(),
+        };
+        let damaged = match lines.is_empty() {
+            true => None,
+            false => Some(Damaged {
+                lines,
+                original: keep_beside(&path, &text).map_err(writing(&path))?,
+            }),
+        };
+        atomic::write(&path, |w| {
+            for line in kept {
+                w.write_all(line)?;
+                w.write_all(b"\n")?;
+            }
+            Ok(())
         })
         .map_err(writing(&path))?;
         let lines = File::options().append(true).open(&path);
         let first_step = resume_at.map_or(0, |at| at.step.saturating_add(1));
-        Ok(Metrics {
+        let metrics = Metrics {
             lines: lines.map_err(writing(&path))?,
             path,
             events: EventFile::create(run_folder, first_step).map_err(writing(run_folder))?,
-        })
+        };
+        Ok((metrics, damaged))
     }
 
     /// Writes a record; it is in both files when this returns.
@@ -176,6 +239,15 @@ impl Metrics {
         self.summary(step, vec![("samples", Value::Image(image))])
     }
 
+    /// Makes all that was written so far outlive a power cut.
+    ///
+    /// # Errors
+    /// [`MetricsError::Write`].
+    pub fn sync(&self) -> Result<(), MetricsError> {
+        self.lines.sync_data().map_err(writing(&self.path))?;
+        self.events.sync().map_err(writing(&self.events.path))
+    }
+
     fn summary(
         &mut self,
         step: u64,
@@ -186,31 +258,72 @@ impl Metrics {
     }
 }
 
-/// Copies the lines at `path` that are not about to be recorded again.
-fn copy_until(resume_at: ResumeAt, path: &Path, w: &mut dyn Write) -> io::Result<()> {
-    /// What every line has.
-    #[derive(Deserialize)]
-    struct Line {
-        step: u64,
-        test_bits_per_dim: Option<serde::de::IgnoredAny>,
+impl ResumeAt {
+    /// The lines that stay, and the numbers of those that are lost: neither readable nor about to be
+    /// recorded again.
+    fn keep<'a>(&self, text: &'a [u8]) -> (Vec<&'a [u8]>, Vec<usize>) {
+        let (mut kept, mut damaged, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
+            let record = serde_json::from_slice::<Record>(line).ok();
+            let step = record.map_or_else(|| step_of(line), |record| Some(record.step()));
+            if let Some(step) = step {
+                // Lines are in the order of their steps: a later one above this has a false one.
+                let false_steps = again.extract_if(.., |(_, later)| *later > step);
+                damaged.extend(false_steps.map(|(number, _)| number));
+            }
+            match (record, step) {
+                _ if line.is_empty() => {}
+                (Some(record), _) if self.has(&record) => kept.push(line),
+                (Some(record), _) => again.push((number, record.step())),
+                // Cut off while it was written.
+                (None, Some(step)) if self.comes_again(step) => again.push((number, step)),
+                (None, _) => damaged.push(number),
+            }
+        }
+        damaged.sort_unstable();
+        (kept, damaged)
     }
-    let stays = |line: Line| {
-        let again = line.test_bits_per_dim.is_some() && !resume_at.evaluated;
-        line.step < resume_at.step || line.step == resume_at.step && !again
-    };
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file?,
-    };
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line?;
-        let parsed = serde_json::from_slice(&line);
-        if parsed.is_ok_and(stays) {
-            w.write_all(&line)?;
-            w.write_all(b"\n")?;
+
+    /// Whether a record is one of those up to here.
+    fn has(&self, record: &Record) -> bool {
+        let (step, done) = match *record {
+            Record::Train { step, .. } => (step, self.recorded),
+            Record::Test { step, .. } => (step, self.evaluated),
+        };
+        step < self.step || step == self.step && done
+    }
+
+    /// Whether a record of this step, of either kind, may be about to be made again.
+    fn comes_again(&self, step: u64) -> bool {
+        step > self.step || step == self.step && !(self.recorded && self.evaluated)
+    }
+}
+
+/// The step of a line that is not whole, as far as it is there.
+fn step_of(line: &[u8]) -> Option<u64> {
+    let rest = line.strip_prefix(br#"{"step":"#)?;
+    let digits = rest.iter().position(|&byte| byte == b',')?;
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+/// Copies a file, whose contents are `text`, to the first name of its kind that is free.
+fn keep_beside(path: &Path, text: &[u8]) -> io::Result<PathBuf> {
+    let mut number = 1;
+    loop {
+        let copy = match number {
+            1 => path.with_extension("jsonl.damaged"),
+            _ => path.with_extension(format!("jsonl.damaged-{number}")),
+        };
+        match fs::read(&copy) {
+            Ok(same) if same == text => return Ok(copy),
+            Ok(_) => number += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                atomic::write(&copy, |w| w.write_all(text))?;
+                return Ok(copy);
+            }
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
 }
 
 fn writing(path: &Path) -> impl Fn(io::Error) -> MetricsError {
@@ -228,7 +341,18 @@ mod tests {
     use super::*;
 
     fn at(step: u64, evaluated: bool) -> Option<ResumeAt> {
-        Some(ResumeAt { step, evaluated })
+        Some(ResumeAt {
+            step,
+            recorded: true,
+            evaluated,
+        })
+    }
+
+    /// Opens the metrics of a run of which no line is damaged.
+    fn open(run: &Path, resume_at: Option<ResumeAt>) -> Metrics {
+        let (metrics, damaged) = Metrics::open(run, resume_at).unwrap();
+        assert_eq!(damaged, None);
+        metrics
     }
 
     fn train(step: u64) -> Record {
@@ -273,50 +397,117 @@ mod tests {
     fn a_resumed_run_records_every_step_once() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let mut metrics = Metrics::open(&run, None).unwrap();
+        let mut metrics = open(&run, None);
         for record in [train(1), train(2), test(2), train(3)] {
             metrics.record(&record).unwrap();
         }
         // Killed while it wrote the next line.
-        metrics.lines.write_all(br#"{"step":1,"epo"#).unwrap();
-        assert_eq!(read(&run).unwrap(), [train(1), train(2), test(2), train(3)]);
+        metrics.lines.write_all(br#"{"step":4,"epo"#).unwrap();
+        let recorded = read(&run).unwrap();
+        assert_eq!(recorded.records, [train(1), train(2), test(2), train(3)]);
+        assert_eq!(recorded.damaged, [0; 0]);
         drop(metrics);
 
         // Killed between the evaluation's record and the checkpoint that knows of it.
-        drop(Metrics::open(&run, at(3, false)).unwrap());
+        drop(open(&run, at(3, false)));
         assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
-        drop(Metrics::open(&run, at(2, true)).unwrap());
+        drop(open(&run, at(2, true)));
         assert_eq!(records(&run), [train(1), train(2), test(2)]);
-        let mut metrics = Metrics::open(&run, at(2, false)).unwrap();
+        let mut metrics = open(&run, at(2, false));
         assert_eq!(records(&run), [train(1), train(2)]);
         metrics.record(&test(2)).unwrap();
         metrics.record(&train(3)).unwrap();
         assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
         drop(metrics);
 
+        // The disk was full when the training of step 3 was to be recorded.
+        let unrecorded = Some(ResumeAt {
+            step: 3,
+            recorded: false,
+            evaluated: false,
+        });
+        drop(open(&run, unrecorded));
+        let mut metrics = open(&run, unrecorded);
+        assert_eq!(records(&run), [train(1), train(2), test(2)]);
+        metrics.record(&train(3)).unwrap();
+        drop(metrics);
+
         // Cut off just before the end of the line: the record is whole.
         let path = run.join("metrics.jsonl");
         let mut text = fs::read(&path).unwrap();
         text.pop();
-        text.splice(0..0, *b"\xff\n\n");
+        text.splice(0..0, *b"\n\n");
         fs::write(&path, text).unwrap();
-        let metrics = Metrics::open(&run, at(u64::MAX, true)).unwrap();
+        drop(open(&run, at(u64::MAX, true)));
         assert_eq!(records(&run), [train(1), train(2), test(2), train(3)]);
-        drop(metrics);
 
-        Metrics::open(&run, None).unwrap();
+        drop(open(&run, None));
         assert_eq!(records(&run), []);
         let starts: Vec<_> = event_files(&run)
             .iter()
             .map(|path| events(&fs::read(path).unwrap()).swap_remove(1).step)
             .collect();
-        assert_eq!(starts, [0, 4, 3, 3, i64::MAX, 0]);
+        assert_eq!(starts, [0, 4, 3, 3, 4, 4, i64::MAX, 0]);
+    }
+
+    #[test]
+    fn damaged_lines_are_named_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        let mut metrics = open(run, None);
+        for step in 1..=6 {
+            metrics.record(&train(step)).unwrap();
+        }
+        drop(metrics);
+        let path = run.join("metrics.jsonl");
+        let whole = fs::read(&path).unwrap();
+        let ends: Vec<_> = (0..whole.len()).filter(|&at| whole[at] == b'\n').collect();
+        // The run goes on from step 5. What is lost is told, whatever bit of whatever line is not
+        // as it was, unless the line is still one of an earlier step.
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut text = whole.clone();
+                text[at] ^= 1 << bit;
+                let (kept, damaged) = ResumeAt {
+                    step: 5,
+                    recorded: true,
+                    evaluated: true,
+                }
+                .keep(&text);
+                let line = 1 + ends.iter().filter(|&&end| end < at).count();
+                let lost = kept.len() < 5;
+                assert!(!lost || damaged.contains(&line), "{at}: {damaged:?}");
+            }
+        }
+
+        let mut text = whole.clone();
+        text[ends[0] + 1] = b'?';
+        text.truncate(ends[4] - 3);
+        fs::write(&path, &text).unwrap();
+        let recorded = read(run).unwrap();
+        assert_eq!(recorded.records, [train(1), train(3), train(4)]);
+        assert_eq!(recorded.damaged, [2]);
+        for _ in 0..2 {
+            // The second time as after a kill between the copy and the new file.
+            fs::write(&path, &text).unwrap();
+            let (_, damaged) = Metrics::open(run, at(5, true)).unwrap();
+            let original = run.join("metrics.jsonl.damaged");
+            assert_eq!(fs::read(&original).unwrap(), text);
+            let lines = vec![2, 5];
+            assert_eq!(damaged, Some(Damaged { lines, original }));
+            assert_eq!(records(run), [train(1), train(3), train(4)]);
+        }
+        fs::write(&path, b"other").unwrap();
+        let (_, damaged) = Metrics::open(run, at(5, true)).unwrap();
+        let original = run.join("metrics.jsonl.damaged-2");
+        assert_eq!(fs::read(&original).unwrap(), b"other");
+        assert_eq!(damaged.unwrap().original, original);
     }
 
     #[test]
     fn events_say_what_was_recorded() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), at(6, true)).unwrap();
+        let mut metrics = open(folder.path(), at(6, true));
         let pixels: Vec<u8> = (0..48).collect();
         let picture = picture::grid(&pixels, [2, 4, 2, 3], 2, 1, 1).unwrap();
         metrics.record(&train(7)).unwrap();

@@ -26,12 +26,12 @@ use crate::model::{Batch, EngineError, Network, draw_parameters, initialise};
 use crate::picture::{self, PictureError};
 use crate::random::{Purpose, generator};
 use crate::sample::{Progress, Sampling, sample};
-use checkpoint::{CheckpointError, Checkpoints, Moments, TrainState};
+use checkpoint::{CheckpointError, Checkpoints, Moments, TrainState, Unrecorded};
 use config::{PolyakStart, RunConfig, RunConfigError, TrainConfig};
-use metrics::{Metrics, MetricsError, Record, ResumeAt};
+use metrics::{Damaged, Metrics, MetricsError, Record, ResumeAt};
 
 /// Training steps that make one line of metrics.
-const STEPS_PER_RECORD: usize = 20;
+const STEPS_PER_RECORD: u64 = 20;
 /// Images evaluated side by side.
 const EVALUATION_BATCH: usize = 16;
 
@@ -87,6 +87,37 @@ pub enum TrainError {
     /// The state to go on from does not belong to this run.
     #[error("the checkpoint {0}: it can't be trained on here")]
     Start(&'static str),
+    /// The folder of a new run has checkpoints.
+    #[error("`{folder}` has a run already: go on from its checkpoint or choose another folder")]
+    Begun {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// An error stopped the run; no step is lost.
+    #[error("{error}; all {step} steps taken are saved")]
+    Saved {
+        /// Why it stopped.
+        error: Box<TrainError>,
+        /// Steps taken.
+        step: u64,
+    },
+    /// An error stopped the run, and the last steps could not be saved.
+    #[error("{error}; steps {} to {step} could not be saved{}", saved + 1, because(reason))]
+    Lost {
+        /// Why it stopped.
+        error: Box<TrainError>,
+        /// Steps taken.
+        step: u64,
+        /// Steps that the last checkpoint knows.
+        saved: u64,
+        /// Why they could not be saved, where that is not why it stopped.
+        reason: Option<CheckpointError>,
+    },
+}
+
+fn because(reason: &Option<CheckpointError>) -> String {
+    let reason = reason.as_ref().map(|reason| format!(" ({reason})"));
+    reason.unwrap_or_default()
 }
 
 /// What is going on, told as it happens.
@@ -101,6 +132,8 @@ pub enum Event {
         /// Steps in an epoch.
         steps_per_epoch: u64,
     },
+    /// Lines of the metrics could not be read any more.
+    MetricsDamaged(Damaged),
     /// A step was taken.
     Step {
         /// Its number, from 1.
@@ -172,14 +205,18 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 /// events, `samples.png` and `samples/`.
 ///
 /// Every step is a function of the state before it and of the configuration alone: a run that is
-/// interrupted and resumed ends with the same bits as one that was not.
+/// interrupted and resumed ends with the same bits as one that was not, and with the same metrics
+/// but for the time that things took.
 ///
 /// # Errors
-/// See [`TrainError`]; what was saved before stays.
+/// See [`TrainError`]; what was saved before stays. Once steps are being taken, an error is reported
+/// when the state after the last of them has been saved: as [`TrainError::Saved`], or
+/// [`TrainError::Lost`] where that failed. A loss that is not a number is no such error, as the
+/// state that led to it is no place to go on from.
 pub fn train(
     run: &Path,
     config: &RunConfig,
-    start: Option<TrainState>,
+    mut start: Option<TrainState>,
     data: &Dataset,
     test: &Dataset,
     device: &Device,
@@ -209,20 +246,35 @@ pub fn train(
         }
     }
     let _lock = checkpoint::lock(run)?;
+    let checkpoints = Checkpoints::new(run.join(checkpoint::CHECKPOINTS));
+    if start.is_none() && !checkpoints.list()?.is_empty() {
+        return Err(TrainError::Begun { folder: run.into() });
+    }
     config.write(run)?;
-    let checkpoints = Checkpoints::new(run.join("checkpoints"));
     let resume_at = start.as_ref().map(|state| ResumeAt {
         step: state.step,
+        recorded: state.unrecorded.steps < STEPS_PER_RECORD,
         evaluated: state.is_evaluated(),
     });
-    let mut metrics = Metrics::open(run, resume_at)?;
+    let mut saves = Saves {
+        checkpoints: &checkpoints,
+        last: start.as_ref().map(version),
+        at: Instant::now(),
+    };
+    if let Some(state) = &mut start {
+        let newest = checkpoints.list()?.into_iter().next();
+        let known = state.run.replace(config.clone());
+        // The newest checkpoint is the place that the run goes on from, before anything that was
+        // written after it is cleared away.
+        match newest == Some(checkpoints.of(state.step)) && known == state.run {
+            true => checkpoints.prune(state.step)?,
+            false => drop(checkpoints.save(state)?),
+        }
+    }
+    let (mut metrics, damaged) = Metrics::open(run, resume_at)?;
     if let Some(ResumeAt { step, .. }) = resume_at {
         remove_samples_after(step, run)?;
     }
-    let mut recent = Vec::new();
-    let mut saved = start
-        .as_ref()
-        .map(|state| (state.step, state.last_evaluation));
     let state = match start {
         Some(state) => state,
         None => new_state(config, data, device)?,
@@ -250,23 +302,20 @@ pub fn train(
         steps_per_epoch,
     };
     let mut stop = observer(started).is_break();
-    let mut saved_at = Instant::now();
-    loop {
+    if let Some(damaged) = damaged {
+        stop |= observer(Event::MetricsDamaged(damaged)).is_break();
+    }
+    let mut take_steps = || loop {
+        if trainer.state.unrecorded.steps >= STEPS_PER_RECORD {
+            metrics.record(&trainer.record())?;
+            trainer.state.unrecorded = Unrecorded::default();
+        }
         let last = trainer.state.step >= last_step;
         let boundary = trainer.state.position == 0 || last;
-        let minutes = saved_at.elapsed().as_secs_f64() / 60.0;
-        let mut save = |state: &TrainState, observer: &mut Observer| {
-            let now = (state.step, state.last_evaluation);
-            if saved.replace(now) == Some(now) {
-                return Ok(false);
-            }
-            let (path, step) = (checkpoints.save(state)?, state.step);
-            tracing::info!(step, path = %path.display(), "saved a checkpoint");
-            saved_at = Instant::now();
-            Ok::<_, TrainError>(observer(Event::Saved { step, path }).is_break())
-        };
+        let minutes = saves.at.elapsed().as_secs_f64() / 60.0;
         if stop || boundary || minutes >= config.train.checkpoint_minutes {
-            stop |= save(trainer.state()?, observer)?;
+            metrics.sync()?;
+            stop |= saves.save(trainer.state()?, observer)?.is_break();
         }
         if !stop && boundary && trainer.state.step > 0 {
             let mut review = Review {
@@ -278,7 +327,8 @@ pub fn train(
             };
             stop = review.of(&mut trainer, observer)?.is_break();
             // The evaluation is part of the state.
-            stop |= save(trainer.state()?, observer)?;
+            metrics.sync()?;
+            stop |= saves.save(trainer.state()?, observer)?.is_break();
         }
         if stop {
             return Ok(Outcome::Stopped);
@@ -286,23 +336,79 @@ pub fn train(
         if last {
             return Ok(Outcome::Finished);
         }
+        stop = observer(trainer.step()?).is_break();
+    };
+    let outcome: Result<Outcome, TrainError> = take_steps();
+    outcome.map_err(|error| match error {
+        TrainError::NotANumber { step, .. } => TrainError::NotANumber {
+            step,
+            last_good: checkpoints
+                .list()
+                .ok()
+                .and_then(|paths| paths.into_iter().next()),
+        },
+        error => match trainer.state() {
+            Ok(state) => saves.before(error, state),
+            Err(_) => error,
+        },
+    })
+}
 
-        let report = trainer.step().map_err(|error| match error {
-            TrainError::NotANumber { step, .. } => TrainError::NotANumber {
-                step,
-                last_good: checkpoints
-                    .list()
-                    .ok()
-                    .and_then(|paths| paths.into_iter().next()),
-            },
-            error => error,
-        })?;
-        recent.push(report.clone());
-        if recent.len() == STEPS_PER_RECORD {
-            metrics.record(&trainer.record(&recent))?;
-            recent.clear();
+/// Which of a run's states one is.
+type Version = (u64, Option<(u64, f64)>, u64);
+
+fn version(state: &TrainState) -> Version {
+    let unrecorded = state.unrecorded.steps;
+    (state.step, state.last_evaluation, unrecorded)
+}
+
+/// What of a run is saved.
+struct Saves<'a> {
+    checkpoints: &'a Checkpoints,
+    /// The state that was saved last.
+    last: Option<Version>,
+    /// When.
+    at: Instant,
+}
+
+impl Saves<'_> {
+    /// Saves a state, unless it is saved already.
+    fn save(
+        &mut self,
+        state: &TrainState,
+        observer: &mut Observer,
+    ) -> Result<ControlFlow<()>, TrainError> {
+        if self.last == Some(version(state)) {
+            return Ok(ControlFlow::Continue(()));
         }
-        stop = observer(report).is_break();
+        let (path, step) = (self.checkpoints.save(state)?, state.step);
+        self.last = Some(version(state));
+        self.at = Instant::now();
+        tracing::info!(step, path = %path.display(), "saved a checkpoint");
+        Ok(observer(Event::Saved { step, path }))
+    }
+
+    /// Saves the last state of a run before the error that stops it is reported.
+    fn before(&self, error: TrainError, state: &TrainState) -> TrainError {
+        let step = state.step;
+        let Some((saved, ..)) = self.last else {
+            return error;
+        };
+        let reason = match self.last == Some(version(state)) {
+            true => None,
+            false => self.checkpoints.rescue(state).err(),
+        };
+        let stopped_saving = matches!(error, TrainError::Checkpoint(_));
+        let error = Box::new(error);
+        match reason {
+            Some(reason) if saved < step => TrainError::Lost {
+                error,
+                step,
+                saved,
+                reason: Some(reason).filter(|_| !stopped_saving),
+            },
+            _ => TrainError::Saved { error, step },
+        }
     }
 }
 
@@ -371,6 +477,8 @@ fn new_state(
         seconds: 0.0,
         last_evaluation: None,
         best: None,
+        unrecorded: Unrecorded::default(),
+        run: Some(config.clone()),
         average: match train.polyak_start {
             PolyakStart::Initialised => parameters.clone(),
             PolyakStart::Drawn => drawn,
@@ -473,27 +581,22 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The mean of some steps, the last of which was just taken.
-    fn record(&self, steps: &[Event]) -> Record {
-        let (mut bits, mut time) = (0.0, 0.0);
-        for step in steps {
-            if let Event::Step {
-                bits_per_dim,
-                seconds,
-                ..
-            } = step
-            {
-                bits += bits_per_dim;
-                time += seconds;
-            }
-        }
+    /// The mean of the steps since the last record.
+    fn record(&self) -> Record {
+        let state = &self.state;
+        let Unrecorded {
+            steps,
+            bits_per_dim,
+            seconds,
+        } = state.unrecorded;
+        let images = steps as f64 * self.config.train.batch_size as f64;
         Record::Train {
-            step: self.state.step,
-            epoch: self.state.epoch,
-            train_bits_per_dim: bits / steps.len() as f64,
-            learning_rate: self.state.learning_rate,
-            images_per_second: (steps.len() * self.config.train.batch_size) as f64 / time,
-            seconds: self.state.seconds,
+            step: state.step,
+            epoch: state.epoch,
+            train_bits_per_dim: bits_per_dim / steps as f64,
+            learning_rate: state.learning_rate,
+            images_per_second: images / seconds,
+            seconds: state.seconds,
         }
     }
 
@@ -529,15 +632,19 @@ impl Trainer<'_> {
             state.epoch += 1;
             state.position = 0;
         }
+        let bits_per_dim = self
+            .config
+            .model
+            .bits_per_dim(nats / train.batch_size as f64);
         let seconds = start.elapsed().as_secs_f64();
         state.seconds += seconds;
+        state.unrecorded.steps += 1;
+        state.unrecorded.bits_per_dim += bits_per_dim;
+        state.unrecorded.seconds += seconds;
         Ok(Event::Step {
             step: state.step,
             epoch: state.epoch,
-            bits_per_dim: self
-                .config
-                .model
-                .bits_per_dim(nats / train.batch_size as f64),
+            bits_per_dim,
             learning_rate: state.learning_rate,
             seconds,
         })
@@ -577,10 +684,10 @@ impl Review<'_> {
             };
             let bits_per_dim = evaluation.mean();
             let best = state.best.is_none_or(|(_, best)| bits_per_dim < best);
+            let before = (state.last_evaluation, state.best);
             state.last_evaluation = Some((state.step, bits_per_dim));
             if best {
                 state.best = state.last_evaluation;
-                self.checkpoints.save_best(state)?;
             }
             let event = Event::Evaluated {
                 step: state.step,
@@ -589,20 +696,35 @@ impl Review<'_> {
                 standard_error: evaluation.standard_error(),
                 best,
             };
-            self.metrics.record(&Record::Test {
+            let record = Record::Test {
                 step: state.step,
                 epoch: state.epoch,
                 test_bits_per_dim: bits_per_dim,
                 standard_error: evaluation.standard_error(),
                 seconds: state.seconds,
-            })?;
+            };
+            let recorded = self.metrics.record(&record).map_err(TrainError::from);
+            let kept = recorded.and_then(|()| match best {
+                true => Ok(self.checkpoints.save_best(state).map(drop)?),
+                false => Ok(()),
+            });
+            if let Err(error) = kept {
+                // The run goes on with the evaluation once more.
+                (state.last_evaluation, state.best) = before;
+                return Err(error);
+            }
             if observer(event).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
 
         let path = samples_of(state.step, self.run);
-        if due(config.train.save_interval) && config.train.samples > 0 && !path.exists() {
+        let newest = self.run.join("samples.png");
+        let done = || {
+            let contents = std::fs::read(&path).ok();
+            contents.is_some() && contents == std::fs::read(&newest).ok()
+        };
+        if due(config.train.save_interval) && config.train.samples > 0 && !done() {
             let images = config.train.samples;
             let model = &config.model;
             let shape = [images, model.height, model.width, model.channels];
@@ -625,10 +747,10 @@ impl Review<'_> {
                 path: folder,
                 source,
             })?;
-            picture::write_png(&path, &picture)?;
-            let newest = self.run.join("samples.png");
             picture::write_png(&newest, &picture)?;
             self.metrics.samples(state.step, &picture)?;
+            // Last: once it is there, all of it is done.
+            picture::write_png(&path, &picture)?;
             return Ok(observer(Event::Sampled { path: newest }));
         }
         Ok(ControlFlow::Continue(()))

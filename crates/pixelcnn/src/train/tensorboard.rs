@@ -116,6 +116,11 @@ impl EventFile {
         self.write(step, What::Summary(Summary { value }))
     }
 
+    /// Makes what was written so far outlive a power cut.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     fn write(&mut self, step: u64, what: What) -> io::Result<()> {
         let event = Event {
             wall_time: since_1970().as_secs_f64(),

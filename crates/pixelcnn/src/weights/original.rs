@@ -11,7 +11,7 @@ use pixelcnn_core::{ModelConfig, Nonlinearity};
 
 use super::tensorflow::{Values, Variable};
 use super::{Fault, Tensor, Tensors, Unsaid, WeightsError};
-use crate::train::checkpoint::{Moments, TrainState};
+use crate::train::checkpoint::{Moments, TrainState, Unrecorded};
 
 /// Behind a parameter's name that of its average.
 pub(super) const AVERAGE: &str = "/ExponentialMovingAverage";
@@ -264,6 +264,8 @@ pub(super) fn assemble(
         seconds: 0.0,
         last_evaluation: None,
         best: None,
+        unrecorded: Unrecorded::default(),
+        run: None,
         average: average.unwrap_or_else(|| parameters.clone()),
         parameters,
         moments: Some(moments),
