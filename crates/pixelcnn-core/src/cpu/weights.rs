@@ -39,22 +39,17 @@ pub(super) fn parameter_gradients(
     parameters: &[Vec<f32>],
     gradients: &mut [Vec<f32>],
 ) {
-    let by_weights: Vec<Vec<f32>> = layers
-        .iter()
-        .map(|layer| mem::take(&mut gradients[layer.parameter]))
-        .collect();
-    let by_v_and_g = layers.par_iter().zip(by_weights).map(|(layer, d_weight)| {
+    let take = |layer: &Layer| [0, 1].map(|k| mem::take(&mut gradients[layer.parameter + k]));
+    let mut by_layer: Vec<[Vec<f32>; 2]> = layers.iter().map(take).collect();
+    let each = layers.par_iter().zip(&mut by_layer);
+    each.for_each(|(layer, [d, d_g])| {
         let [v, g] = [0, 1].map(|k| &parameters[layer.parameter + k]);
-        let d_weight = match layer.kind {
-            LayerKind::Deconv => swapped(layer, [layer.inputs, layer.outputs], &d_weight),
-            LayerKind::Conv | LayerKind::Dense => d_weight,
-        };
-        let (mut d_v, mut d_g) = (vec![0.0; v.len()], vec![0.0; g.len()]);
-        WeightNorm::of(layer).backward(v, g, &d_weight, &mut d_v, &mut d_g);
-        [d_v, d_g]
+        if layer.kind == LayerKind::Deconv {
+            *d = swapped(layer, [layer.inputs, layer.outputs], d);
+        }
+        WeightNorm::of(layer).backward(v, g, d, d_g);
     });
-    let by_v_and_g: Vec<_> = by_v_and_g.collect();
-    for (layer, [d_v, d_g]) in layers.iter().zip(by_v_and_g) {
+    for (layer, [d_v, d_g]) in layers.iter().zip(by_layer) {
         gradients[layer.parameter] = d_v;
         gradients[layer.parameter + 1] = d_g;
     }

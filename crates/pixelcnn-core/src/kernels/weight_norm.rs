@@ -57,12 +57,11 @@ impl WeightNorm {
             .for_each(|(v, w)| scale_task(self.inner, &scales, v, w));
     }
 
-    /// The gradients by `v` and `g`, given that by the weight, `dw`.
+    /// Turns the gradient by the weight, `dw`, into that by `v`, in place, and gives that by `g`.
     ///
     /// # Panics
     /// If the slices' lengths disagree with the shape.
-    pub fn backward(&self, v: &[f32], g: &[f32], dw: &[f32], dv: &mut [f32], dg: &mut [f32]) {
-        assert_eq!(dv.len(), v.len(), "dv is shaped as v");
+    pub fn backward(&self, v: &[f32], g: &[f32], dw: &mut [f32], dg: &mut [f32]) {
         assert_eq!(g.len(), self.outputs, "a length for every output");
         assert_eq!(dg.len(), self.outputs, "dg is shaped as g");
         let (squares, products) = (self.products(v, v), self.products(v, dw));
@@ -82,9 +81,8 @@ impl WeightNorm {
         }
         let task = TASK_ROWS * self.outputs * self.inner;
         v.par_chunks(task)
-            .zip(dw.par_chunks(task))
-            .zip(dv.par_chunks_mut(task))
-            .for_each(|((v, dw), dv)| backward_task(self.inner, &by_dw, &by_v, v, dw, dv));
+            .zip(dw.par_chunks_mut(task))
+            .for_each(|(v, dw)| backward_task(self.inner, &by_dw, &by_v, v, dw));
     }
 
     /// For every output the sum of `a` times `b`: in single precision within a task's rows, then in
@@ -165,29 +163,20 @@ vectorized! {
 }
 
 vectorized! {
-    /// `dv = by_dw * dw + by_v * v`.
-    fn backward_task(
-        inner: usize,
-        by_dw: &[f32],
-        by_v: &[f32],
-        v: &[f32],
-        dw: &[f32],
-        dv: &mut [f32],
-    ) {
+    /// `d = by_dw * d + by_v * v`.
+    fn backward_task(inner: usize, by_dw: &[f32], by_v: &[f32], v: &[f32], d: &mut [f32]) {
         let row = by_v.len() * inner;
-        let rows = v.chunks_exact(row).zip(dw.chunks_exact(row));
-        for ((v, dw), dv) in rows.zip(dv.chunks_exact_mut(row)) {
+        for (v, d) in v.chunks_exact(row).zip(d.chunks_exact_mut(row)) {
             let factors = by_dw.iter().zip(by_v);
             if inner == 1 {
-                for (((v, dw), dv), (by_dw, by_v)) in v.iter().zip(dw).zip(dv).zip(factors) {
-                    *dv = by_dw * dw + by_v * v;
+                for ((v, d), (by_dw, by_v)) in v.iter().zip(d).zip(factors) {
+                    *d = by_dw * *d + by_v * v;
                 }
             } else {
-                let values = v.chunks_exact(inner).zip(dw.chunks_exact(inner));
-                let values = values.zip(dv.chunks_exact_mut(inner)).zip(factors);
-                for (((v, dw), dv), (by_dw, by_v)) in values {
-                    for ((v, dw), dv) in v.iter().zip(dw).zip(dv) {
-                        *dv = by_dw * dw + by_v * v;
+                let values = v.chunks_exact(inner).zip(d.chunks_exact_mut(inner));
+                for ((v, d), (by_dw, by_v)) in values.zip(factors) {
+                    for (v, d) in v.iter().zip(d) {
+                        *d = by_dw * *d + by_v * v;
                     }
                 }
             }
@@ -240,8 +229,8 @@ mod tests {
             prop_assert!((f64::from(*got) - want).abs() <= 1e-6 * want.abs() + 1e-30);
         }
 
-        let (mut dv, mut dg) = (vec![f32::NAN; size], vec![f32::NAN; norm.outputs]);
-        norm.backward(&v, &g, &dw, &mut dv, &mut dg);
+        let (mut dv, mut dg) = (dw, vec![f32::NAN; norm.outputs]);
+        norm.backward(&v, &g, &mut dv, &mut dg);
         let loss = |v: &[f64], g: &[f64]| -> f64 {
             let w = plain(norm, v, g);
             w.iter().zip(&wide_dw).map(|(w, dw)| w * dw).sum()
