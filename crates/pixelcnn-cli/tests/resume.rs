@@ -275,14 +275,19 @@ fn a_run_that_is_told_to_stop_saves_and_goes_on() {
     expect_same(&run, &whole);
 }
 
-/// A program under `nohup`, or in the background of a script: without these signals.
+/// Starts a program that ignores a signal, as under `nohup` or in the background of a script.
 #[cfg(unix)]
-fn without(signals: &str, command: &Command) -> Command {
-    let mut shell = Command::new("sh");
-    let script = format!("trap '' {signals}; exec \"$@\"");
-    shell.args(["-c", &script, "sh"]).arg(command.get_program());
-    shell.args(command.get_args());
-    shell
+fn ignoring(signals: &'static [i32], command: &mut Command) -> Child {
+    use std::os::unix::process::CommandExt;
+    let ignore = move || {
+        for &signal in signals {
+            // SAFETY: no handler is set.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls nothing but `signal`, which may be called after a fork.
+    unsafe { command.pre_exec(ignore) }.spawn().unwrap()
 }
 
 #[cfg(unix)]
@@ -291,8 +296,9 @@ fn signals_ignored_at_the_start_stay_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let whole = reference(folder, EVERY_EPOCH);
-    let train = train(folder, "protected", 2, EVERY_EPOCH);
-    let child = quietly(&mut without("HUP INT", &train));
+    let mut train = train(folder, "protected", 2, EVERY_EPOCH);
+    train.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = ignoring(&[libc::SIGHUP, libc::SIGINT], &mut train);
     wait_until(|| has_saved(&folder.join("protected"), 0));
     for name in ["-HUP", "-INT", "-HUP", "-INT"] {
         signal(&child, name);
@@ -300,12 +306,13 @@ fn signals_ignored_at_the_start_stay_ignored() {
     succeeded(&child.wait_with_output().unwrap());
     expect_same(&folder.join("protected"), &whole);
 
+    // Not only trainings, and at every moment.
     let mut sample = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
-    sample.args(["sample", "--num", "400", "--output"]);
+    sample.args(["sample", "--num", "100", "--output"]);
     sample.arg(folder.join("grid.png")).arg(&whole);
-    let child = quietly(&mut without("HUP", &sample));
-    // Not only trainings: this one is told before and while it listens.
-    while !folder.join("grid.png").exists() {
+    sample.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = ignoring(&[libc::SIGHUP], &mut sample);
+    while child.try_wait().unwrap().is_none() {
         signal(&child, "-HUP");
     }
     succeeded(&child.wait_with_output().unwrap());
@@ -323,22 +330,16 @@ fn a_protected_run_outlives_its_terminal() {
     // SAFETY: both numbers are written to; no name, settings or size are asked for.
     let opened = unsafe { libc::openpty(&mut terminal, &mut end, null, null as _, null as _) };
     assert_eq!(opened, 0);
-    for fd in [terminal, end] {
-        // The program must not inherit its own terminal's other end, which would keep it open.
-        // SAFETY: the descriptor is open.
-        assert_eq!(
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) },
-            0
-        );
-    }
     // SAFETY: both are open, and nobody else's.
-    let [mut terminal, end] = [terminal, end].map(|fd| unsafe { File::from_raw_fd(fd) });
+    let [ours, end] = [terminal, end].map(|fd| unsafe { File::from_raw_fd(fd) });
+    // The program would inherit the original, not this copy.
+    let mut terminal = ours.try_clone().unwrap();
+    drop(ours);
 
     let mut train = train(folder, "protected", 2, EVERY_EPOCH);
     train.args(["--log", "info"]);
-    let mut train = without("HUP", &train);
     train.stdout(end.try_clone().unwrap()).stderr(end);
-    let mut child = train.spawn().unwrap();
+    let mut child = ignoring(&[libc::SIGHUP], &mut train);
     drop(train);
     let mut told = String::new();
     while !told.contains("saved a checkpoint") {

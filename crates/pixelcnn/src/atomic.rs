@@ -51,7 +51,9 @@ pub fn write(
 /// Whether [`write`] would put a new file at `path`, in the place of what is there: not where that is
 /// a device, pipe or socket, or an open file of the process under its name in `/dev` or `/proc`.
 pub fn is_replaced(path: &Path) -> bool {
-    let special = |place: &Path| ["/dev", "/proc"].iter().any(|top| place.starts_with(top));
+    // `/dev` has folders of usual files too, such as `/dev/shm`.
+    let open = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"];
+    let special = |place: &Path| open.iter().any(|top| place.starts_with(top));
     match fs::metadata(path) {
         Ok(found) => found.is_dir() || found.is_file() && !special(path),
         Err(_) => true,
@@ -214,6 +216,13 @@ mod tests {
         for null in [at("null"), "/dev/null".into()] {
             assert!(!is_replaced(&null));
             write(&null, |w| w.write_all(b"nothing")).unwrap();
+        }
+        if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
+            let path = folder.path().join("file");
+            for text in ["a longer one", "short"] {
+                write(&path, |w| w.write_all(text.as_bytes())).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            }
         }
         let null = fs::metadata("/dev/null").unwrap();
         assert!(null.file_type().is_char_device());

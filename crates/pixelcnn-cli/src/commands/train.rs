@@ -199,7 +199,7 @@ impl Train {
         let known = start.as_ref().and_then(|state| state.run.as_ref());
         let remedy = match known {
             Some(_) => ": remove the file to go on with the settings in the checkpoint",
-            None => "",
+            None => ": correct the file",
         };
         let file = match (RunConfig::read(run), known) {
             (Ok(file), _) => file,
@@ -246,7 +246,11 @@ impl Train {
         if !differing.is_empty() {
             let differing = differing.iter().map(|Difference { name, here, there }| {
                 let change = match can_change(name, &known) {
-                    true => format!(" (to change it: --{} {here})", name.replace('_', "-")),
+                    true => {
+                        let flag = format!("--{} {here}", name.replace('_', "-"));
+                        // A flag that is a switch has no value.
+                        format!(" (to change it: {})", flag.trim_end_matches(" true"))
+                    }
                     false => String::new(),
                 };
                 format!("{name} is {here}, in the checkpoint {there}{change}")

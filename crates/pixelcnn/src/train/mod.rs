@@ -111,11 +111,11 @@ pub enum TrainError {
         /// Steps that the last checkpoint knows.
         saved: u64,
         /// Why they could not be saved, where that is not why it stopped.
-        reason: Option<CheckpointError>,
+        reason: Option<Box<TrainError>>,
     },
 }
 
-fn because(reason: &Option<CheckpointError>) -> String {
+fn because(reason: &Option<Box<TrainError>>) -> String {
     let reason = reason.as_ref().map(|reason| format!(" ({reason})"));
     reason.unwrap_or_default()
 }
@@ -347,10 +347,7 @@ pub fn train(
                 .ok()
                 .and_then(|paths| paths.into_iter().next()),
         },
-        error => match trainer.state() {
-            Ok(state) => saves.before(error, state),
-            Err(_) => error,
-        },
+        error => saves.before(error, &mut trainer),
     })
 }
 
@@ -389,14 +386,17 @@ impl Saves<'_> {
     }
 
     /// Saves the last state of a run before the error that stops it is reported.
-    fn before(&self, error: TrainError, state: &TrainState) -> TrainError {
-        let step = state.step;
+    fn before(&self, error: TrainError, trainer: &mut Trainer) -> TrainError {
         let Some((saved, ..)) = self.last else {
             return error;
         };
-        let reason = match self.last == Some(version(state)) {
+        let step = trainer.state.step;
+        let reason = match self.last == Some(version(&trainer.state)) {
             true => None,
-            false => self.checkpoints.rescue(state).err(),
+            false => match trainer.state() {
+                Ok(state) => self.checkpoints.rescue(state).err().map(TrainError::from),
+                Err(error) => Some(error.into()),
+            },
         };
         let stopped_saving = matches!(error, TrainError::Checkpoint(_));
         let error = Box::new(error);
@@ -405,7 +405,7 @@ impl Saves<'_> {
                 error,
                 step,
                 saved,
-                reason: Some(reason).filter(|_| !stopped_saving),
+                reason: Some(reason.into()).filter(|_| !stopped_saving),
             },
             _ => TrainError::Saved { error, step },
         }
