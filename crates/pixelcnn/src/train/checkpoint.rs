@@ -1169,15 +1169,15 @@ mod tests {
         }
     }
 
-    /// Everything of a state as integers, so that NaNs compare.
-    fn bits(
-        state: &TrainState,
-    ) -> (
+    /// Everything of a state, its numbers as integers, so that NaNs compare.
+    type Bits = (
         ModelConfig,
         Option<RunConfig>,
         [u64; 14],
         Vec<Vec<Vec<u32>>>,
-    ) {
+    );
+
+    fn bits(state: &TrainState) -> Bits {
         let mut arrays = vec![&state.parameters, &state.average];
         if let Some(moments) = &state.moments {
             arrays.extend([&moments.first, &moments.second]);
