@@ -48,7 +48,7 @@ pub fn write(
     sync_folder(folder)
 }
 
-/// Whether [`write`] would put a new file at `path`, in the place of what is there: not where that is
+/// Whether [`write()`] would put a new file at `path`, in the place of what is there: not where that is
 /// a device, pipe or socket, or an open file of the process under its name in `/dev` or `/proc`.
 pub fn is_replaced(path: &Path) -> bool {
     // `/dev` has folders of usual files too, such as `/dev/shm`.
