@@ -24,8 +24,11 @@ use crate::trained::{checkpoints, offer};
 ///
 /// A run is a folder: config.toml, checkpoints/, metrics.jsonl, TensorBoard events, samples.png. It
 /// begins with a preset or a config file; every flag below overrides one value of it. Ctrl-C saves
-/// and leaves; --resume goes on exactly where the run stopped, after a crash from its last
-/// checkpoint, and ends with the same parameters as a run that never stopped.
+/// and leaves, and so does an error such as a full disk; under nohup a run outlives its terminal.
+/// --resume goes on exactly where the run stopped, after a crash from its last checkpoint, and ends
+/// with the same parameters and metrics as a run that never stopped. A run's config.toml is changed
+/// by flags: one that was edited or damaged is held against the checkpoint, and refused where it
+/// differs.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Train {
@@ -44,7 +47,7 @@ pub struct Train {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "resume"])]
     config: Option<PathBuf>,
     /// Go on with a run: with its own settings, of which those for learning rates, length, saving
-    /// and measuring can be overridden
+    /// and measuring can be overridden, and the place of images that have moved
     #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
     /// The checkpoint to go on from [default: the newest of the run]
