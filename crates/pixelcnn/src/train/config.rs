@@ -276,17 +276,14 @@ impl RunConfig {
             let found = header.strip_prefix(HEADER)?;
             Some(found == checksum(settings))
         });
-        let parsed = match as_written {
-            Some(true) => toml::from_str(&text).map_err(|error| error.to_string()),
-            _ => expect_whole(&text)
-                .and_then(|()| toml::from_str(&text).map_err(|error| error.to_string())),
+        let whole = match as_written {
+            Some(true) => Ok(()),
+            _ => expect_whole(&text),
         };
+        let parsed = whole.and_then(|()| toml::from_str(&text).map_err(|e| place(&text, &e)));
         let config: RunConfig = match parsed {
             Ok(config) => config,
-            Err(reason) => {
-                let reason = reason.trim().replace('\n', " ");
-                return Err(RunConfigError::Syntax { path, reason });
-            }
+            Err(reason) => return Err(RunConfigError::Syntax { path, reason }),
         };
         config.validate()?;
         Ok(ConfigFile { config, as_written })
@@ -358,6 +355,15 @@ fn checksum(settings: &str) -> String {
     format!("{:08x}", crc32c::crc32c(settings.as_bytes()))
 }
 
+/// An error of a file with its line, on one line.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
+    // It may quote what was damaged.
+    let message = error.message().replace(char::is_control, " ");
+    format!("line {line}: {message}")
+}
+
 /// Checks that nothing was cut off a file whose checksum does not say so: what every version has
 /// written is there. Were something missing, its default would take its place.
 fn expect_whole(text: &str) -> Result<(), String> {
@@ -383,9 +389,7 @@ fn expect_whole(text: &str) -> Result<(), String> {
             ],
         ),
     ];
-    let sections: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| error.to_string())?;
+    let sections: toml::Table = text.parse().map_err(|error| place(text, &error))?;
     for (section, settings) in SETTINGS {
         for name in settings {
             if sections
@@ -471,6 +475,9 @@ mod tests {
         for cut in 0..older.len() {
             assert!(read(&older.as_bytes()[..cut]).is_err(), "{cut}");
         }
+        let error = read(b"[model]\n\n[tr\x1d\n").unwrap_err().to_string();
+        assert!(error.contains("config.toml`: line 3: "), "{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
         let error = read(b"[model]\n").unwrap_err().to_string();
         assert!(
             error.contains("[data] lacks `data`: the file is not whole"),
