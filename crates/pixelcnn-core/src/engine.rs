@@ -212,15 +212,12 @@ pub trait Engine: Send + Sync {
 /// # Errors
 /// [`EngineError::Parameters`] with the first one that is not.
 pub fn expect_parameters(layout: &Layout, values: &[Vec<f32>]) -> Result<(), EngineError> {
-    for (i, parameter) in layout.parameters.iter().enumerate() {
-        let found = values.get(i).map_or(0, Vec::len);
-        if found != parameter.len() {
-            return Err(EngineError::Parameters {
-                name: parameter.name.clone(),
-                expected: parameter.len(),
-                found,
-            });
-        }
+    match layout.misfit(values) {
+        None => Ok(()),
+        Some((parameter, found)) => Err(EngineError::Parameters {
+            name: parameter.name.clone(),
+            expected: parameter.len(),
+            found,
+        }),
     }
-    Ok(())
 }

@@ -339,6 +339,15 @@ impl Layout {
         pass.layout
     }
 
+    /// The first parameter of which `values`, arrays in its order, have not the right number, and how
+    /// many they have.
+    pub fn misfit(&self, values: &[Vec<f32>]) -> Option<(&Parameter, usize)> {
+        let found = |i: usize| values.get(i).map_or(0, Vec::len);
+        let parameters = self.parameters.iter().enumerate();
+        let mut found = parameters.map(|(i, parameter)| (parameter, found(i)));
+        found.find(|(parameter, found)| parameter.len() != *found)
+    }
+
     /// Number of parameters.
     pub fn size(&self) -> usize {
         self.parameters.iter().map(Parameter::len).sum()

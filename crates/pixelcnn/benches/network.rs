@@ -25,7 +25,7 @@ use pixelcnn::engine::Engine;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, TrainState, Unrecorded};
+use pixelcnn::train::checkpoint::TrainState;
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::{epoch_order, next_step};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -120,23 +120,8 @@ fn of_images(images: &[u8]) -> Batch<'_> {
 
 /// A training run before its first step.
 fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
-    TrainState {
-        config: config.clone(),
-        step: 0,
-        epoch: 0,
-        position: 0,
-        learning_rate: TrainConfig::default().learning_rate,
-        seed: 1,
-        images_seen: 0,
-        seconds: 0.0,
-        last_evaluation: None,
-        best: None,
-        unrecorded: Unrecorded::default(),
-        run: None,
-        average: parameters.clone(),
-        parameters,
-        moments: Some(Moments::zeros(&Layout::new(config))),
-    }
+    let average = parameters.clone();
+    TrainState::new(config, &TrainConfig::default(), parameters, average)
 }
 
 /// An engine that has the arrays of a training run.

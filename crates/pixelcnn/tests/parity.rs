@@ -5,7 +5,7 @@
 use pixelcnn::device::Device;
 use pixelcnn::model::{self, Batch, Network};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, TrainState, Unrecorded};
+use pixelcnn::train::checkpoint::TrainState;
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::next_step;
 use pixelcnn::{ModelConfig, reference};
@@ -99,23 +99,7 @@ fn network(parameters: &[Vec<f32>]) -> Network {
 
 /// A training run before its first step.
 fn start(parameters: Vec<Vec<f32>>, average: Vec<Vec<f32>>) -> TrainState {
-    TrainState {
-        config: config(),
-        step: 0,
-        epoch: 0,
-        position: 0,
-        learning_rate: TrainConfig::default().learning_rate,
-        seed: 1,
-        images_seen: 0,
-        seconds: 0.0,
-        last_evaluation: None,
-        best: None,
-        unrecorded: Unrecorded::default(),
-        run: None,
-        parameters,
-        average,
-        moments: Some(Moments::zeros(&Layout::new(&config()))),
-    }
+    TrainState::new(&config(), &TrainConfig::default(), parameters, average)
 }
 
 #[test]

@@ -61,10 +61,14 @@ impl Compress {
         let (trained, files) = Trained::open_first(&self.files, "compress")?;
         let config = trained.model();
         let class = label(&trained, self.class.as_deref())?;
-        let (names, paths) = find(files)?;
+        let found = find(files)?;
         // Not even by force over what is about to be read.
         let output = self.output.canonicalize().ok();
-        if output.is_some() && paths.iter().any(|path| path.canonicalize().ok() == output) {
+        if output.is_some()
+            && found
+                .iter()
+                .any(|(_, path)| path.canonicalize().ok() == output)
+        {
             return Err(format!(
                 "`{}` is one of the pictures: choose another name",
                 self.output.display()
@@ -74,8 +78,8 @@ impl Compress {
         self.overwrite.prepare(&self.output)?;
         let shape = [config.height, config.width, config.channels];
         let (mut pictures, mut dropped, mut before) = (Vec::new(), DroppedCount::default(), 0);
-        for (name, path) in names.into_iter().zip(&paths) {
-            let picture = read_exactly(path, shape)?;
+        for (name, path) in found {
+            let picture = read_exactly(&path, shape)?;
             before += picture.file_bytes;
             // What is exact has nothing in its alpha channel.
             dropped += picture.dropped.beside_pixels();
@@ -149,13 +153,12 @@ pub fn progress(
 
 /// The pictures among the files and in the folders, hidden ones left out, with their names: a file's
 /// own, and of those in a folder the path from there, in the order of their bytes.
-fn find(files: &[PathBuf]) -> Result<(Vec<String>, Vec<PathBuf>)> {
-    let (mut names, mut paths) = (Vec::new(), Vec::new());
+fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
     for file in files {
         if !file.is_dir() {
             let folder = file.parent().unwrap_or(Path::new(""));
-            names.push(name(file, folder)?);
-            paths.push(file.clone());
+            found.push((name(file, folder)?, file.clone()));
             continue;
         }
         let Walk {
@@ -176,23 +179,23 @@ fn find(files: &[PathBuf]) -> Result<(Vec<String>, Vec<PathBuf>)> {
             inside.push((name(&path, file)?, path));
         }
         inside.sort();
-        let (mut inside_names, mut inside_paths) = inside.into_iter().unzip();
-        names.append(&mut inside_names);
-        paths.append(&mut inside_paths);
+        found.append(&mut inside);
     }
-    if paths.is_empty() {
+    if found.is_empty() {
         return Err(format!("no images: name {FORMATS} files, or folders of them").into());
     }
-    let distinct = distinct_names(names.clone());
-    for ((stored, name), path) in distinct.iter().zip(&names).zip(&paths) {
-        if stored != name {
+    let names = found.iter().map(|(name, _)| name.clone());
+    let distinct = distinct_names(names.collect());
+    for ((name, path), stored) in found.iter_mut().zip(distinct) {
+        if *name != stored {
             note(format_args!(
                 "{} is stored as {stored}, for there is another {name}",
                 path.display()
             ));
+            *name = stored;
         }
     }
-    Ok((distinct, paths))
+    Ok(found)
 }
 
 /// A file's path from a folder, with `/` between its parts.

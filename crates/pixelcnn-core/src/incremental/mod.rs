@@ -104,16 +104,12 @@ impl Evaluator {
     /// where no machine of this kind could have as much.
     pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Evaluator, EvaluatorError> {
         config.validate()?;
-        let layout = Layout::new(config).parameters;
-        for (i, parameter) in layout.iter().enumerate() {
-            let found = parameters.get(i).map_or(0, Vec::len);
-            if found != parameter.len() {
-                return Err(EvaluatorError::Parameters {
-                    name: parameter.name.clone(),
-                    expected: parameter.len(),
-                    found,
-                });
-            }
+        if let Some((parameter, found)) = Layout::new(config).misfit(parameters) {
+            return Err(EvaluatorError::Parameters {
+                name: parameter.name.clone(),
+                expected: parameter.len(),
+                found,
+            });
         }
         let program = Program::new(config).ok_or(EvaluatorError::Memory {
             images: 1,

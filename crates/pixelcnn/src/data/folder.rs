@@ -21,8 +21,6 @@ use crate::picture::{DroppedCount, FORMATS, is_picture};
 const HEADER_BYTES: u64 = 64 << 10;
 /// The marks at the ends of files are no longer than this.
 const END_BYTES: usize = 16;
-/// So many damaged pictures are named.
-const NAMED: usize = 10;
 /// Links that lead to links are followed so far.
 const MAX_LINKS: usize = 16;
 
@@ -54,7 +52,11 @@ pub(super) fn open(
             file,
             label: layout
                 .class(&listing.files[file])
-                .and_then(|class| classes.iter().position(|known| known == class))
+                .and_then(|class| {
+                    classes
+                        .binary_search_by(|known| known.as_str().cmp(class))
+                        .ok()
+                })
                 .map(|label| label as u32),
             kept: true,
         })
@@ -349,11 +351,18 @@ impl Listing {
         if (bytes.len() as u64) < len {
             bytes = read(0, len)?.0;
         }
-        match file::decode(&bytes, 3, Fit::Exact([header.height, header.width]), false) {
-            Ok(_) => Ok(header),
-            Err(Unread::Because(problem)) => Err(problem),
-            Err(other) => Err(format!("{other:?}")),
-        }
+        let size = [header.height, header.width];
+        file::decode(&bytes, 3, Fit::Exact(size), false)
+            .map(|_| header)
+            .map_err(changed)
+    }
+}
+
+/// Why a picture whose header was read before is not read.
+fn changed(unread: Unread) -> String {
+    match unread {
+        Unread::Because(problem) => problem,
+        _ => "its size has changed since it was opened".into(),
     }
 }
 
@@ -682,11 +691,7 @@ impl Pictures {
         });
         let damaged: Vec<String> = damaged.collect();
         if !damaged.is_empty() {
-            let damaged = Damaged {
-                pictures: chosen.len(),
-                count: damaged.len(),
-                first: damaged.into_iter().take(NAMED).collect(),
-            };
+            let damaged = Damaged::of(chosen.len(), damaged);
             if !config.skip_damaged {
                 return Err(DataError::Damaged(damaged));
             }
@@ -781,12 +786,8 @@ impl Pictures {
         let [height, width, channels] = self.shape;
         let (bytes, _) = self.listing.bytes(entry, 0, MAX_FILE)?;
         let fit = self.size.map_or(Fit::Exact([height, width]), Fit::Square);
-        file::decode(&bytes, channels, fit, false).map_err(|unread| {
-            let problem = match unread {
-                Unread::Because(problem) => problem,
-                _ => "its size has changed since it was opened".into(),
-            };
-            self.listing.failed(entry, problem)
-        })
+        file::decode(&bytes, channels, fit, false)
+            .map(|decoded| decoded.levels)
+            .map_err(|unread| self.listing.failed(entry, changed(unread)))
     }
 }

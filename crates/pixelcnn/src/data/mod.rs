@@ -236,6 +236,30 @@ pub struct Damaged {
     pub first: Vec<String>,
 }
 
+impl Damaged {
+    /// So many are named.
+    const NAMED: usize = 10;
+
+    fn of(pictures: usize, mut damaged: Vec<String>) -> Damaged {
+        let count = damaged.len();
+        damaged.truncate(Self::NAMED);
+        Damaged {
+            pictures,
+            count,
+            first: damaged,
+        }
+    }
+
+    /// Of two data sets together.
+    fn and(mut self, other: Damaged) -> Damaged {
+        self.pictures += other.pictures;
+        self.count += other.count;
+        self.first.extend(other.first);
+        self.first.truncate(Self::NAMED);
+        self
+    }
+}
+
 impl fmt::Display for Damaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Damaged {
@@ -337,14 +361,9 @@ impl Dataset {
     ) -> Result<(Self, Self), DataError> {
         let open = |split| Self::open(config, split, progress);
         match (open(Split::Train), open(Split::Test)) {
-            (Err(DataError::Damaged(mut train)), Err(DataError::Damaged(test)))
-                if train != test =>
-            {
-                train.pictures += test.pictures;
-                train.count += test.count;
-                train.first.extend(test.first);
-                train.first.truncate(10);
-                Err(DataError::Damaged(train))
+            // Where a part is held out, both are the same pictures.
+            (Err(DataError::Damaged(train)), Err(DataError::Damaged(test))) if train != test => {
+                Err(DataError::Damaged(train.and(test)))
             }
             (train, test) => Ok((train?, test?)),
         }

@@ -165,12 +165,17 @@ pub(crate) fn header(bytes: &[u8], whole: bool) -> Result<Header, String> {
         height,
         width,
         grey: !colour.has_color(),
-        dropped: Dropped {
-            alpha: alpha.unwrap_or(colour.has_alpha()),
-            depth: is_deep(colour),
-            ..Dropped::default()
-        },
+        dropped: of_pixels(alpha, colour),
     })
+}
+
+/// What of pixels is dropped; `alpha` knows better than the decoder where it is given.
+fn of_pixels(alpha: Option<bool>, colour: ColorType) -> Dropped {
+    Dropped {
+        alpha: alpha.unwrap_or(colour.has_alpha()),
+        depth: is_deep(colour),
+        ..Dropped::default()
+    }
 }
 
 /// Whether a file of these first and last bytes, `len` in all, surely ends where its format says. If
@@ -213,6 +218,14 @@ impl From<String> for Unread {
     }
 }
 
+/// A file's pixels [H, W, channels].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Decoded {
+    pub levels: Vec<u8>,
+    /// What of the pixels they leave out: alpha and depth.
+    pub dropped: Dropped,
+}
+
 /// Decodes a file to [H, W, channels]; `exactly` only if these pixels are all of the picture: 8 bits,
 /// nothing transparent and, for 1 channel, no colours.
 pub(crate) fn decode(
@@ -220,10 +233,11 @@ pub(crate) fn decode(
     channels: usize,
     fit: Fit,
     exactly: bool,
-) -> Result<Vec<u8>, Unread> {
+) -> Result<Decoded, Unread> {
     let format = format(bytes)?;
-    still(bytes, format)?;
+    let alpha = still(bytes, format)?;
     let mut decoder = decoder(bytes, format)?;
+    let dropped = of_pixels(alpha, decoder.color_type());
     let (orientation, size) = upright(&mut decoder);
     if let Fit::Exact(wanted) = fit
         && wanted != size
@@ -242,12 +256,12 @@ pub(crate) fn decode(
     if let (true, Some(loss)) = (exactly, loss(&image, channels)) {
         return Err(Unread::Lossy(loss));
     }
-    let pixels = match channels {
+    let levels = match channels {
         1 => fitted(image.into_luma8(), fit),
         _ => fitted(image.into_rgb8(), fit),
     };
     drop(one);
-    Ok(pixels)
+    Ok(Decoded { levels, dropped })
 }
 
 /// What of a picture its `u8` pixels would not tell, and what to do about it.

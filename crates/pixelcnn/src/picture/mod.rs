@@ -139,8 +139,8 @@ pub fn decode(
     };
     let [height, width, channels] = shape;
     let wanted = [height, width];
-    let levels = file::decode(bytes, channels, Fit::Exact(wanted), exactly);
-    let levels = levels.map_err(|unread| match unread {
+    let decoded = file::decode(bytes, channels, Fit::Exact(wanted), exactly);
+    let decoded = decoded.map_err(|unread| match unread {
         Unread::Size(found) => PictureError::Size {
             path: path.into(),
             found,
@@ -152,14 +152,13 @@ pub fn decode(
         },
         Unread::Because(reason) => unreadable(reason),
     })?;
-    let pixels = file::header(bytes, true).map_err(unreadable)?.dropped;
     let beside = file::beside_pixels(bytes).map_err(unreadable)?;
     Ok(Picture {
-        levels,
+        levels: decoded.levels,
         dropped: Dropped {
             profile: beside.profile,
             metadata: beside.metadata,
-            ..pixels
+            ..decoded.dropped
         },
         file_bytes: bytes.len() as u64,
     })

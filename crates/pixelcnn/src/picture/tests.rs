@@ -10,7 +10,7 @@ use image::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::picture::file::{decode, header, is_surely_whole};
+use crate::picture::file::{header, is_surely_whole};
 
 const SIZE: [usize; 2] = [6, 8];
 
@@ -36,6 +36,10 @@ const EVERY: [(ImageFormat, &str); 8] = [
     (ImageFormat::Pnm, "a.ppm"),
     (ImageFormat::Qoi, "a.qoi"),
 ];
+
+fn decode(bytes: &[u8], channels: usize, fit: Fit, exactly: bool) -> Result<Vec<u8>, Unread> {
+    file::decode(bytes, channels, fit, exactly).map(|decoded| decoded.levels)
+}
 
 fn exactly(bytes: &[u8], channels: usize) -> Result<Vec<u8>, Unread> {
     decode(bytes, channels, Fit::Exact(SIZE), true)

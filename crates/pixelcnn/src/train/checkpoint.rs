@@ -227,6 +227,32 @@ const SECOND: &str = "/adam_second";
 const MAX_HEADER: u64 = 32 << 20;
 
 impl TrainState {
+    /// A training before its first step, as `train` begins it; it belongs to no run yet.
+    pub fn new(
+        config: &ModelConfig,
+        train: &TrainConfig,
+        parameters: Vec<Vec<f32>>,
+        average: Vec<Vec<f32>>,
+    ) -> TrainState {
+        TrainState {
+            config: config.clone(),
+            step: 0,
+            epoch: 0,
+            position: 0,
+            learning_rate: train.learning_rate,
+            seed: train.seed,
+            images_seen: 0,
+            seconds: 0.0,
+            last_evaluation: None,
+            best: None,
+            unrecorded: Unrecorded::default(),
+            run: None,
+            parameters,
+            average,
+            moments: Some(Moments::zeros(&Layout::new(config))),
+        }
+    }
+
     /// Writes the state to the file at `path`, atomically; takes no memory to speak of.
     ///
     /// # Errors

@@ -15,7 +15,6 @@ use pixelcnn_core::engine::State;
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::network::Layout;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -466,25 +465,13 @@ fn new_state(
     let mut parameters = drawn.clone();
     let dropout = dropout(train, 0);
     initialise(model, &mut parameters, batch, dropout, device)?;
+    let average = match train.polyak_start {
+        PolyakStart::Initialised => parameters.clone(),
+        PolyakStart::Drawn => drawn,
+    };
     Ok(TrainState {
-        config: model.clone(),
-        step: 0,
-        epoch: 0,
-        position: 0,
-        learning_rate: train.learning_rate,
-        seed: train.seed,
-        images_seen: 0,
-        seconds: 0.0,
-        last_evaluation: None,
-        best: None,
-        unrecorded: Unrecorded::default(),
         run: Some(config.clone()),
-        average: match train.polyak_start {
-            PolyakStart::Initialised => parameters.clone(),
-            PolyakStart::Drawn => drawn,
-        },
-        parameters,
-        moments: Some(Moments::zeros(&Layout::new(model))),
+        ..TrainState::new(model, train, parameters, average)
     })
 }
 
