@@ -691,6 +691,10 @@ fn data_are_measured_whole_and_by_name() {
         &succeeds(folder, "eval own --data others --held-out 0.2"),
         "test: 1 image ",
     );
+    // As for a model card.
+    succeeds(folder, "export own --measure --data others -o card");
+    let card = fs::read_to_string(folder.join("card/README.md")).unwrap();
+    contains(&card, " on all 5 images of others |");
     succeeds(folder, "eval own --data others -o table.npz");
     let npz = npyz::npz::NpzArchive::open(folder.join("table.npz"));
     let mut npz = npz.unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::model::Network;
@@ -164,7 +164,8 @@ impl Export {
                 };
                 if self.measure {
                     let data = trained.data_or(&self.data)?;
-                    let images = Dataset::open(&data, Split::Test, &Opening::new())?;
+                    let split = self.data.hold_out().then_some(Split::Test);
+                    let (split, images) = trained.open_measured(&data, split, &Opening::new())?;
                     expect_images(model, &images)?;
                     catch_interrupts("leaving after this batch")?;
                     let rounded;
@@ -182,7 +183,12 @@ impl Export {
                     card.measured = Some(Measured {
                         bits_per_dim: figures.mean(),
                         standard_error: Some(figures.standard_error()),
-                        images: format!("{} test images of {}", images.len(), name(&data)),
+                        images: match split {
+                            Some(split) => {
+                                format!("{} {split} images of {}", images.len(), name(&data))
+                            }
+                            None => format!("all {} images of {}", images.len(), name(&data)),
+                        },
                     });
                 }
                 hub::export(&folder, model, parameters, &card)?;
