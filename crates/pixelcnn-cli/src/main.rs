@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use pixelcnn::data::DataError;
 use pixelcnn::device::on_threads;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 mod chart;
 mod commands;
@@ -120,13 +121,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let filter = EnvFilter::builder().parse(&cli.log);
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.map_err(|error| format!("--log {}: {error}", cli.log))?)
+    let shown = cli.log.parse::<Targets>();
+    let shown = shown.map_err(|error| format!("--log {}: {error}", cli.log))?;
+    let messages = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colours())
         // It would panic where standard error is gone.
-        .log_internal_errors(false)
+        .log_internal_errors(false);
+    tracing_subscriber::registry()
+        .with(messages.with_filter(shown))
         .init();
     match cli.command {
         Command::Train(train) => train.run(&cli.device),

@@ -44,6 +44,7 @@ pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod model;
+pub mod numpy;
 pub mod picture;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;

@@ -1,6 +1,6 @@
 //! `pixelcnn eval`.
 
-use std::io::{self, Cursor};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,13 +8,12 @@ use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, value_parser};
-use npyz::WriterBuilder;
-use npyz::npz::NpzWriter;
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
 use pixelcnn::model::Network;
+use pixelcnn::numpy::Npz;
 
 use crate::output::Overwrite;
 use crate::settings::DataFlags;
@@ -183,35 +182,13 @@ fn write_table(path: &Path, figures: &Evaluation, data: &Dataset) -> io::Result<
         }
         table.into_inner().map_err(|error| error.into_error())?
     } else {
-        let mut file = Cursor::new(Vec::new());
-        let mut npz = NpzWriter::new(&mut file);
-        let shape = [index.len() as u64];
-        add(&mut npz, "index", &shape, &index)?;
-        add(&mut npz, "label", &shape, &label)?;
-        add(&mut npz, "bits_per_dim", &shape, bits_per_dim)?;
-        // An array of texts has room for the longest in each place.
-        let longest = name.iter().map(|name| name.chars().count()).max();
-        let text = format!("<U{}", longest.unwrap_or(0).max(1)).parse();
-        let text = npyz::DType::Plain(text.map_err(io::Error::other)?);
-        let array = npz.array("name", Default::default())?;
-        let mut array = array.dtype(text).shape(&shape).begin_nd()?;
-        name.iter().try_for_each(|name| array.push(*name))?;
-        array.finish()?;
-        drop(npz);
-        file.into_inner()
+        let mut npz = Npz::new();
+        let shape = [index.len()];
+        npz.add("index", &shape, &index)?;
+        npz.add("label", &shape, &label)?;
+        npz.add("bits_per_dim", &shape, bits_per_dim)?;
+        npz.add_texts("name", &name)?;
+        npz.finish()?
     };
     atomic::write(path, |w| w.write_all(&file))
-}
-
-/// Adds an array to a .npz file.
-pub(super) fn add<T: npyz::AutoSerialize>(
-    npz: &mut NpzWriter<&mut Cursor<Vec<u8>>>,
-    name: &str,
-    shape: &[u64],
-    values: &[T],
-) -> io::Result<()> {
-    let array = npz.array(name, Default::default())?;
-    let mut array = array.default_dtype().shape(shape).begin_nd()?;
-    array.extend(values)?;
-    array.finish()
 }

@@ -1,18 +1,17 @@
 //! `pixelcnn sample`.
 
-use std::io::{self, Cursor};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, value_parser};
-use npyz::npz::NpzWriter;
 use pixelcnn::atomic;
 use pixelcnn::incremental::Evaluator;
+use pixelcnn::numpy::Npz;
 use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::sample::{Sampling, sample};
 
-use super::eval;
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, say};
 use crate::trained::Trained;
@@ -159,13 +158,12 @@ fn write_npz(
     images: &[u8],
     labels: Option<&[u32]>,
 ) -> io::Result<()> {
-    let mut file = Cursor::new(Vec::new());
-    let mut npz = NpzWriter::new(&mut file);
-    eval::add(&mut npz, "images", &shape.map(|n| n as u64), images)?;
+    let mut npz = Npz::new();
+    npz.add("images", &shape, images)?;
     if let Some(labels) = labels {
         let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
-        eval::add(&mut npz, "labels", &[labels.len() as u64], &labels)?;
+        npz.add("labels", &[labels.len()], &labels)?;
     }
-    drop(npz);
-    atomic::write(path, |w| w.write_all(file.get_ref()))
+    let file = npz.finish()?;
+    atomic::write(path, |w| w.write_all(&file))
 }

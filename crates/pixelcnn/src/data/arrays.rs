@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use npyz::npz::NpzArchive;
+use zip::ZipArchive;
+use zip::result::ZipError;
 
 use super::rows::{Bytes, Rows, read_at};
 use super::{DataError, Dataset, Images, MEMORY_LIMIT, Progress, Split, cache_dir, hold_out};
@@ -225,7 +226,9 @@ impl Default for Room {
 /// An open `.npz` file.
 pub(super) struct Npz {
     path: PathBuf,
-    zip: NpzArchive<BufReader<File>>,
+    zip: ZipArchive<BufReader<File>>,
+    /// The arrays', sorted.
+    names: Vec<String>,
     size: u64,
 }
 
@@ -233,13 +236,22 @@ impl Npz {
     pub fn open(path: &Path) -> Result<Npz, DataError> {
         let file = File::open(path).map_err(DataError::io(path))?;
         let size = file.metadata().map_err(DataError::io(path))?.len();
-        let zip = NpzArchive::new(BufReader::new(file)).map_err(|error| DataError::Array {
+        let damaged = |error: ZipError| DataError::Array {
             path: path.to_owned(),
             problem: format!("not a whole .npz file ({error}): it is cut off or damaged"),
-        })?;
+        };
+        let zip = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
+        let names: Vec<_> = zip
+            .file_names()
+            .collect::<Result<_, _>>()
+            .map_err(damaged)?;
+        let names = names.iter().filter_map(|name| name.strip_suffix(".npy"));
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort_unstable();
         Ok(Npz {
             path: path.to_owned(),
             zip,
+            names,
             size,
         })
     }
@@ -253,9 +265,7 @@ impl Npz {
 
     /// The arrays' names, sorted.
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.zip.array_names().map(str::to_owned).collect();
-        names.sort_unstable();
-        names
+        self.names.clone()
     }
 
     /// The arrays' names, types and shapes, for messages.
@@ -397,8 +407,7 @@ impl Npz {
         };
         let mut zipped = self
             .zip
-            .zip_archive()
-            .by_name(&npyz::npz::file_name_from_array_name(name))
+            .by_name(&format!("{name}.npy"))
             .map_err(|error| bad(format!("{name}: {error}: save it again with numpy.savez")))?;
         let header =
             Header::read(&mut zipped).map_err(|problem| bad(format!("{name}: {problem}")))?;
@@ -408,7 +417,7 @@ impl Npz {
             header,
             size: zipped.size(),
             compressed: zipped.compressed_size(),
-            start: zipped.data_start(),
+            start: zipped.data_start().unwrap_or(u64::MAX),
             file_size: self.size,
             data: Box::new(zipped),
         })

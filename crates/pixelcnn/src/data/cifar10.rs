@@ -10,13 +10,12 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use flate2::read::GzDecoder;
-use image::ImageReader;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::rows::{Bytes, Rows};
 use super::{DataError, Dataset, Images, Progress, Split, one_line};
-use crate::picture::DroppedCount;
+use crate::picture::{self, DroppedCount};
 
 const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const ARCHIVE_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
@@ -355,14 +354,11 @@ fn assemble(work: &Path) -> Result<(), String> {
     }
     for ((file, _), labels) in FILES.iter().zip(labels.chunks_exact(IMAGES_PER_FILE)) {
         let sheet = work.join(file.replace(".bin", ".png"));
-        let image = ImageReader::open(&sheet)
-            .map_err(|error| format!("{file}: {error}"))?
-            .decode()
-            .map_err(|error| format!("{file}: {error}"))?
-            .into_rgb8();
+        let image = picture::read(&sheet, [IMAGES_PER_FILE, PIXELS / 3, 3]);
+        let image = image.map_err(|error| error.to_string())?;
         // Each row of the sheet is one image, [H, W, C].
         let mut bytes = Vec::with_capacity(FILE_BYTES as usize);
-        for (label, pixels) in labels.iter().zip(image.as_raw().chunks_exact(PIXELS)) {
+        for (label, pixels) in labels.iter().zip(image.levels.chunks_exact(PIXELS)) {
             bytes.push(*label);
             for channel in 0..3 {
                 bytes.extend(pixels[channel..].iter().step_by(3));
@@ -477,16 +473,23 @@ mod tests {
         fs::write(dir.path().join(LABELS[1]), labels(9_999)).unwrap();
         assert!(assemble(dir.path()).unwrap_err().contains("59999 labels"));
         fs::write(dir.path().join(LABELS[1]), labels(10_000)).unwrap();
-        for (file, _) in FILES {
-            let sheet = image::RgbImage::from_fn(1024, 2, |x, y| image::Rgb([x as u8, y as u8, 7]));
-            sheet
-                .save(dir.path().join(file.replace(".bin", ".png")))
-                .unwrap();
-        }
+        let lay_down = |images: usize| {
+            let color = |x, y| image::Rgb([x as u8, y as u8, 7]);
+            let sheet = image::RgbImage::from_fn(1024, images as u32, color);
+            let path = |file: &str| dir.path().join(file.replace(".bin", ".png"));
+            sheet.save(path(FILES[0].0)).unwrap();
+            for (file, _) in &FILES[1..] {
+                fs::copy(path(FILES[0].0), path(file)).unwrap();
+            }
+        };
+        lay_down(9_999);
+        let error = assemble(dir.path()).unwrap_err();
+        assert!(error.contains("1024x9999"), "{error}");
+        lay_down(IMAGES_PER_FILE);
         assemble(dir.path()).unwrap();
         let bytes = fs::read(dir.path().join(FILES[2].0)).unwrap();
-        assert_eq!(bytes.len(), 2 * RECORD);
-        let second = &bytes[RECORD..];
+        assert_eq!(bytes.len() as u64, FILE_BYTES);
+        let second = &bytes[RECORD..2 * RECORD];
         assert_eq!(second[0], 1);
         assert_eq!(
             second[1..1025],

@@ -6,9 +6,10 @@ use std::io::{Cursor, Write};
 use std::ops::Range;
 
 use image::{DynamicImage, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
-use npyz::npz::NpzWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
 
 use super::arrays::Room;
 use super::*;
@@ -121,15 +122,13 @@ fn labels_npy(labels: &[i64]) -> Vec<u8> {
 
 fn npz(arrays: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    let mut writer = NpzWriter::new(&mut bytes);
+    let mut writer = ZipWriter::new(&mut bytes);
     for (name, array) in arrays {
-        writer
-            .zip_writer()
-            .start_file(format!("{name}.npy"), Default::default())
-            .unwrap();
-        writer.zip_writer().write_all(array).unwrap();
+        let options = SimpleFileOptions::default();
+        writer.start_file(format!("{name}.npy"), options).unwrap();
+        writer.write_all(array).unwrap();
     }
-    drop(writer);
+    writer.finish().unwrap();
     bytes.into_inner()
 }
 

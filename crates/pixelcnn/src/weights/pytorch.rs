@@ -318,6 +318,7 @@ fn read_zip<R: Read + Seek>(
     file.rewind()?;
     let mut archive = ZipArchive::new(file).map_err(zip_fault)?;
     let pickle = archive.file_names().find_map(|name| {
+        let name = name.ok()?;
         let root = name.strip_suffix("data.pkl")?;
         (root.ends_with('/') || root.is_empty()).then(|| root.to_owned())
     });
@@ -369,6 +370,7 @@ fn zip_fault(error: ZipError) -> Fault {
         ZipError::FileNotFound => Fault::Damaged("an entry of the archive is missing".into()),
         ZipError::InvalidArchive(reason) => Fault::Damaged(reason.into()),
         ZipError::UnsupportedArchive(reason) => Fault::Refused(reason.into()),
+        error => Fault::Refused(error.to_string()),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io::{Cursor, Write};
 
 use pixelcnn::weights::Tensor;
-use zip::write::FileOptions;
+use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// A value of Python's.
@@ -225,7 +225,7 @@ pub fn save(value: &Py) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     let mut archive = ZipWriter::new(&mut file);
     let mut put = |name: String, bytes: &[u8]| {
-        let stored = FileOptions::default().compression_method(CompressionMethod::Stored);
+        let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
         archive.start_file(name, stored).unwrap();
         archive.write_all(bytes).unwrap();
     };
@@ -236,7 +236,6 @@ pub fn save(value: &Py) -> Vec<u8> {
     }
     put("archive/version".into(), b"3\n");
     archive.finish().unwrap();
-    drop(archive);
     file.into_inner()
 }
 
