@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{Archive, CodingModel};
-use pixelcnn::model::draw_parameters;
+use pixelcnn::network::draw_parameters;
 
 static MODEL: LazyLock<CodingModel> = LazyLock::new(|| {
     let config = ModelConfig {

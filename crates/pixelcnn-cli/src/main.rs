@@ -1,28 +1,36 @@
 //! The program `pixelcnn`: train, evaluate and sample PixelCNN++ models.
 
+use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use pixelcnn::data::DataError;
+use pixelcnn::Stopped;
+use pixelcnn::compress::CompressError;
 use pixelcnn::device::on_threads;
+use pixelcnn::evaluate::EvaluateError;
+use pixelcnn::sample::DrawError;
+use pixelcnn::score::ScoreError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
+mod advice;
 mod chart;
 mod commands;
 mod drawing;
 mod heat;
+mod measuring;
 mod output;
 mod settings;
 mod terminal;
 mod trained;
 
+use advice::advice;
 use commands::{
     complete, completions, compress, decompress, eval, export, import, info, plot, sample, score,
     train,
 };
-use terminal::{Result, colours, note};
+use terminal::{INTERRUPTED, Result, colours, note};
 
 /// PixelCNN++: image models with exact likelihoods.
 ///
@@ -96,6 +104,10 @@ fn main() -> ExitCode {
     let threads = cli.threads.map_or(0, usize::from);
     let done = on_threads(threads, || {
         run(cli).unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
+            None if is_stop(&*error) => {
+                note("pixelcnn: interrupted: nothing was written");
+                ExitCode::from(INTERRUPTED)
+            }
             // Whoever read the results has read enough.
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Some(error) => {
@@ -105,11 +117,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
             None => {
-                let flag = match error.downcast_ref::<DataError>() {
-                    Some(DataError::Damaged(_)) => " with --skip-damaged",
-                    _ => "",
-                };
-                note(format_args!("pixelcnn: {error}{flag}"));
+                note(format_args!("pixelcnn: {error}{}", advice(&*error)));
                 ExitCode::FAILURE
             }
         })
@@ -118,6 +126,15 @@ fn main() -> ExitCode {
         note(format_args!("pixelcnn: --threads {threads}: {error}"));
         ExitCode::FAILURE
     })
+}
+
+/// Whether Ctrl-C stopped a command that has no state to save.
+fn is_stop(error: &(dyn Error + 'static)) -> bool {
+    error.is::<Stopped>()
+        || matches!(error.downcast_ref(), Some(DrawError::Stopped(_)))
+        || matches!(error.downcast_ref(), Some(EvaluateError::Stopped(_)))
+        || matches!(error.downcast_ref(), Some(ScoreError::Stopped(_)))
+        || matches!(error.downcast_ref(), Some(CompressError::Stopped(_)))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {

@@ -4,7 +4,7 @@ use std::path::{self, Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
-use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::train::config::{Difference, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::{ModelConfig, Nonlinearity};
 use serde::Deserialize;
@@ -487,6 +487,14 @@ pub fn with_presets_in_help(command: Command) -> Command {
                 _ => arg,
             }
         })
+    })
+}
+
+/// The name of a split.
+pub fn split() -> impl TypedValueParser<Value = Split> {
+    PossibleValuesParser::new(["train", "test"]).map(|name| match name.as_str() {
+        "train" => Split::Train,
+        _ => Split::Test,
     })
 }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{self, ExitCode};
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(unix)]
 use std::thread;
@@ -213,12 +213,6 @@ pub fn interrupted() -> ControlFlow<()> {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     }
-}
-
-/// What an interrupted command without a state to save ends with.
-pub fn left_off() -> ExitCode {
-    note("pixelcnn: interrupted: nothing was written");
-    ExitCode::from(INTERRUPTED)
 }
 
 /// A number with separators: `53,659,080`.

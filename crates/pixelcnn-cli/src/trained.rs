@@ -4,13 +4,15 @@
 use std::error::Error;
 use std::path::{self, Path, PathBuf};
 
-use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
 use pixelcnn::device::Device;
-use pixelcnn::model::Network;
-use pixelcnn::train::checkpoint::{CheckpointError, Checkpoints, TrainState};
+use pixelcnn::network::Network;
+use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
 use pixelcnn::train::config::RunConfig;
+use pixelcnn::train::state::TrainState;
 use pixelcnn::weights::hub;
+use pixelcnn::weights::safetensors::FileError;
+use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::{DataFlags, is_data_set};
 #[cfg(feature = "pretrained")]
@@ -41,7 +43,7 @@ pub struct Run {
 /// One set of weights with what they say of themselves.
 pub struct Exported {
     /// The weights.
-    pub weights: hub::Weights,
+    pub model: Model,
     /// What they were trained on, where that is a data set known by its name.
     data: Option<DataConfig>,
 }
@@ -72,29 +74,27 @@ impl Trained {
         };
         // The header alone tells that a file is no checkpoint: nothing large is read twice.
         match error.downcast_ref() {
-            Some(CheckpointError::NotACheckpoint { .. }) if path.is_file() => {
-                match hub::Weights::read(path) {
-                    Err(CheckpointError::NotACheckpoint { .. }) => Err(error),
-                    weights => Ok(Trained::exported(weights?)),
-                }
-            }
+            Some(FileError::NotACheckpoint { .. }) if path.is_file() => match hub::read(path) {
+                Err(FileError::NotACheckpoint { .. }) => Err(error),
+                model => Ok(Trained::exported(model?)),
+            },
             _ => Err(error),
         }
     }
 
-    fn exported(weights: hub::Weights) -> Trained {
-        let data = is_data_set(Path::new(&weights.card.data)).then(|| DataConfig {
-            data: weights.card.data.clone(),
+    fn exported(model: Model) -> Trained {
+        let data = is_data_set(Path::new(&model.card.data)).then(|| DataConfig {
+            data: model.card.data.clone(),
             ..DataConfig::default()
         });
-        Trained::Weights(Exported { weights, data }.into())
+        Trained::Weights(Exported { model, data }.into())
     }
 
     /// The model's shape.
     pub fn model(&self) -> &ModelConfig {
         match self {
             Trained::Run(run) => &run.state.config,
-            Trained::Weights(exported) => &exported.weights.config,
+            Trained::Weights(exported) => &exported.model.config,
         }
     }
 
@@ -102,7 +102,7 @@ impl Trained {
     pub fn step(&self) -> u64 {
         match self {
             Trained::Run(run) => run.state.step,
-            Trained::Weights(exported) => exported.weights.card.step,
+            Trained::Weights(exported) => exported.model.card.step,
         }
     }
 
@@ -110,7 +110,7 @@ impl Trained {
     pub fn kind(&self, raw: bool) -> &'static str {
         let averaged = match self {
             Trained::Run(_) => !raw,
-            Trained::Weights(exported) => exported.weights.card.averaged,
+            Trained::Weights(exported) => exported.model.card.averaged,
         };
         if averaged { "averaged" } else { "raw" }
     }
@@ -123,7 +123,7 @@ impl Trained {
             Trained::Weights(_) if raw => {
                 Err("--raw: the model has one set of weights: leave it out".into())
             }
-            Trained::Weights(exported) => Ok(&exported.weights.parameters),
+            Trained::Weights(exported) => Ok(&exported.model.weights),
         }
     }
 
@@ -169,7 +169,7 @@ impl Trained {
         split: Option<Split>,
         progress: &Opening,
     ) -> Result<(Option<Split>, Dataset)> {
-        let open = |data: &DataConfig, split| Dataset::open(data, split, progress);
+        let open = |data: &DataConfig, split| Dataset::open_with(data, split, progress);
         if split.is_some() || self.is_own(data) {
             let split = split.unwrap_or(Split::Test);
             return Ok((Some(split), open(data, split)?));
@@ -203,9 +203,7 @@ impl Trained {
             };
         }
         let names = match self.data() {
-            Some(data) => Dataset::open(data, Split::Test, &())?
-                .class_names()
-                .to_vec(),
+            Some(data) => Dataset::open(data, Split::Test)?.class_names().to_vec(),
             None => Vec::new(),
         };
         let number = names.iter().position(|name| name == class);
@@ -257,7 +255,7 @@ impl Run {
 #[cfg(feature = "pretrained")]
 fn shipped() -> Result<Trained> {
     note("using the shipped CIFAR-10 model (name a run to use another)");
-    Ok(Trained::exported(pixelcnn::pretrained::cifar10()?))
+    Ok(Trained::exported(Model::pretrained()?))
 }
 
 #[cfg(not(feature = "pretrained"))]

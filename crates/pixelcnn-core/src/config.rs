@@ -66,6 +66,7 @@ impl Default for ModelConfig {
 
 /// A configuration that no PixelCNN++ can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// Height or width is zero or not divisible by 4.
     #[error(

@@ -1,4 +1,4 @@
-//! The network's topology (paper, section 2 and figure 2), written once: [`pixelcnn`] walks it in
+//! The network's topology (paper, figure 2, sections 2.3 and 2.4), written once: [`pixelcnn`] walks it in
 //! the original's order and hands every layer to a [`Pass`], which gives it a meaning: shapes only
 //! ([`Layout`]), tensors on a device, or tensors with data-dependent initialisation.
 
@@ -96,7 +96,7 @@ pub struct Layer {
     pub init_scale: f32,
 }
 
-/// One gated resnet block (paper, section 2.5 and the original's `gated_resnet`):
+/// One gated resnet block (the original's `gated_resnet`; its dropout: paper, section 2.5):
 /// `x + split(conv_2(dropout(f(conv_1(f(x)) + nin(f(a))))) + h * hw)` gated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatedResnet {

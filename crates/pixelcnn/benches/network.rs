@@ -23,10 +23,10 @@ use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::{Device, on_threads};
 use pixelcnn::engine::Engine;
 use pixelcnn::kernels::pointwise::Dropout;
-use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::TrainState;
+use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{epoch_order, next_step};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -302,7 +302,7 @@ fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
 /// Writes `images` \[N, H, W, C\] (u8), the training images of CIFAR-10, and `order` \[EPOCHS, N\]
 /// (u32), the order in which each epoch of a run uses them.
 fn order(file: &Path, seed: u64, epochs: u64) -> Result<(), Box<dyn Error>> {
-    let data = Dataset::open(&DataConfig::default(), Split::Train, &())?;
+    let data = Dataset::open(&DataConfig::default(), Split::Train)?;
     let n = data.len();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     data.read(&(0..n).collect::<Vec<_>>(), &mut images, &mut labels)?;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use pixelcnn::ModelConfig;
 use pixelcnn::device::{Device, on_threads};
 use pixelcnn::incremental::Evaluator;
-use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
+use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::sample::{Rows, Sampling};
 
 const USAGE: &str = "usage: sampling [--size FILTERS/RESNET] [--batches N,...] [--short]";

@@ -20,8 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         data,
         ..DataConfig::default()
     };
-    let images = Dataset::open(&data, Split::Train, &())?;
-    let test = Dataset::open(&data, Split::Test, &())?;
+    let images = Dataset::open(&data, Split::Train)?;
+    let test = Dataset::open(&data, Split::Test)?;
     println!("{}", images.describe());
 
     let config = RunConfig {

@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
+use pixelcnn_core::incremental::Evaluator;
 
 use crate::random::{Purpose, generator};
-use crate::sample::{Progress, Rows, draw};
+use crate::sample::{DrawError, Progress, Rows, draw};
 
 /// What is completed.
 ///
@@ -31,7 +31,7 @@ pub struct Completion {
 /// [`sample`](crate::sample::sample).
 ///
 /// # Errors
-/// A class that the model does not have, or no memory.
+/// A class that the model does not have, no memory, or stopped.
 ///
 /// # Panics
 /// If the lengths disagree.
@@ -39,7 +39,7 @@ pub fn complete(
     evaluator: &Evaluator,
     completion: &Completion,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<Option<Vec<u8>>, EvaluatorError> {
+) -> Result<Vec<u8>, DrawError> {
     let config = evaluator.config();
     let (dims, variants) = (config.dims(), completion.variants);
     let n = completion.labels.len();

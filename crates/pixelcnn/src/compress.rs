@@ -59,6 +59,7 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic;
 use crate::picture::is_picture;
+use crate::progress::Stopped;
 use crate::sample::{side_by_side, useful_threads};
 
 const MAGIC: &[u8; 3] = b"pxc";
@@ -74,6 +75,7 @@ const CHECKSUM: usize = 3;
 
 /// Why images cannot be compressed, or not be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompressError {
     /// A class that the model does not have, or no memory.
     #[error(transparent)]
@@ -97,7 +99,7 @@ pub enum CompressError {
         problem: &'static str,
     },
     /// Not a `.pxc` file.
-    #[error("not a .pxc file: give one that `pixelcnn compress` made")]
+    #[error("not a .pxc file: choose one that was made as such")]
     NotPxc,
     /// A newer format.
     #[error(
@@ -126,10 +128,14 @@ pub enum CompressError {
         /// The system's reason.
         source: io::Error,
     },
+    /// `progress` said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// Why one image of a file cannot be decompressed; the others can be nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Damage {
     /// The file ends too early.
     #[error("lost: the file is cut off before it or in it")]
@@ -258,7 +264,7 @@ pub struct Picture {
 
 /// Compresses pictures, up to `batch_size` side by side: the bytes of a `.pxc` file. They are the
 /// same for any `batch_size`, number of threads (those of rayon) and vector instructions.
-/// `progress` is told how many pixels of all pictures are done and can stop, which gives `None`.
+/// `progress` is told how many pixels of all pictures are done and can stop it.
 ///
 /// # Errors
 /// [`CompressError::Name`], [`CompressError::Levels`] and [`CompressError::Evaluator`].
@@ -267,7 +273,7 @@ pub fn compress(
     pictures: &[Picture],
     batch_size: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<u8>>, CompressError> {
+) -> Result<Vec<u8>, CompressError> {
     let config = model.config();
     check_names(pictures.iter().map(|picture| picture.name.as_str()))?;
     for Picture { name, levels, .. } in pictures {
@@ -287,15 +293,12 @@ pub fn compress(
         let coded = model
             .codec(batch.len())
             .encode(&labels, &levels, &mut rows)?;
-        let Some(coded) = coded else {
-            return Ok(None);
-        };
-        streams.extend(coded);
+        streams.extend(coded.ok_or(Stopped)?);
         done += config.height * config.width * batch.len();
     }
     let mut file = front(model, pictures, &streams);
     streams.iter().for_each(|stream| file.extend(stream));
-    Ok(Some(file))
+    Ok(file)
 }
 
 /// Writes the bytes of a `.pxc` file to `path`, atomically.
@@ -666,7 +669,7 @@ impl<R: Read + Seek> Archive<R> {
         model: &CodingModel,
         images: &[usize],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Result<Vec<u8>, Damage>>>, CompressError> {
+    ) -> Result<Vec<Result<Vec<u8>, Damage>>, CompressError> {
         self.expect_model(model)?;
         let config = model.config();
         let mut whole = Vec::new();
@@ -684,14 +687,13 @@ impl<R: Read + Seek> Archive<R> {
         let streams: Vec<&[u8]> = whole.iter().map(|(.., stream)| &stream[..]).collect();
         let mut rows = |rows| progress(rows * config.width * images.len());
         let codec = model.codec(streams.len());
-        let Some(decoded) = codec.decode(&labels, &streams, &mut rows)? else {
-            return Ok(None);
-        };
+        let decoded = codec.decode(&labels, &streams, &mut rows)?;
+        let decoded = decoded.ok_or(Stopped)?;
         for ((place, entry, _), levels) in whole.iter().zip(decoded) {
             let levels = levels.filter(|levels| entry.is(levels));
             results[*place] = levels.ok_or(Damage::Altered);
         }
-        Ok(Some(results))
+        Ok(results)
     }
 
     /// Checks that a model is the one that made the file.

@@ -5,13 +5,12 @@ use std::ops::ControlFlow;
 use pixelcnn_core::ModelConfig;
 
 use crate::data::{DataError, Dataset};
-use crate::model::{Batch, EngineError, Network};
+use crate::network::{Batch, EngineError, Network};
+use crate::progress::{Stopped, go_on};
 
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{data}: the model takes {model}: choose other images, or --size, or train a model on these"
-)]
+#[error("{data}: the model takes {model}: choose other images, or train a model on these")]
 pub struct WrongImages {
     /// What the images are.
     pub data: String,
@@ -57,6 +56,9 @@ pub enum EvaluateError {
     /// They are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// `progress` said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// The likelihood of a set of images under a model.
@@ -94,44 +96,41 @@ impl Evaluation {
 
 /// Evaluates the first `images` images of a data set (at most all of them), `batch_size` at a time,
 /// the last batch smaller where the number does not divide. `progress` sees what is evaluated so
-/// far after every batch and can stop, which gives `None`.
+/// far after every batch and can stop it.
 ///
 /// # Errors
-/// Where images can't be read or are not what the network takes.
+/// Where images can't be read or are not what the network takes, or stopped.
 pub fn evaluate(
     network: &Network,
     data: &Dataset,
     images: usize,
     batch_size: usize,
     progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
-) -> Result<Option<Evaluation>, EvaluateError> {
+) -> Result<Evaluation, EvaluateError> {
     let count = images.min(data.len());
     let mut evaluation = Evaluation::default();
-    let done = in_batches(data, 0..count, batch_size, |batch| {
+    in_batches(data, 0..count, batch_size, |batch| {
         evaluation.add(network, batch)?;
-        Ok::<_, EvaluateError>(progress(&evaluation))
+        Ok::<_, EvaluateError>(go_on(progress(&evaluation))?)
     })?;
-    Ok(done.is_continue().then_some(evaluation))
+    Ok(evaluation)
 }
 
-/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time, until it breaks.
+/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time.
 pub(crate) fn in_batches<E: From<DataError>>(
     data: &Dataset,
     indices: impl IntoIterator<Item = usize>,
     batch_size: usize,
-    mut each: impl FnMut(Batch) -> Result<ControlFlow<()>, E>,
-) -> Result<ControlFlow<()>, E> {
+    mut each: impl FnMut(Batch) -> Result<(), E>,
+) -> Result<(), E> {
     let indices: Vec<usize> = indices.into_iter().collect();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     for indices in indices.chunks(batch_size.max(1)) {
         data.read(indices, &mut images, &mut labels)?;
-        let batch = Batch {
+        each(Batch {
             images: &images,
             labels: &labels,
-        };
-        if each(batch)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
+        })?;
     }
-    Ok(ControlFlow::Continue(()))
+    Ok(())
 }

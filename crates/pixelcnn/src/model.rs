@@ -1,118 +1,129 @@
-//! A model's parameters at work: likelihoods and logits of batches; and the parameters before the
-//! first step.
+//! A trained model in one hand: its shape, its weights and what is known of them.
+//!
+//! ```
+//! use pixelcnn::Model;
+//! use pixelcnn::sample::Sampling;
+//!
+//! # #[cfg(feature = "pretrained")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::pretrained()?; // or Model::open a run, a checkpoint or weights of elsewhere
+//! // Two images, u8 [2, 32, 32, 3], and how unlikely the model finds them.
+//! let images = model.sample(&Sampling::of(2, 1))?;
+//! for bits in model.bits_per_dim(&images, &[])? {
+//!     println!("{bits:.2} bits/dim");
+//! }
+//! # assert_eq!(images.len(), 2 * 32 * 32 * 3);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "pretrained"))]
+//! # fn main() {}
+//! ```
+//!
+//! These methods run on the CPU and don't tell how far they are. Where that matters, or for another
+//! device, take what they are made of: [`Model::evaluator`] for [`sample`](crate::sample::sample()),
+//! [`complete`](crate::complete::complete()) and [`compress`](crate::compress::compress()),
+//! [`Model::network`] for [`evaluate`](crate::evaluate::evaluate()) and
+//! [`score`](crate::score::score()).
+
+use std::ops::ControlFlow;
 
 use pixelcnn_core::ModelConfig;
-use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::network::{Layout, ParameterKind};
-use rand_distr::{Distribution, Normal};
+use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 
+use crate::complete::{self, Completion};
+use crate::compress::{self, CodingModel, CompressError, Picture};
 use crate::device::Device;
-use crate::random::{Purpose, generator};
+use crate::network::{Batch, EngineError, Network};
+use crate::sample::{self, DrawError, Sampling};
+use crate::weights::hub::Card;
 
-pub use pixelcnn_core::engine::{Batch, Engine, EngineError};
+/// Images evaluated or compressed side by side.
+const SIDE_BY_SIDE: usize = 16;
 
-/// Deviation of the random directions `V` and class projections `hw`.
-const DEVIATION: f32 = 0.05;
-
-/// PixelCNN++ with its weights on a device.
-pub struct Network {
-    engine: Box<dyn Engine>,
+/// A trained model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its parameters, in the order of [`Layout`](pixelcnn_core::network::Layout).
+    pub weights: Vec<Vec<f32>>,
+    /// How they came about, and how good they are.
+    pub card: Card,
 }
 
-impl Network {
-    /// The network of `parameters`, in the layout's order, on the device.
+impl Model {
+    /// The network with the model's weights, for likelihoods of many images at a time.
     ///
     /// # Errors
-    /// Where the configuration or the parameters are not a model's.
-    pub fn new(
-        config: &ModelConfig,
-        parameters: &[Vec<f32>],
-        device: &Device,
-    ) -> Result<Network, EngineError> {
-        let mut engine = device.engine(config)?;
-        engine.load_weights(parameters)?;
-        Ok(Network { engine })
+    /// Where the weights are not those of the shape, or the device refuses.
+    pub fn network(&self, device: &Device) -> Result<Network, EngineError> {
+        Network::new(&self.config, &self.weights, device)
     }
 
-    /// The network of whatever weights an engine has.
-    pub(crate) fn of(engine: Box<dyn Engine>) -> Network {
-        Network { engine }
-    }
-
-    /// Who computes.
-    pub(crate) fn engine(&mut self) -> &mut dyn Engine {
-        &mut *self.engine
-    }
-
-    /// The model's shape.
-    pub fn config(&self) -> &ModelConfig {
-        self.engine.config()
-    }
-
-    /// See [`Engine::logits`].
+    /// The network pixel by pixel, for drawing and coding images.
     ///
     /// # Errors
-    /// Where the batch is not the model's, as for all below.
-    pub fn logits(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
-        self.engine.logits(batch)
+    /// Where the weights are not those of the shape.
+    pub fn evaluator(&self) -> Result<Evaluator, EvaluatorError> {
+        Evaluator::new(&self.config, &self.weights)
     }
 
-    /// See [`Engine::feature_maps`].
+    /// Draws images: u8 \[N, H, W, C\].
     ///
     /// # Errors
-    /// As [`Network::logits`].
-    pub fn feature_maps(&self, batch: Batch) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.engine.feature_maps(batch)
+    /// A class that the model does not have, or no memory.
+    pub fn sample(&self, sampling: &Sampling) -> Result<Vec<u8>, DrawError> {
+        sample::sample(&self.evaluator()?, sampling, &mut |_| go_on())
     }
 
-    /// See [`Engine::nats_per_image`].
+    /// Completes images of which a part is known: u8 \[N, variants, H, W, C\].
     ///
     /// # Errors
-    /// As [`Network::logits`].
-    pub fn nats_per_image(&self, batch: Batch) -> Result<Vec<f64>, EngineError> {
-        self.engine.nats_per_image(batch)
+    /// A class that the model does not have, or no memory.
+    ///
+    /// # Panics
+    /// If the completion's lengths disagree.
+    pub fn complete(&self, completion: &Completion) -> Result<Vec<u8>, DrawError> {
+        complete::complete(&self.evaluator()?, completion, &mut |_| go_on())
     }
 
-    /// See [`Engine::nats_per_pixel`].
+    /// Minus the log-likelihood of each image in nats (paper, section 2.1). `images` are u8
+    /// \[N, H, W, C\]; `labels` the class of each, or empty for an unconditional model.
     ///
     /// # Errors
-    /// As [`Network::logits`].
-    pub fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
-        self.engine.nats_per_pixel(batch)
+    /// Where they are not what the model takes.
+    pub fn nats(&self, images: &[u8], labels: &[u32]) -> Result<Vec<f64>, EngineError> {
+        let network = self.network(&Device::Cpu)?;
+        let mut nats = Vec::new();
+        for (n, images) in images.chunks(SIDE_BY_SIDE * self.config.dims()).enumerate() {
+            let rest = labels.get(n * SIDE_BY_SIDE..).unwrap_or_default();
+            let labels = &rest[..rest.len().min(SIDE_BY_SIDE)];
+            nats.extend(network.nats_per_image(Batch { images, labels })?);
+        }
+        Ok(nats)
+    }
+
+    /// The same in bits per dimension: nats / (ln 2 · H · W · C).
+    ///
+    /// # Errors
+    /// As [`Model::nats`].
+    pub fn bits_per_dim(&self, images: &[u8], labels: &[u32]) -> Result<Vec<f64>, EngineError> {
+        let nats = self.nats(images, labels)?;
+        let bits = nats.iter().map(|&nats| self.config.bits_per_dim(nats));
+        Ok(bits.collect())
+    }
+
+    /// Compresses pictures: the bytes of a `.pxc` file, which
+    /// [`Archive`](crate::compress::Archive) reads.
+    ///
+    /// # Errors
+    /// Where a picture is not of the model's size, or its name is none that a file can have.
+    pub fn compress(&self, pictures: &[Picture]) -> Result<Vec<u8>, CompressError> {
+        let model = CodingModel::new(&self.config, &self.weights)?;
+        compress::compress(&model, pictures, SIDE_BY_SIDE, &mut |_| go_on())
     }
 }
 
-/// Draws every parameter as the original does: `V` and `hw` from N(0, 0.05), `g` 1, `b` 0. They are
-/// drawn on the host, so that a seed means the same on every device.
-pub fn draw_parameters(config: &ModelConfig, seed: u64) -> Vec<Vec<f32>> {
-    let mut random = generator(seed, Purpose::Parameters, 0);
-    let normal = Normal::new(0.0, DEVIATION).expect("the deviation is finite");
-    Layout::new(config)
-        .parameters
-        .iter()
-        .map(|parameter| match parameter.kind {
-            ParameterKind::V | ParameterKind::Hw => {
-                let draws = normal.sample_iter(&mut random);
-                draws.take(parameter.len()).collect()
-            }
-            ParameterKind::G => vec![1.0; parameter.len()],
-            ParameterKind::B => vec![0.0; parameter.len()],
-        })
-        .collect()
-}
-
-/// Data-dependent initialisation: see [`Engine::initialise`].
-///
-/// # Errors
-/// Where the configuration, the parameters or the batch are not a model's.
-pub fn initialise(
-    config: &ModelConfig,
-    parameters: &mut [Vec<f32>],
-    batch: Batch,
-    dropout: Option<Dropout>,
-    device: &Device,
-) -> Result<Vec<f32>, EngineError> {
-    device
-        .engine(config)?
-        .initialise(parameters, batch, dropout)
+fn go_on() -> ControlFlow<()> {
+    ControlFlow::Continue(())
 }

@@ -9,7 +9,8 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use crate::device::Device;
-use crate::model::{Batch, EngineError, Network};
+use crate::network::{Batch, EngineError, Network};
+use crate::progress::{Stopped, go_on};
 use crate::random::{Purpose, generator};
 
 /// The original keeps its uniforms this far from 0 and 1, where the logistic is infinite.
@@ -32,6 +33,17 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+impl Sampling {
+    /// `count` images from the model itself; of a class-conditional model all of class 0.
+    pub fn of(count: usize, seed: u64) -> Sampling {
+        Sampling {
+            labels: vec![0; count],
+            temperature: 1.0,
+            seed,
+        }
+    }
+}
+
 /// How far images have come.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
@@ -43,17 +55,29 @@ pub struct Progress<'a> {
     pub images: &'a [u8],
 }
 
+/// Why images are not drawn.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DrawError {
+    /// A class that the model does not have, or no memory.
+    #[error(transparent)]
+    Evaluator(#[from] EvaluatorError),
+    /// `progress` said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
 /// Draws images, u8 \[N, H, W, C\], up to 64 at a time and in a gigabyte of memory if one image
 /// needs no more, on as many threads as rayon has or one where little work is to be shared.
-/// `progress` is told after every row and can stop, which gives `None`.
+/// `progress` is told after every row and can stop it.
 ///
 /// # Errors
-/// A class that the model does not have, or no memory.
+/// A class that the model does not have, no memory, or stopped.
 pub fn sample(
     evaluator: &Evaluator,
     sampling: &Sampling,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<Option<Vec<u8>>, EvaluatorError> {
+) -> Result<Vec<u8>, DrawError> {
     draw(evaluator, sampling.labels.len(), progress, |images| {
         Rows::new(evaluator, sampling, images)
     })
@@ -71,7 +95,7 @@ pub(crate) fn draw(
     count: usize,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     rows: impl Fn(Range<usize>) -> Result<Rows, EvaluatorError>,
-) -> Result<Option<Vec<u8>>, EvaluatorError> {
+) -> Result<Vec<u8>, DrawError> {
     let config = evaluator.config();
     let (height, width, dims) = (config.height, config.width, config.dims());
     let most = side_by_side(evaluator, SIDE_BY_SIDE);
@@ -90,12 +114,10 @@ pub(crate) fn draw(
                 total: count * height * width,
                 images: &images,
             };
-            if progress(progressed).is_break() {
-                return Ok(None);
-            }
+            go_on(progress(progressed))?;
         }
     }
-    Ok(Some(images))
+    Ok(images)
 }
 
 /// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\].

@@ -18,10 +18,12 @@ use zune_jpegxl::JxlSimpleEncoder;
 
 use crate::data::{DataError, Dataset};
 use crate::evaluate::{EvaluateError, Evaluation, in_batches};
-use crate::model::{EngineError, Network};
+use crate::network::{EngineError, Network};
+use crate::progress::{Stopped, go_on};
 
 /// Why there are no scores.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ScoreError {
     /// Images can't be read.
     #[error(transparent)]
@@ -41,6 +43,9 @@ pub enum ScoreError {
         /// What the encoder says.
         reason: String,
     },
+    /// `progress` said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// A lossless codec: the size of its file says how complex an image is.
@@ -143,22 +148,22 @@ impl Scores {
 }
 
 /// Scores the first `images` images of a data set (at most all of them), `batch_size` at a time.
-/// `progress` sees the scores so far after every batch and can stop, which gives `None`.
+/// `progress` sees the scores so far after every batch and can stop it.
 ///
 /// # Errors
-/// Where images can't be read or encoded, or are not what the network takes.
+/// Where images can't be read or encoded, or are not what the network takes, or stopped.
 pub fn score(
     network: &Network,
     data: &Dataset,
     images: usize,
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
-) -> Result<Option<Scores>, ScoreError> {
+) -> Result<Scores, ScoreError> {
     let count = images.min(data.len());
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();
-    let done = in_batches(data, 0..count, batch_size, |batch| {
+    in_batches(data, 0..count, batch_size, |batch| {
         scores.likelihood.add(network, batch)?;
         for codec in Codec::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
@@ -168,9 +173,9 @@ pub fn score(
             let bits = bits.collect::<Result<Vec<f64>, ScoreError>>()?;
             scores.complexity[codec as usize].extend(bits);
         }
-        Ok::<_, ScoreError>(progress(&scores))
+        Ok::<_, ScoreError>(go_on(progress(&scores))?)
     })?;
-    Ok(done.is_continue().then_some(scores))
+    Ok(scores)
 }
 
 /// An image, and where in it the bits are spent.
@@ -194,7 +199,7 @@ pub fn maps(
 ) -> Result<Vec<Map>, EvaluateError> {
     let config = network.config();
     let mut maps = Vec::new();
-    let _ = in_batches(data, indices.iter().copied(), batch_size, |batch| {
+    in_batches(data, indices.iter().copied(), batch_size, |batch| {
         let nats = network.nats_per_pixel(batch)?;
         let images = batch.images.chunks_exact(config.dims());
         let pixels = nats.chunks_exact(config.height * config.width);
@@ -207,7 +212,7 @@ pub fn maps(
                     .collect(),
             }
         }));
-        Ok::<_, EvaluateError>(ControlFlow::Continue(()))
+        Ok::<_, EvaluateError>(())
     })?;
     Ok(maps)
 }
@@ -243,7 +248,7 @@ mod tests {
     use crate::ModelConfig;
     use crate::data::{DataConfig, Split};
     use crate::evaluate::evaluate;
-    use crate::model::{Batch, draw_parameters};
+    use crate::network::{Batch, draw_parameters};
 
     fn noise(len: usize) -> Vec<u8> {
         let random = std::iter::successors(Some(7u32), |random| {
@@ -340,7 +345,7 @@ mod tests {
             data: path.into(),
             ..DataConfig::default()
         };
-        let data = Dataset::open(&data, Split::Test, &()).unwrap();
+        let data = Dataset::open(&data, Split::Test).unwrap();
         let config = ModelConfig {
             height: data.height(),
             width: data.width(),
@@ -359,10 +364,10 @@ mod tests {
             assert_eq!(scores.complexity[1].len(), count.min(3 * seen));
             ControlFlow::Continue(())
         });
-        let scores = scores.unwrap().unwrap();
+        let scores = scores.unwrap();
         let mut go_on = |_: &Evaluation| ControlFlow::Continue(());
         let evaluation = evaluate(&network, &data, count, 4, &mut go_on).unwrap();
-        assert_eq!(Some(&scores.likelihood), evaluation.as_ref());
+        assert_eq!(scores.likelihood, evaluation);
 
         let indices = [count - 1, 0];
         let (mut images, mut labels) = (Vec::new(), Vec::new());
@@ -398,6 +403,6 @@ mod tests {
         assert_ne!(before[pixel], after[pixel]);
 
         let stopped = score(&network, &data, count, 3, &mut |_| ControlFlow::Break(()));
-        assert!(stopped.unwrap().is_none());
+        assert!(matches!(stopped, Err(ScoreError::Stopped(_))));
     }
 }

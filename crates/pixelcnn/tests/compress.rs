@@ -8,7 +8,7 @@ use pixelcnn::compress::{Archive, CodingModel, CompressError, Picture, compress}
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::kernels::simd::{self, Level};
-use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
+use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::network::{Layout, ParameterKind};
 
 fn go_on(_: usize) -> ControlFlow<()> {
@@ -21,7 +21,7 @@ fn pictures(data: &str, n: usize) -> Vec<Picture> {
         data: data.into(),
         ..DataConfig::default()
     };
-    let data = Dataset::open(&config, Split::Test, &()).unwrap();
+    let data = Dataset::open(&config, Split::Test).unwrap();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     let all: Vec<usize> = (0..n.min(data.len())).collect();
     data.read(&all, &mut images, &mut labels).unwrap();
@@ -78,7 +78,7 @@ fn round_trip(
     for &((threads, size), level) in &ways {
         let model = model.clone().at(*level);
         let file = on_threads(threads, || compress(&model, pictures, size, &mut go_on));
-        files.push(file.unwrap().unwrap());
+        files.push(file.unwrap());
     }
     assert!(files.iter().all(|file| *file == files[0]));
     // The other way round, each with other instructions than it was compressed with.
@@ -88,10 +88,7 @@ fn round_trip(
             let mut archive = Archive::new(Cursor::new(&files[0])).unwrap();
             let all: Vec<usize> = (0..pictures.len()).collect();
             for which in all.chunks(size) {
-                let images = archive
-                    .decompress(&model, which, &mut go_on)
-                    .unwrap()
-                    .unwrap();
+                let images = archive.decompress(&model, which, &mut go_on).unwrap();
                 for (image, picture) in images.iter().zip(&pictures[which[0]..]) {
                     assert_eq!(image.as_ref(), Ok(&picture.levels), "{}", picture.name);
                 }
@@ -217,9 +214,7 @@ fn a_file_made_once_is_read_and_made_again() {
     let (config, model) = fixed_model();
     let pictures = fixed_pictures(&config);
     if std::env::var_os("PIXELCNN_MAKE_VECTOR").is_some() {
-        let file = compress(&model, &pictures, 64, &mut go_on)
-            .unwrap()
-            .unwrap();
+        let file = compress(&model, &pictures, 64, &mut go_on).unwrap();
         std::fs::write(path, file).unwrap();
     }
     let file = std::fs::read(path).unwrap();
@@ -230,12 +225,12 @@ fn a_file_made_once_is_read_and_made_again() {
         let model = model.clone().at(level);
         let mut archive = Archive::new(Cursor::new(&file)).unwrap();
         let images = archive.decompress(&model, &[0, 1, 2, 3, 4], &mut go_on);
-        let images = images.unwrap().unwrap();
+        let images = images.unwrap();
         for ((image, picture), entry) in images.iter().zip(&pictures).zip(archive.entries()) {
             assert_eq!((&entry.name, entry.class), (&picture.name, picture.class));
             assert_eq!(image.as_ref(), Ok(&picture.levels), "{level:?}");
         }
-        let again = compress(&model, &pictures, 2, &mut go_on).unwrap().unwrap();
+        let again = compress(&model, &pictures, 2, &mut go_on).unwrap();
         // Another deflate may make the index shorter; the streams are all that comes last.
         let streams: u64 = archive.entries().iter().map(|entry| entry.bytes).sum();
         let streams = |file: &[u8]| file[file.len() - streams as usize..].to_vec();
@@ -245,10 +240,7 @@ fn a_file_made_once_is_read_and_made_again() {
         assert_eq!(again.entries().len(), archive.entries().len());
     }
     let mut cut = Archive::new(Cursor::new(&file[..file.len() - 1])).unwrap();
-    let images = cut
-        .decompress(&model, &[3, 4], &mut go_on)
-        .unwrap()
-        .unwrap();
+    let images = cut.decompress(&model, &[3, 4], &mut go_on).unwrap();
     assert!(images[0].is_ok() && images[1].is_err());
     let newer = [&b"pxc\x02"[..], &file[4..]].concat();
     let refused = Archive::new(Cursor::new(newer)).unwrap_err();

@@ -35,3 +35,24 @@ fn the_example_trains_measures_and_samples() {
     );
     assert!(run.join("samples.png").exists());
 }
+
+#[test]
+#[cfg(feature = "pretrained")]
+fn the_examples_sample_and_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("samples.png");
+    let drawn = example("sample").arg(&picture).status();
+    assert!(drawn.unwrap().success());
+    let size = image::image_dimensions(&picture).unwrap();
+    assert_eq!(size, (4 * 32 + 3, 4 * 32 + 3));
+
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz");
+    let scored = example("score").arg(images).output().unwrap();
+    assert!(scored.status.success());
+    let told = String::from_utf8(scored.stdout).unwrap();
+    let bits = told.lines().map(|line| line.split(' ').nth(1).unwrap());
+    let bits: Vec<f64> = bits.map(|bits| bits.parse().unwrap()).collect();
+    let mean = bits.iter().sum::<f64>() / bits.len() as f64;
+    // As the shipped model's card says of the whole test set.
+    assert!((mean - 3.216).abs() < 0.2, "{mean}");
+}

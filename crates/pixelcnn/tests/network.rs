@@ -4,7 +4,7 @@
 use pixelcnn::device::Device;
 use pixelcnn::engine::{Engine, State};
 use pixelcnn::kernels::pointwise::Dropout;
-use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
+use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::{ModelConfig, Nonlinearity, reference};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

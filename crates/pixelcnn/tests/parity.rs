@@ -3,11 +3,11 @@
 //! meets (`golden_f64` is the original's source run in f64).
 
 use pixelcnn::device::Device;
-use pixelcnn::model::{self, Batch, Network};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::TrainState;
+use pixelcnn::network::{self, Batch, Network};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::next_step;
+use pixelcnn::train::state::TrainState;
 use pixelcnn::{ModelConfig, reference};
 use safetensors::{Dtype, SafeTensors};
 
@@ -112,7 +112,7 @@ fn data_dependent_initialisation() {
         labels: &[],
     };
     let mut parameters = f32s.parameters("before");
-    let out = model::initialise(&config(), &mut parameters, batch, None, &Device::Cpu).unwrap();
+    let out = network::initialise(&config(), &mut parameters, batch, None, &Device::Cpu).unwrap();
     let layout = Layout::new(&config());
     for (ours, parameter) in parameters.iter().zip(&layout.parameters) {
         let theirs = golden.values(&format!("after/{}", parameter.name));

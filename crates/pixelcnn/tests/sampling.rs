@@ -3,14 +3,15 @@
 
 use std::ops::ControlFlow;
 
+use pixelcnn::Stopped;
 use pixelcnn::complete::{Completion, complete};
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::incremental::Evaluator;
 use pixelcnn::kernels::simd::{self, Level};
 use pixelcnn::likelihood::{Mixture, from_level};
-use pixelcnn::model::{Batch, Network, draw_parameters, initialise};
-use pixelcnn::sample::{Progress, Rows, Sampling, sample, sample_by_passes};
+use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
+use pixelcnn::sample::{DrawError, Progress, Rows, Sampling, sample, sample_by_passes};
 use pixelcnn::{ModelConfig, Nonlinearity};
 
 /// Images of CIFAR-10, u8 [n, 32, 32, 3].
@@ -20,7 +21,7 @@ fn cifar10(n: usize) -> Vec<u8> {
         data: path.into(),
         ..DataConfig::default()
     };
-    let data = Dataset::open(&config, Split::Train, &()).unwrap();
+    let data = Dataset::open(&config, Split::Train).unwrap();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     let indices: Vec<usize> = (0..n).map(|i| i % data.len()).collect();
     data.read(&indices, &mut images, &mut labels).unwrap();
@@ -167,7 +168,7 @@ fn samples_are_those_of_one_pass_per_pixel() {
             temperature: 0.9,
             seed: 11,
         };
-        let drawn = sample(&evaluator, &sampling, &mut go_on).unwrap().unwrap();
+        let drawn = sample(&evaluator, &sampling, &mut go_on).unwrap();
         let go_on = &mut |_| ControlFlow::Continue(());
         let passes = sample_by_passes(&config, &parameters, &sampling, go_on);
         let passes = passes.unwrap().unwrap();
@@ -241,11 +242,9 @@ fn an_image_does_not_hang_on_those_beside_it() {
         last = done;
         ControlFlow::Continue(())
     };
-    let drawn = sample(&evaluator, &many, &mut progress).unwrap().unwrap();
+    let drawn = sample(&evaluator, &many, &mut progress).unwrap();
     assert_eq!(last, 70 * config.height * config.width);
-    let few = sample(&evaluator, &sampling(3), &mut go_on)
-        .unwrap()
-        .unwrap();
+    let few = sample(&evaluator, &sampling(3), &mut go_on).unwrap();
     assert_eq!(few, drawn[..few.len()]);
 
     let rows: Vec<Vec<u8>> = Rows::new(&evaluator, &many, 66..68).unwrap().collect();
@@ -257,8 +256,8 @@ fn an_image_does_not_hang_on_those_beside_it() {
         }
     }
 
-    let stopped = sample(&evaluator, &many, &mut |_| ControlFlow::Break(())).unwrap();
-    assert_eq!(stopped, None);
+    let stopped = sample(&evaluator, &many, &mut |_| ControlFlow::Break(()));
+    assert_eq!(stopped, Err(DrawError::Stopped(Stopped)));
     let wrong = Sampling {
         labels: vec![3],
         ..many
@@ -280,11 +279,7 @@ fn completions_keep_what_is_known_and_go_on_from_it() {
         temperature: 1.0,
         seed: 8,
     };
-    let run = |completion: &Completion| {
-        complete(&evaluator, completion, &mut go_on)
-            .unwrap()
-            .unwrap()
-    };
+    let run = |completion: &Completion| complete(&evaluator, completion, &mut go_on).unwrap();
 
     // All known but one: everything else stays.
     let one = run(&completion(&|pixel| pixel != 30, 3));

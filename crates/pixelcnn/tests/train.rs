@@ -8,9 +8,10 @@ use image::{Rgb, RgbImage};
 use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device;
-use pixelcnn::train::checkpoint::{Checkpoints, TrainState};
+use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::metrics::{self, Record};
+use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, train};
 use tempfile::TempDir;
 
@@ -84,7 +85,7 @@ impl Lab {
         observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Outcome, TrainError> {
         let config = self.config();
-        let open = |split| Dataset::open(&config.data, split, &()).unwrap();
+        let open = |split| Dataset::open(&config.data, split).unwrap();
         let (data, test) = (open(Split::Train), open(Split::Test));
         let start = Checkpoints::new(run.join("checkpoints")).latest().ok();
         let start = start.map(|(state, _)| state);
@@ -319,7 +320,7 @@ fn going_back_is_whole_at_once() {
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
     let back = TrainState::read(&checkpoints.list().unwrap()[1]).unwrap();
     let config = lab.config();
-    let open = |split| Dataset::open(&config.data, split, &()).unwrap();
+    let open = |split| Dataset::open(&config.data, split).unwrap();
     let device = device::parse("cpu").unwrap();
     let step = back.step;
     let mut stop = |_| ControlFlow::Break(());
@@ -343,7 +344,7 @@ fn a_new_run_does_not_take_the_place_of_another() {
     let lab = Lab::new();
     let run = lab.whole();
     let config = lab.config();
-    let open = |split| Dataset::open(&config.data, split, &()).unwrap();
+    let open = |split| Dataset::open(&config.data, split).unwrap();
     let device = device::parse("cpu").unwrap();
     let (data, test) = (open(Split::Train), open(Split::Test));
     let error = train(&run, &config, None, &data, &test, &device, &mut go_on).unwrap_err();

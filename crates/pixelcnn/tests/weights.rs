@@ -9,14 +9,15 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use pixelcnn::device::Device;
-use pixelcnn::model::{Batch, Network, draw_parameters};
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{Moments, Precision, TrainState, Unrecorded};
+use pixelcnn::network::{Batch, Network, draw_parameters};
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::next_step;
+use pixelcnn::train::state::{Moments, TrainState, Unrecorded};
+use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{
-    Fault, Imported, Tensor, Tensors, Unsaid, WeightsError, hub, import, npz, original, port,
-    pytorch, tensorflow,
+    Fault, Imported, Tensor, Tensors, Unsaid, WeightsError, hub, npz, original, port, pytorch,
+    tensorflow,
 };
 use pixelcnn::{ModelConfig, Nonlinearity};
 use rand::{RngExt, SeedableRng};
@@ -46,6 +47,15 @@ fn images(name: &str, count: usize) -> Vec<u8> {
     let tensors = SafeTensors::deserialize(&file).unwrap();
     let all = tensors.tensor("images_u8").unwrap().data().to_vec();
     all[..count * 8 * 8 * 3].to_vec()
+}
+
+fn trained(imported: Imported) -> TrainState {
+    TrainState::of(imported, &TrainConfig::default())
+}
+
+/// The training that goes on from a file.
+fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+    Ok(trained(pixelcnn::weights::read(path, unsaid)?))
 }
 
 /// The golden checkpoints were trained on images of 8x8.
@@ -119,7 +129,6 @@ fn of(config: &ModelConfig) -> Unsaid {
     Unsaid {
         size: Some([config.height, config.width]),
         nonlinearity: Some(config.nonlinearity),
-        ..Unsaid::default()
     }
 }
 
@@ -241,7 +250,7 @@ fn three_more_steps_equal_a_run_that_never_left() {
     let mut left = import(&golden(V1), &unsaid()).unwrap();
     let mut stayed = left.clone();
     three_steps(&mut left);
-    let variables = original::variables(&left, 128, 1).unwrap();
+    let variables = original::variables(left.optimized().unwrap(), 128, 1).unwrap();
     tensorflow::write_v2(folder.path(), "params_cifar.ckpt", variables).unwrap();
     let mut left = import(&folder.path().join("params_cifar.ckpt"), &unsaid()).unwrap();
     three_steps(&mut left);
@@ -278,13 +287,13 @@ fn exported_checkpoints_come_back_bit_for_bit() {
     };
     for (n, config) in [tiny(), grey, larger, relu].iter().enumerate() {
         let state = random_state(config, 7 * n as u64);
-        let variables = original::variables(&state, 128, 8).unwrap();
+        let variables = original::variables(state.optimized().unwrap(), 128, 8).unwrap();
         let name = format!("model-{n}");
         tensorflow::write_v2(folder.path(), &name, variables).unwrap();
         let again = import(&folder.path().join(&name), &of(config)).unwrap();
         assert_eq!(again, state);
 
-        let variables = original::variables(&state, 128, 8).unwrap();
+        let variables = original::variables(state.optimized().unwrap(), 128, 8).unwrap();
         let wholes = variables
             .iter()
             .filter(|v| matches!(v.values, tensorflow::Values::Int64(_)));
@@ -294,7 +303,8 @@ fn exported_checkpoints_come_back_bit_for_bit() {
         nr_classes: 3,
         ..tiny()
     };
-    let error = original::variables(&random_state(&conditional, 1), 12, 8).unwrap_err();
+    let error =
+        original::variables(random_state(&conditional, 1).optimized().unwrap(), 12, 8).unwrap_err();
     assert!(matches!(error, WeightsError::Gpus { .. }), "{error}");
 }
 
@@ -491,7 +501,7 @@ fn state_dicts_are_found_as_they_come() {
         for file in [save(&case), save_legacy(&case)] {
             let found = read_file(&file).unwrap_or_else(|error| panic!("{error}: {case:.300?}"));
             assert_eq!(found.unused, unused);
-            assert!(found.state == expected, "{case:.300?}");
+            assert!(trained(found) == expected, "{case:.300?}");
         }
     }
     expect_output(&expected, "pytorch_port/rgb_expected.safetensors", 4);
@@ -516,7 +526,7 @@ fn averages_beside_weights_are_theirs() {
     let alone = |tensors: &Tensors| {
         read_file(&save(&state_dict(tensors, str::to_owned)))
             .unwrap()
-            .state
+            .arrays
             .parameters
     };
     let expected = (alone(&weights), alone(&averages));
@@ -552,7 +562,7 @@ fn averages_beside_weights_are_theirs() {
         Py::Ordered(both("", "swa.")),
         Py::Ordered(averaged),
     ] {
-        let state = read_file(&save(&case)).unwrap().state;
+        let state = trained(read_file(&save(&case)).unwrap());
         assert!(state.parameters == expected.0, "{case:.300?}");
         assert!(state.average == expected.1, "{case:.300?}");
     }
@@ -715,7 +725,7 @@ fn weights_of_any_precision_come_in_single() {
         });
         let model = dict([("model", Py::Ordered(items.collect()))]);
         for file in [save(&model), save_legacy(&model)] {
-            let found = read_file(&file).unwrap().state;
+            let found = trained(read_file(&file).unwrap());
             let pairs = found.parameters.iter().flatten();
             let mut rounded = false;
             for (found, expected) in pairs.zip(expected.parameters.iter().flatten()) {
@@ -804,7 +814,7 @@ fn other_pickles_are_refused_by_name() {
 fn named(config: &ModelConfig) -> Tensors {
     let state = random_state(config, 3);
     let folder = tempfile::tempdir().unwrap();
-    let variables = original::variables(&state, 128, 8).unwrap();
+    let variables = original::variables(state.optimized().unwrap(), 128, 8).unwrap();
     tensorflow::write_v2(folder.path(), "model", variables).unwrap();
     tensorflow::read_v2(&folder.path().join("model"), &mut Vec::new()).unwrap()
 }
@@ -867,7 +877,10 @@ fn other_models_are_refused_by_name() {
     let mut alone = tensors.clone();
     alone.retain(|name, _| !name.starts_with("Variable") && !name.ends_with("Average"));
     let state = original::state(alone, &of(&tiny())).unwrap();
-    assert_eq!((state.step, &state.average), (0, &state.parameters));
+    assert_eq!(
+        (state.step, &state.arrays.average),
+        (0, &state.arrays.parameters)
+    );
 
     let elu = ModelConfig {
         nonlinearity: Nonlinearity::Elu,
@@ -876,7 +889,7 @@ fn other_models_are_refused_by_name() {
     let error = original::state(tensors, &of(&elu)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "is of a model with nonlinearity ConcatElu, not Elu: leave --nonlinearity out"
+        "is of a model with nonlinearity ConcatElu, not Elu"
     );
     let unsaid = Unsaid {
         nonlinearity: None,
@@ -1044,7 +1057,7 @@ fn the_hubs_layout_comes_back() {
         size: Some([32, 16]),
         ..Unsaid::default()
     });
-    assert!(size.ends_with("is of a model with image size 8x8, not 16x32: leave --image-size out"));
+    assert!(size.ends_with("is of a model with image size 8x8, not 16x32"));
     let config = folder.path().join("config.json");
     let text = fs::read_to_string(&config).unwrap();
     for (from, to) in [
@@ -1104,19 +1117,19 @@ fn half_precision_comes_back_rounded() {
     assert_eq!((again.step, again.moments), (0, Some(zeros)));
 
     // The file can stand alone, and any damage to it is found.
-    let weights = hub::Weights::parse(&file, "file").unwrap();
+    let weights = hub::parse(&file, "file").unwrap();
     assert_eq!(weights.card, card);
-    assert_eq!((&weights.config, &weights.parameters), (&config, &rounded));
+    assert_eq!((&weights.config, &weights.weights), (&config, &rounded));
     let mut random = ChaCha8Rng::seed_from_u64(1);
     for _ in 0..500 {
         let mut flipped = file.clone();
         flipped[random.random_range(0..file.len())] ^= 1 << random.random_range(0..8);
         // Some bits of the header mean nothing.
-        if let Ok(found) = hub::Weights::parse(&flipped, "file") {
+        if let Ok(found) = hub::parse(&flipped, "file") {
             assert_eq!(found, weights);
         }
         let cut = &file[..random.random_range(0..file.len())];
-        assert!(hub::Weights::parse(cut, "file").is_err());
+        assert!(hub::parse(cut, "file").is_err());
     }
 
     for value in [65520.0, -1e9, f32::INFINITY, f32::NAN] {
@@ -1219,7 +1232,7 @@ fn damage<T: PartialEq + std::fmt::Debug>(
 fn damaged_tensorflow_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let state = random_state(&tiny(), 1);
-    let mut variables = original::variables(&state, 128, 1).unwrap();
+    let mut variables = original::variables(state.optimized().unwrap(), 128, 1).unwrap();
     variables.truncate(30);
     tensorflow::write_v2(folder.path(), "x", variables).unwrap();
     let index = fs::read(folder.path().join("x.index")).unwrap();
@@ -1364,7 +1377,7 @@ fn full_size() {
     });
     state.parameters = parameters;
     let folder = std::env::temp_dir().join("pixelcnn-full-size");
-    let variables = original::variables(&state, 128, 8).unwrap();
+    let variables = original::variables(state.optimized().unwrap(), 128, 8).unwrap();
     tensorflow::write_v2(&folder, "params_cifar.ckpt", variables).unwrap();
     let start = std::time::Instant::now();
     let again = import(&folder.join("params_cifar.ckpt"), &Unsaid::default()).unwrap();
@@ -1379,7 +1392,7 @@ fn names_are_all_different() {
         ..tiny()
     };
     let state = random_state(&config, 1);
-    let variables = original::variables(&state, 8, 2).unwrap();
+    let variables = original::variables(state.optimized().unwrap(), 8, 2).unwrap();
     let by_name: BTreeMap<_, _> = variables.iter().map(|v| (&v.name, &v.shape)).collect();
     assert_eq!(by_name.len(), variables.len());
     // Labels of two GPUs, then Adam's count.

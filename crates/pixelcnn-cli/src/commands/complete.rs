@@ -11,7 +11,7 @@ use pixelcnn::incremental::Evaluator;
 use pixelcnn::picture::{DroppedCount, grid, read, write_png};
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, note_dropped, say};
+use crate::terminal::{Bar, Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
 /// The level at which missing pixels are shown.
@@ -154,11 +154,9 @@ impl Complete {
         };
         let evaluator = Evaluator::new(model, parameters)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let completed = complete(&evaluator, &completion, &mut progress(&mut bar, model))?;
+        let completed = complete(&evaluator, &completion, &mut progress(&mut bar, model));
         drop(bar);
-        let Some(completed) = completed else {
-            return Ok(left_off());
-        };
+        let completed = completed?;
         let speed = (n * variants) as f64 / start.elapsed().as_secs_f64();
 
         let mut rows = Vec::new();

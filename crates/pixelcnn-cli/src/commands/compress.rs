@@ -14,7 +14,7 @@ use pixelcnn::picture::{DroppedCount, FORMATS, read_exactly};
 use super::complete::label;
 use crate::output::Overwrite;
 use crate::terminal::{
-    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, left_off, note, say,
+    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
 };
 use crate::trained::Trained;
 
@@ -97,11 +97,9 @@ impl Compress {
         let model = CodingModel::new(config, trained.parameters(false)?)?;
         let start = Instant::now();
         let mut progress = progress(config, pictures.len(), 0);
-        let file = compress(&model, &pictures, self.batch_size.into(), &mut progress)?;
+        let file = compress(&model, &pictures, self.batch_size.into(), &mut progress);
         drop(progress);
-        let Some(file) = file else {
-            return Ok(left_off());
-        };
+        let file = file?;
         write(&self.output, &file)?;
         let raw = (pictures.len() * config.dims()) as f64;
         say(format_args!(

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
-use pixelcnn::compress::{Archive, CodingModel, Entry, png_names};
+use pixelcnn::compress::{Archive, CodingModel, CompressError, Entry, png_names};
 use pixelcnn::picture::{grid, read_exactly, write_png};
 
 use super::compress::progress;
@@ -110,16 +110,17 @@ impl Decompress {
         let (mut done, mut written) = (0, 0);
         for batch in images.chunks(model.side_by_side(self.batch_size.into())) {
             let mut progress = progress(config, images.len(), done);
-            let decompressed = archive
-                .decompress(&model, batch, &mut progress)
-                .map_err(named)?;
+            let decompressed = archive.decompress(&model, batch, &mut progress);
             drop(progress);
-            let Some(decompressed) = decompressed else {
-                note(format_args!(
-                    "pixelcnn: interrupted: {} written; the same command goes on",
-                    counted(written, "image")
-                ));
-                return Ok(ExitCode::from(INTERRUPTED));
+            let decompressed = match decompressed {
+                Err(CompressError::Stopped(_)) => {
+                    note(format_args!(
+                        "pixelcnn: interrupted: {} written; the same command goes on",
+                        counted(written, "image")
+                    ));
+                    return Ok(ExitCode::from(INTERRUPTED));
+                }
+                decompressed => decompressed.map_err(named)?,
             };
             for (&image, levels) in batch.iter().zip(decompressed) {
                 let name = &archive.entries()[image].name;

@@ -1,25 +1,20 @@
 //! `pixelcnn eval`.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device;
-use pixelcnn::evaluate::{Evaluation, evaluate, expect_images};
-use pixelcnn::model::Network;
+use pixelcnn::evaluate::{Evaluation, expect_images};
 use pixelcnn::numpy::Npz;
 
+use crate::measuring::measure;
 use crate::output::Overwrite;
-use crate::settings::DataFlags;
-use crate::terminal::{
-    Bar, Opening, Result, catch_interrupts, counted, interrupted, left_off, note_dropped, say,
-};
+use crate::settings::{DataFlags, split};
+use crate::terminal::{Opening, Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -72,14 +67,6 @@ Examples:
   pixelcnn eval runs/quick-1 --data photos --size 32
       how unusual other pictures are under the model";
 
-/// The name of a split.
-pub(super) fn split() -> impl TypedValueParser<Value = Split> {
-    PossibleValuesParser::new(["train", "test"]).map(|name| match name.as_str() {
-        "train" => Split::Train,
-        _ => Split::Test,
-    })
-}
-
 fn table(path: &str) -> std::result::Result<PathBuf, String> {
     match path.ends_with(".csv") || path.ends_with(".npz") {
         true => Ok(path.into()),
@@ -108,10 +95,7 @@ impl Eval {
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
         let batch_size = self.batch_size as usize;
-        let evaluation = measure(&network, &data, count, batch_size)?;
-        let Some(figures) = evaluation else {
-            return Ok(left_off());
-        };
+        let figures = measure(&network, &data, count, batch_size)?;
 
         let told = say(format_args!(
             "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
@@ -128,37 +112,6 @@ impl Eval {
         }
         told?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Evaluates the first `count` images of a data set and shows how far it is; none where Ctrl-C
-/// stopped it.
-pub fn measure(
-    network: &Network,
-    data: &Dataset,
-    count: usize,
-    batch_size: usize,
-) -> Result<Option<Evaluation>> {
-    Ok(evaluate(
-        network,
-        data,
-        count,
-        batch_size,
-        &mut progress(count),
-    )?)
-}
-
-/// Shows how far the evaluation of `count` images is, until Ctrl-C is pressed.
-pub fn progress(count: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
-    let (mut bar, start) = (Bar::new(), Instant::now());
-    move |so_far| {
-        let done = so_far.bits_per_dim.len();
-        bar.show(done as u64, count as u64, || {
-            let speed = done as f64 / start.elapsed().as_secs_f64();
-            let mean = so_far.mean();
-            format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
-        });
-        interrupted()
     }
 }
 

@@ -7,17 +7,17 @@ use clap::{Args, ValueEnum};
 use pixelcnn::data::{DataConfig, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
-use pixelcnn::model::Network;
-use pixelcnn::train::checkpoint::Precision;
+use pixelcnn::network::Network;
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::train::metrics::{self, Record};
 use pixelcnn::weights::hub::{Card, Measured};
+use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
-use super::eval::measure;
+use crate::measuring::measure;
 use crate::output::Overwrite;
 use crate::settings::DataFlags;
-use crate::terminal::{Opening, Result, catch_interrupts, left_off, say};
+use crate::terminal::{Opening, Result, catch_interrupts, say};
 use crate::trained::{Run, Trained};
 
 /// Write a model's weights for use elsewhere.
@@ -159,7 +159,7 @@ impl Export {
                     Trained::Run(run) => card(run, self.raw, precision),
                     Trained::Weights(exported) => Card {
                         precision,
-                        ..exported.weights.card.clone()
+                        ..exported.model.card.clone()
                     },
                 };
                 if self.measure {
@@ -177,9 +177,7 @@ impl Export {
                         false => parameters,
                     };
                     let network = Network::new(model, written, &device)?;
-                    let Some(figures) = measure(&network, &images, images.len(), 16)? else {
-                        return Ok(left_off());
-                    };
+                    let figures = measure(&network, &images, images.len(), 16)?;
                     card.measured = Some(Measured {
                         bits_per_dim: figures.mean(),
                         standard_error: Some(figures.standard_error()),
@@ -204,7 +202,8 @@ impl Export {
                 };
                 let train = run.config.as_ref().map(|config| &config.train);
                 let batch_size = train.unwrap_or(&TrainConfig::default()).batch_size;
-                let variables = original::variables(&run.state, batch_size, self.nr_gpu.into())?;
+                let variables =
+                    original::variables(run.state.optimized()?, batch_size, self.nr_gpu.into())?;
                 tensorflow::write_v2(&folder, checkpoint, variables)?;
                 checkpoint
             }

@@ -1,5 +1,6 @@
 //! `pixelcnn import`.
 
+use std::mem;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,9 +8,10 @@ use clap::Args;
 use pixelcnn::Nonlinearity;
 use pixelcnn::data::DataConfig;
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::weights::{self, Imported, Unsaid};
+use pixelcnn::train::folder;
+use pixelcnn::train::state::TrainState;
+use pixelcnn::weights::{self, Unsaid};
 
 use super::train::expect_new;
 use crate::settings::{DataFlags, nonlinearity, set};
@@ -111,16 +113,17 @@ impl Import {
             // Pictures resized to a side are for a model of that size.
             size: self.image_size.or(data.size.map(|side| [side; 2])),
             nonlinearity: self.nonlinearity,
+        };
+        let mut imported = weights::read(&self.file, &unsaid)?;
+        let unused = mem::take(&mut imported.unused);
+        let config = RunConfig {
+            model: imported.config.clone(),
+            data,
             train,
         };
-        let Imported { mut state, unused } = weights::read(&self.file, &unsaid)?;
-        let config = RunConfig {
-            model: state.config.clone(),
-            data,
-            train: unsaid.train,
-        };
+        let mut state = TrainState::of(imported, &config.train);
         state.run = Some(config.clone());
-        let _lock = checkpoint::lock(&self.output)?;
+        let _lock = folder::lock(&self.output)?;
         // Nobody has begun a run there in the meantime.
         expect_new(&self.output)?;
         checkpoints(&self.output).save(&state)?;

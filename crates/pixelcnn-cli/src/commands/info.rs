@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use pixelcnn::ModelConfig;
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::TrainState;
-use pixelcnn::weights::hub::Weights;
+use pixelcnn::train::state::TrainState;
+use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::{Settings, preset_name};
 use crate::terminal::{Result, duration, grouped, say};
@@ -48,7 +47,7 @@ impl Info {
         }
         match Trained::open(self.run.as_deref(), "info")? {
             Trained::Run(run) => show_run(&run)?,
-            Trained::Weights(exported) => show_weights(&exported.weights)?,
+            Trained::Weights(exported) => show_exported(&exported.model)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -74,10 +73,10 @@ fn show_run(run: &Run) -> Result {
     Ok(())
 }
 
-fn show_weights(weights: &Weights) -> Result {
-    let card = &weights.card;
+fn show_exported(exported: &Model) -> Result {
+    let card = &exported.card;
     say(format_args!("{}\n", card.name))?;
-    show_model(&weights.config)?;
+    show_model(&exported.config)?;
     say("training")?;
     line("data", &card.data)?;
     line("step", grouped(card.step))?;

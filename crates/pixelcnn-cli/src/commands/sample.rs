@@ -13,7 +13,7 @@ use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::sample::{Sampling, sample};
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::terminal::{Bar, Result, catch_interrupts, counted, left_off, say};
+use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
 use crate::trained::Trained;
 
 /// Frames of an animation.
@@ -100,11 +100,9 @@ impl Sample {
         };
         let evaluator = Evaluator::new(model, parameters)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let drawn = sample(&evaluator, &sampling, &mut progress(&mut bar, model))?;
+        let drawn = sample(&evaluator, &sampling, &mut progress(&mut bar, model));
         drop(bar);
-        let Some(drawn) = drawn else {
-            return Ok(left_off());
-        };
+        let drawn = drawn?;
         let speed = n as f64 / start.elapsed().as_secs_f64();
 
         write_png(&output, &grid(&drawn, shape, columns, GAP, scale)?)?;

@@ -6,21 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, value_parser};
+use pixelcnn::Stopped;
 use pixelcnn::atomic;
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
-use pixelcnn::model::Network;
+use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
 use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
 
-use super::eval::{progress, split};
 use crate::chart::{Chart, Series, Shape};
 use crate::heat::{self, Group};
+use crate::measuring::progress;
 use crate::output::{Overwrite, make_folder};
-use crate::settings::absolute;
+use crate::settings::{absolute, split};
 use crate::terminal::{
-    Opening, Result, catch_interrupts, counted, interrupted, left_off, note, note_dropped, say,
+    Opening, Result, catch_interrupts, counted, interrupted, note, note_dropped, say,
 };
 use crate::trained::Trained;
 
@@ -155,9 +156,7 @@ impl Score {
         make_folder(&output)?;
         let mut scored = Vec::new();
         for (name, data, count) in sets {
-            let Some(scores) = self.measure(&network, &data, count)? else {
-                return Ok(left_off());
-            };
+            let scores = self.measure(&network, &data, count)?;
             let corrected = scores.corrected(&Codec::ALL);
             scored.push(Scored {
                 name,
@@ -169,10 +168,7 @@ impl Score {
         let mut pictures = Vec::new();
         if let Some(n) = self.maps {
             for set in &scored {
-                let Some(groups) = self.groups(&network, set, n.into())? else {
-                    return Ok(left_off());
-                };
-                pictures.push(groups);
+                pictures.push(self.groups(&network, set, n.into())?);
             }
         }
 
@@ -254,7 +250,7 @@ impl Score {
     }
 
     /// Scores the first `count` images and shows how far it is; none where Ctrl-C stopped it.
-    fn measure(&self, network: &Network, data: &Dataset, count: usize) -> Result<Option<Scores>> {
+    fn measure(&self, network: &Network, data: &Dataset, count: usize) -> Result<Scores> {
         let mut progress = progress(count);
         let mut progress = |so_far: &Scores| progress(&so_far.likelihood);
         let batch_size = self.batch_size as usize;
@@ -299,8 +295,8 @@ impl Score {
         Ok(())
     }
 
-    /// The heat maps of the `n` most and least unusual images; none where Ctrl-C stopped it.
-    fn groups(&self, network: &Network, set: &Scored, n: usize) -> Result<Option<Vec<Group>>> {
+    /// The heat maps of the `n` most and least unusual images.
+    fn groups(&self, network: &Network, set: &Scored, n: usize) -> Result<Vec<Group>> {
         let most = set.most_unusual();
         let least: Vec<usize> = most.iter().rev().copied().collect();
         let mut groups = Vec::new();
@@ -311,13 +307,13 @@ impl Score {
                 let maps = maps(network, &set.data, indices, batch_size)?;
                 images.extend(indices.iter().map(|&image| set.caption(image)).zip(maps));
                 if interrupted().is_break() {
-                    return Ok(None);
+                    return Err(Stopped.into());
                 }
             }
             let title = format!("{title}: number, bits/dim (corrected)");
             groups.push(Group { title, images });
         }
-        Ok(Some(groups))
+        Ok(groups)
     }
 }
 

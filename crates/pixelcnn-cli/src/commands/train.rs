@@ -8,9 +8,11 @@ use clap::Args;
 use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device;
 use pixelcnn::network::Layout;
-use pixelcnn::train::checkpoint::{self, CheckpointError, TrainState};
+use pixelcnn::train::checkpoints::CheckpointError;
 use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
+use pixelcnn::train::folder;
 use pixelcnn::train::metrics::{self, Damaged, Recorded};
+use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError};
 
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
@@ -292,7 +294,7 @@ fn open_splits(data: &DataConfig) -> Result<(Dataset, Dataset)> {
 
 /// Checks that a folder is not there yet or has nothing of use.
 pub fn expect_new(run: &Path) -> Result {
-    match checkpoint::is_free(run) {
+    match folder::is_free(run) {
         Ok(true) => Ok(()),
         Ok(false) => Err(format!(
             "{}: already there and not an empty folder: choose another, \
@@ -402,7 +404,7 @@ impl Display<'_> {
                 });
             }
             Event::Sampled { path } => self.samples = Some(path),
-            Event::Saved { .. } => {}
+            _ => {}
         }
     }
 

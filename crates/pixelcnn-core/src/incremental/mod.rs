@@ -51,6 +51,7 @@ const TILES: usize = 8;
 
 /// Why nothing can be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvaluatorError {
     /// A configuration that no model can have.
     #[error(transparent)]

@@ -1,5 +1,5 @@
-//! The gated resnet block (paper, section 2.5) as one operation, forward and backward: between its
-//! convolutions nothing is kept for the backward pass that is cheap to compute again.
+//! The gated resnet block (the original's `gated_resnet`) as one operation, forward and backward:
+//! between its convolutions nothing is kept for the backward pass that is cheap to compute again.
 
 use super::conv::Conv;
 use super::pointwise::{

@@ -1,5 +1,5 @@
-//! What happens between the convolutions, value by value: the nonlinearity with its dropout, and
-//! the gate of a gated resnet block (paper, section 2.5). Nothing is saved for a backward pass: it
+//! What happens between the convolutions, value by value: the nonlinearity with its dropout (paper,
+//! section 2.5), and the gate of a gated resnet block. Nothing is saved for a backward pass: it
 //! computes again what it needs.
 
 use super::math::{exp, exp_m1_negative, sigmoid};

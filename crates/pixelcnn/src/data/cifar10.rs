@@ -90,7 +90,7 @@ pub(super) fn open(
     }
     let cache = cache.ok_or_else(|| DataError::NotFound {
         what: "the user's cache folder".into(),
-        help: "set PIXELCNN_CACHE, or give the folder of CIFAR-10 as --data-dir".into(),
+        help: "set PIXELCNN_CACHE, or name the folder of CIFAR-10 as data_dir".into(),
     })?;
     let home = cache.join("cifar10");
     if let Some(dir) = find(&home) {
@@ -371,6 +371,7 @@ fn assemble(work: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Silent;
     use super::*;
     use crate::data::DataConfig;
     use flate2::{Compression, write::GzEncoder};
@@ -409,11 +410,11 @@ mod tests {
             (FILE_BYTES, "SHA-256 differs"),
         ] {
             zeros(&path, len);
-            let error = open(Some(dir.path()), None, Split::Test, &()).unwrap_err();
+            let error = open(Some(dir.path()), None, Split::Test, &Silent).unwrap_err();
             assert!(matches!(error, DataError::Altered { .. }), "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }
-        let error = open(Some(dir.path()), None, Split::Train, &()).unwrap_err();
+        let error = open(Some(dir.path()), None, Split::Train, &Silent).unwrap_err();
         assert!(error.to_string().contains("data_batch_1.bin"), "{error}");
     }
 
@@ -508,12 +509,12 @@ mod tests {
             ..Default::default()
         };
         for (split, len, most) in [(Split::Train, 50_000, 333), (Split::Test, 10_000, 105)] {
-            let real = Dataset::open(&DataConfig::default(), split, &()).unwrap();
+            let real = Dataset::open(&DataConfig::default(), split).unwrap();
             assert_eq!(
                 real.describe(),
                 format!("CIFAR-10 {split}: {len} images 32x32x3, 10 classes")
             );
-            let sample = Dataset::open(&config, split, &()).unwrap();
+            let sample = Dataset::open(&config, split).unwrap();
             let all = |set: &Dataset, n: usize| {
                 let (mut images, mut labels) = (Vec::new(), Vec::new());
                 set.read(&(0..n).collect::<Vec<_>>(), &mut images, &mut labels)

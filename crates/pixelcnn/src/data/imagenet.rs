@@ -39,7 +39,7 @@ pub(super) fn open(
         what,
         help: format!(
             "download train_{side}x{side}.tar and valid_{side}x{side}.tar, or the npz batches, from \
-             {SITE} and put them in {} or give their folder as --data-dir",
+             {SITE} and put them in {} or name their folder as data_dir",
             dir.display()
         ),
     };

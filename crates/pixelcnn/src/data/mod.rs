@@ -7,7 +7,7 @@
 //! ```no_run
 //! use pixelcnn::data::{DataConfig, Dataset, Split};
 //!
-//! let test = Dataset::open(&DataConfig::default(), Split::Test, &())?;
+//! let test = Dataset::open(&DataConfig::default(), Split::Test)?;
 //! let (mut images, mut labels) = (Vec::new(), Vec::new());
 //! test.read(&[0, 17, 4], &mut images, &mut labels)?;
 //! assert_eq!(images.len(), 3 * test.height() * test.width() * test.channels());
@@ -106,7 +106,7 @@ impl Default for DataConfig {
 }
 
 /// Told what opening a data set is doing, since a download takes its time; the library prints
-/// nothing. `&()` ignores it.
+/// nothing.
 pub trait Progress {
     /// `done` bytes of `what` have arrived, of `total` where that is known.
     fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
@@ -119,10 +119,14 @@ pub trait Progress {
     }
 }
 
-impl Progress for () {}
+/// Tells nobody.
+struct Silent;
+
+impl Progress for Silent {}
 
 /// Why images could not be read; each in one line that says what to do.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// The configuration does not fit the data.
     #[error("{0}")]
@@ -155,7 +159,7 @@ pub enum DataError {
     #[error("{0}: replace or remove them, or skip them")]
     Damaged(Damaged),
     /// Pictures of different sizes.
-    #[error("{first} is {}x{}, {second} is {}x{}: give --size to crop and resize all to one size",
+    #[error("{first} is {}x{}, {second} is {}x{}: choose a size to crop and resize all to",
         first_size[1], first_size[0], second_size[1], second_size[0])]
     MixedSizes {
         /// A picture.
@@ -170,7 +174,7 @@ pub enum DataError {
     /// The model halves the sides twice.
     #[error(
         "{name}: images are {width}x{height}, the model needs sides divisible by 4 and \
-        at most {MAX_SIDE}: give --size to crop and resize pictures"
+        at most {MAX_SIDE}: choose a size to crop and resize pictures to"
     )]
     Sides {
         /// The data set.
@@ -205,8 +209,8 @@ pub enum DataError {
         problem: String,
     },
     /// CIFAR-10 could not be fetched from anywhere.
-    #[error("CIFAR-10 could not be fetched ({problem}): download {url} and unpack it in {}, or give \
-        its folder as --data-dir", target.display())]
+    #[error("CIFAR-10 could not be fetched ({problem}): download {url} and unpack it in {}, or name \
+        its folder as data_dir", target.display())]
     Fetch {
         /// What each attempt ran into.
         problem: String,
@@ -319,7 +323,15 @@ impl Dataset {
     ///
     /// # Errors
     /// Whatever is wrong with the configuration, the files or their contents, or the download.
-    pub fn open(
+    pub fn open(config: &DataConfig, split: Split) -> Result<Self, DataError> {
+        Self::open_with(config, split, &Silent)
+    }
+
+    /// Opens a split and tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_with(
         config: &DataConfig,
         split: Split,
         progress: &dyn Progress,
@@ -359,7 +371,7 @@ impl Dataset {
         config: &DataConfig,
         progress: &dyn Progress,
     ) -> Result<(Self, Self), DataError> {
-        let open = |split| Self::open(config, split, progress);
+        let open = |split| Self::open_with(config, split, progress);
         match (open(Split::Train), open(Split::Test)) {
             // Where a part is held out, both are the same pictures.
             (Err(DataError::Damaged(train)), Err(DataError::Damaged(test))) if train != test => {
@@ -416,7 +428,7 @@ impl Dataset {
         }
         match config.size {
             Some(size) if [height, width] != [size, size] => Err(DataError::Config(format!(
-                "{} has images of {width}x{height}: --size {size} works with folders and tars of pictures only",
+                "{} has images of {width}x{height}: size {size}: only pictures in folders and tars are resized",
                 self.name
             ))),
             _ if [height, width]

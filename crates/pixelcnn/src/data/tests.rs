@@ -29,12 +29,12 @@ fn sized(path: impl AsRef<Path>, size: usize) -> DataConfig {
 }
 
 fn open(config: &DataConfig, split: Split) -> Dataset {
-    Dataset::open(config, split, &()).unwrap()
+    Dataset::open(config, split).unwrap()
 }
 
 /// The error of opening it, which is one line.
 fn failure(config: &DataConfig, split: Split) -> DataError {
-    let error = Dataset::open(config, split, &()).unwrap_err();
+    let error = Dataset::open(config, split).unwrap_err();
     assert!(!error.to_string().contains('\n'), "{error}");
     error
 }
@@ -61,7 +61,7 @@ impl Progress for Notes {
 /// A split, and what is told while it is opened.
 fn open_told(config: &DataConfig, split: Split) -> (Dataset, String) {
     let notes = Notes::default();
-    let dataset = Dataset::open(config, split, &notes).unwrap();
+    let dataset = Dataset::open_with(config, split, &notes).unwrap();
     (dataset, notes.0.take().join("\n"))
 }
 
@@ -544,14 +544,14 @@ fn npy_arrays_that_are_not_images_are_refused() {
         Split::Train,
         DataError::Sides { .. },
         "4x6",
-        "--size"
+        "choose a size"
     );
     let path = folder.write("a.npy", npy("|u1", "(3, 4, 4)", &[0; 48]));
     assert_fails!(
         sized(&path, 8),
         Split::Train,
         DataError::Config(_),
-        "--size 8"
+        "size 8"
     );
     assert_eq!(open(&sized(&path, 4), Split::Train).len(), 2);
     let path = folder.write("a.npy", npy("|u1", "(0, 4, 4)", &[]));
@@ -843,12 +843,12 @@ fn npz_arrays_that_do_not_fit_in_memory_stay_in_files() {
     let stored = folder.write("stored.npz", stored_npz("x", &images_npy(20)));
     for path in [&packed, &stored] {
         let in_memory = read_all(&open(&config(path), Split::Train));
-        let in_file = super::arrays::open_npz(path, 0.1, Split::Train, no_room(), &()).unwrap();
+        let in_file = super::arrays::open_npz(path, 0.1, Split::Train, no_room(), &Silent).unwrap();
         assert_eq!(read_all(&in_file), in_memory);
     }
     // The stored one is read where it lies, the other one from a file without a name.
     assert_eq!(fs::read_dir(folder.path("cache")).unwrap().count(), 0);
-    let in_place = super::arrays::open_npz(&stored, 0.1, Split::Train, no_room(), &()).unwrap();
+    let in_place = super::arrays::open_npz(&stored, 0.1, Split::Train, no_room(), &Silent).unwrap();
     let mut bytes = fs::read(&stored).unwrap();
     bytes.truncate(300);
     fs::write(&stored, bytes).unwrap();
@@ -1043,7 +1043,7 @@ fn folders_of_splits() {
 /// A split's colours and labels, and what is told of opening it.
 fn opened(config: &DataConfig, split: Split) -> (Vec<u8>, Vec<u32>, String) {
     let notes = Notes::default();
-    let dataset = Dataset::open(config, split, &notes).unwrap();
+    let dataset = Dataset::open_with(config, split, &notes).unwrap();
     let (images, labels) = read_all(&dataset);
     let colours = images.iter().map(|image| image[0]).collect();
     (colours, labels, notes.0.into_inner().join("\n"))
@@ -1244,7 +1244,7 @@ fn pictures_have_one_size_and_suit_the_model() {
         DataError::MixedSizes { .. },
         "a.png is 4x4",
         "b.png is 8x4",
-        "--size"
+        "choose a size"
     );
     assert_eq!(open(&sized(folder.0.path(), 8), Split::Train).width(), 8);
 
@@ -1256,7 +1256,7 @@ fn pictures_have_one_size_and_suit_the_model() {
         Split::Train,
         DataError::Sides { .. },
         "30x28",
-        "--size"
+        "choose a size"
     );
     assert_eq!(open(&sized(folder.0.path(), 28), Split::Train).height(), 28);
 }
@@ -1445,7 +1445,7 @@ fn damaged_pictures_are_named() {
         folder.write(&format!("train/{i}.png"), "");
         folder.write(&format!("test/{i}.png"), "");
     }
-    let error = Dataset::open_splits(&folder.config(), &()).unwrap_err();
+    let error = Dataset::open_splits(&folder.config(), &Silent).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("24 of 25 pictures can't be read: "),
@@ -1463,7 +1463,7 @@ fn damaged_pictures_are_named() {
     huge[29..33].copy_from_slice(&crc.sum().to_be_bytes());
     folder.write("a.png", &huge);
     failure(&folder.config(), Split::Train);
-    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train, &())
+    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train)
         .and_then(|dataset| dataset.read(&[0], &mut Vec::new(), &mut Vec::new()))
         .unwrap_err();
     assert!(matches!(error, DataError::Damaged(_)), "{error}");
@@ -1473,7 +1473,7 @@ fn damaged_pictures_are_named() {
     crc.update(&huge[12..29]);
     huge[29..33].copy_from_slice(&crc.sum().to_be_bytes());
     folder.write("a.png", &huge);
-    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train, &())
+    let error = Dataset::open(&sized(folder.0.path(), 8), Split::Train)
         .and_then(|dataset| dataset.read(&[0], &mut Vec::new(), &mut Vec::new()))
         .unwrap_err();
     assert!(error.to_string().contains("more than 512 MiB"), "{error}");
@@ -1585,7 +1585,7 @@ fn links_in_a_tar_are_followed() {
         ..config(&tar)
     };
     let notes = Notes::default();
-    let dataset = Dataset::open(&all, Split::Train, &notes).unwrap();
+    let dataset = Dataset::open_with(&all, Split::Train, &notes).unwrap();
     let names: Vec<_> = (0..dataset.len())
         .filter_map(|i| dataset.image_name(i))
         .collect();
@@ -1650,7 +1650,7 @@ fn imagenet_as_pictures() {
         DataError::NotFound { .. },
         "valid_32x32.tar",
         "image-net.org",
-        "--data-dir"
+        "data_dir"
     );
     let picture = |i: u8| png(RgbImage::from_pixel(32, 32, Rgb([i, 1, 2])));
     let files: Vec<_> = (0..5)
@@ -1951,7 +1951,7 @@ fn what_imagenet64_lacks_is_named() {
 /// Opens and reads it whole: an error or data.
 fn survives(path: &Path) -> Result<(), TestCaseError> {
     for split in [Split::Train, Split::Test] {
-        let result = Dataset::open(&config(path), split, &()).and_then(|dataset| {
+        let result = Dataset::open(&config(path), split).and_then(|dataset| {
             let indices: Vec<usize> = (0..dataset.len().min(64)).collect();
             dataset.read(&indices, &mut Vec::new(), &mut Vec::new())
         });

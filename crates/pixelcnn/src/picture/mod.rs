@@ -14,6 +14,7 @@ use file::{Fit, MAX_FILE, Unread};
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PictureError {
     /// Not the images that the shape says.
     #[error(

@@ -191,6 +191,7 @@ pub struct RunConfig {
 
 /// A `config.toml` that can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunConfigError {
     /// Not read.
     #[error("cannot read `{path}`: {source}")]

@@ -56,6 +56,7 @@ impl Record {
 
 /// Why metrics can't be written or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MetricsError {
     /// The file system refuses.
     #[error("cannot write `{path}`: {source}: make room or choose another folder, then resume")]

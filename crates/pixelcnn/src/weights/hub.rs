@@ -1,7 +1,7 @@
 //! The layout of model hubs: a folder with `model.safetensors`, `config.json` and the model card
 //! `README.md`. The tensors are one set of weights under the original's names, in single or half
 //! precision. Among the metadata are the model and the card, with which the file can stand alone
-//! ([`Weights`]), and a checksum, which is checked where a file has it.
+//! ([`read`]), and a checksum, which is checked where a file has it.
 
 use std::fmt;
 use std::fs;
@@ -14,11 +14,11 @@ use pixelcnn_core::{ModelConfig, Nonlinearity};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Fault, Unsaid, WeightsError, original, write};
-use crate::train::checkpoint::{
-    CheckpointError, Described, Precision, TrainState, open_weights, parse_weights, read_weights,
-    write_weights,
+use super::safetensors::{
+    Described, FileError, Precision, open_weights, parse_weights, read_weights, write_weights,
 };
+use super::{Fault, Imported, Unsaid, WeightsError, original, write};
+use crate::model::Model;
 
 /// What `model_type` is in `config.json`.
 const MODEL_TYPE: &str = "pixelcnn++";
@@ -71,7 +71,7 @@ pub struct Card {
 /// Writes weights, their configuration and their card to a folder.
 ///
 /// # Errors
-/// [`WeightsError::Write`], [`WeightsError::Checkpoint`] where `parameters` are not the model's, or
+/// [`WeightsError::Write`], [`WeightsError::Safetensors`] where `parameters` are not the model's, or
 /// [`WeightsError::BeyondHalf`].
 pub fn export(
     folder: &Path,
@@ -122,45 +122,32 @@ pub fn rounded_to_half(
         .collect()
 }
 
-/// A set of weights that says what it is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Weights {
-    /// The model.
-    pub config: ModelConfig,
-    /// Its parameters, in the order of [`Layout`].
-    pub parameters: Vec<Vec<f32>>,
-    /// How they came about, and how good they are.
-    pub card: Card,
+/// Reads a `model.safetensors` of [`export`]; nothing beside it is needed.
+///
+/// # Errors
+/// Every [`FileError`] that concerns one file.
+pub fn read(path: &Path) -> Result<Model, FileError> {
+    model(open_weights(path)?, path)
 }
 
-impl Weights {
-    /// Reads a `model.safetensors` of [`export`]; nothing beside it is needed.
-    ///
-    /// # Errors
-    /// Every [`CheckpointError`] that concerns one file.
-    pub fn read(path: &Path) -> Result<Weights, CheckpointError> {
-        Weights::new(open_weights(path)?, path)
-    }
+/// Parses such a file in memory; `name` stands for it in errors.
+///
+/// # Errors
+/// Every [`FileError`] that concerns one file.
+pub fn parse(file: &[u8], name: &str) -> Result<Model, FileError> {
+    model(parse_weights(file, name)?, Path::new(name))
+}
 
-    /// Parses such a file in memory; `name` stands for it in errors.
-    ///
-    /// # Errors
-    /// Every [`CheckpointError`] that concerns one file.
-    pub fn parse(file: &[u8], name: &str) -> Result<Weights, CheckpointError> {
-        Weights::new(parse_weights(file, name)?, Path::new(name))
-    }
-
-    fn new((config, parameters, card): Described, path: &Path) -> Result<Weights, CheckpointError> {
-        let card = serde_json::from_str(&card).map_err(|_| CheckpointError::NotACheckpoint {
-            path: path.into(),
-            reason: "its metadata lack a valid `description`".into(),
-        })?;
-        Ok(Weights {
-            config,
-            parameters,
-            card,
-        })
-    }
+fn model((config, weights, card): Described, path: &Path) -> Result<Model, FileError> {
+    let card = serde_json::from_str(&card).map_err(|_| FileError::NotACheckpoint {
+        path: path.into(),
+        reason: "its metadata lack a valid `description`".into(),
+    })?;
+    Ok(Model {
+        config,
+        weights,
+        card,
+    })
 }
 
 impl Card {
@@ -255,18 +242,18 @@ pixelcnn import model.safetensors -o run{data}    # to train it on
 ///
 /// # Errors
 /// [`WeightsError`] where one of the files can't be used, or they don't fit each other or `unsaid`.
-pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
+pub fn import(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
     let beside = path.with_file_name("config.json");
     let alone = match beside.exists() {
         true => None,
-        false => match Weights::read(path) {
+        false => match read(path) {
             // Someone else's: its config.json is missing.
-            Err(CheckpointError::NotACheckpoint { .. }) => None,
+            Err(FileError::NotACheckpoint { .. }) => None,
             read => Some(read?),
         },
     };
     let (config, parameters) = match alone {
-        Some(weights) => (weights.config, weights.parameters),
+        Some(model) => (model.config, model.weights),
         None => {
             let config = read_config(&beside).map_err(WeightsError::file(&beside))?;
             let parameters = read_weights(path, &config)?;
@@ -274,7 +261,7 @@ pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> 
         }
     };
     expect(&config, unsaid).map_err(WeightsError::file(&beside))?;
-    Ok(original::assemble(config, parameters, None, None, unsaid))
+    Ok(original::assemble(config, parameters, None, None))
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig, Fault> {

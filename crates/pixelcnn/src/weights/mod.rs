@@ -1,14 +1,15 @@
 //! Weights in and out: what the original's TensorFlow code, its PyTorch port and model hubs store,
-//! read into a [`TrainState`], and written again for use elsewhere.
+//! read into one form, [`Imported`], and written again for use elsewhere.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`original`] | the original's names: the model that they tell of, a training state in them |
+//! | [`original`] | the original's names: the model that they tell of, all of a training in them |
 //! | [`tensorflow`] | TensorFlow's checkpoints, read in both forms, written in the current one |
 //! | `table` | the sorted table that both forms are made of |
 //! | [`pytorch`] | state dicts as `torch.save` writes them |
 //! | `pickle` | the part of Python's pickles that they need |
 //! | [`port`] | which of their tensors are a PyTorch model's, and the names of its layers |
+//! | [`safetensors`] | parameters in a file with a checksum |
 //! | [`hub`] | safetensors with a `config.json` and a model card |
 //! | [`npz`] | NumPy's archives |
 //!
@@ -21,6 +22,7 @@ pub mod original;
 mod pickle;
 pub mod port;
 pub mod pytorch;
+pub mod safetensors;
 mod table;
 pub mod tensorflow;
 
@@ -30,11 +32,11 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use pixelcnn_core::{ConfigError, Nonlinearity};
+use pixelcnn_core::engine::State;
+use pixelcnn_core::{ConfigError, ModelConfig, Nonlinearity};
 
 use crate::atomic;
-use crate::train::checkpoint::{CheckpointError, TrainState};
-use crate::train::config::TrainConfig;
+use safetensors::FileError;
 
 /// An array of numbers.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -97,6 +99,7 @@ fn numbers<const N: usize>(
 
 /// Why the contents of a file can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// The file system refuses to read.
     #[error("cannot be read: {0}")]
@@ -121,10 +124,10 @@ pub enum Fault {
         reason: String,
     },
     /// Two nonlinearities have the same shapes.
-    #[error("has weights that both elu and relu fit: say which with --nonlinearity")]
+    #[error("has weights that both elu and relu fit: say which nonlinearity it has")]
     Nonlinearity,
     /// What was said of the model is not so.
-    #[error("is of a model with {field} {found}, not {said}: leave --{} out", field.replace(' ', "-"))]
+    #[error("is of a model with {field} {found}, not {said}")]
     Contradiction {
         /// What was said.
         field: &'static str,
@@ -149,6 +152,7 @@ impl From<io::Error> for Fault {
 
 /// Why weights can't be imported or exported.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WeightsError {
     /// The file can't be used.
     #[error("`{path}` {fault}")]
@@ -160,7 +164,7 @@ pub enum WeightsError {
     },
     /// A safetensors file can't be used.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Safetensors(#[from] FileError),
     /// The file system refuses to write; what was there before still is.
     #[error("cannot write `{path}`: {source}: make room or choose another folder")]
     Write {
@@ -186,7 +190,7 @@ pub enum WeightsError {
     },
     /// A batch is not a whole number of images for each GPU.
     #[error(
-        "{batch_size} images in a batch can't be shared by {nr_gpu} GPUs: choose another --nr-gpu"
+        "{batch_size} images in a batch can't be shared by {nr_gpu} GPUs: choose another number of GPUs"
     )]
     Gpus {
         /// Images in a batch.
@@ -219,16 +223,17 @@ pub struct Unsaid {
     pub size: Option<[usize; 2]>,
     /// The nonlinearity; by default the only one that fits the shapes.
     pub nonlinearity: Option<Nonlinearity>,
-    /// How the model was trained: the learning rate and its decay give the rate of the next step,
-    /// the batch size the number of images seen.
-    pub train: TrainConfig,
 }
 
-/// What a file of weights gives.
+/// What a file of weights gives. Arrays are in the order of [`Layout`](pixelcnn_core::network::Layout).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// The training state.
-    pub state: TrainState,
+    /// The model.
+    pub config: ModelConfig,
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// The parameters, their averages and the optimizer's moments.
+    pub arrays: State,
     /// What else there is in the file, by name: an epoch, another optimizer's state, settings.
     pub unused: Vec<String>,
 }
@@ -248,7 +253,7 @@ pub struct Imported {
 /// and one tensor more.
 ///
 /// # Errors
-/// [`WeightsError::File`] or [`WeightsError::Checkpoint`]: never weights other than those stored,
+/// [`WeightsError::File`] or [`WeightsError::Safetensors`]: never weights other than those stored,
 /// as far as the format's checksums go (PyTorch's older form has none). A tensor that doesn't
 /// belong to the model is an error, and so are two models of which none has averages.
 pub fn read(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
@@ -260,25 +265,16 @@ pub fn read(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
             let mut file = open(path).map_err(&failed)?;
             match format(&mut file).map_err(&failed)? {
                 Format::Safetensors => {
-                    let state = hub::import(path, unsaid)?;
-                    return Ok(Imported { state, unused });
+                    return hub::import(path, unsaid);
                 }
                 Format::Table => tensorflow::v1(file, &mut unused),
                 Format::PyTorch => pytorch::read(file, &mut unused).and_then(port::to_original),
             }
         }
     };
-    let state = tensors.and_then(|tensors| original::state(tensors, unsaid));
-    let state = state.map_err(failed)?;
-    Ok(Imported { state, unused })
-}
-
-/// The training state that [`read`] finds.
-///
-/// # Errors
-/// As [`read`].
-pub fn import(path: &Path, unsaid: &Unsaid) -> Result<TrainState, WeightsError> {
-    Ok(read(path, unsaid)?.state)
+    let imported = tensors.and_then(|tensors| original::state(tensors, unsaid));
+    let imported = imported.map_err(failed)?;
+    Ok(Imported { unused, ..imported })
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, Fault> {

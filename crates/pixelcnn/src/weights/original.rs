@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use pixelcnn_core::engine::State;
 use pixelcnn_core::network::{Layout, Parameter};
 use pixelcnn_core::{ModelConfig, Nonlinearity};
 
 use super::tensorflow::{Values, Variable};
-use super::{Fault, Tensor, Tensors, Unsaid, WeightsError};
-use crate::train::checkpoint::{Moments, TrainState, Unrecorded};
+use super::{Fault, Imported, Tensor, Tensors, Unsaid, WeightsError};
 
 /// Behind a parameter's name that of its average.
 pub(super) const AVERAGE: &str = "/ExponentialMovingAverage";
@@ -218,13 +218,13 @@ fn without_scopes(tensors: Tensors) -> Result<Tensors, Fault> {
     Ok(named)
 }
 
-/// The training state that tensors under the original's names make, which may have a scope before
+/// What tensors under the original's names make, which may have a scope before
 /// them. Without averages these begin with the parameters, averages alone are also the parameters,
 /// and without Adam's state training begins at step 0.
 ///
 /// # Errors
 /// Where a tensor is missing, too many or of a wrong shape.
-pub fn state(tensors: Tensors, unsaid: &Unsaid) -> Result<TrainState, Fault> {
+pub fn state(tensors: Tensors, unsaid: &Unsaid) -> Result<Imported, Fault> {
     let mut tensors = without_scopes(tensors)?;
     let config = config(&tensors, unsaid)?;
     let layout = Layout::new(&config);
@@ -236,44 +236,38 @@ pub fn state(tensors: Tensors, unsaid: &Unsaid) -> Result<TrainState, Fault> {
     if let Some(name) = tensors.into_keys().next() {
         return Err(misfit(name, "is not part of the model"));
     }
-    Ok(assemble(config, parameters, average, optimizer, unsaid))
+    Ok(assemble(config, parameters, average, optimizer))
 }
 
-/// The state of a training from its parameters and what else there is of it.
+/// What a file gives, from its parameters and what else there is of a training.
 pub(super) fn assemble(
     config: ModelConfig,
     parameters: Vec<Vec<f32>>,
     average: Option<Vec<Vec<f32>>>,
-    optimizer: Option<(u64, Moments)>,
-    unsaid: &Unsaid,
-) -> TrainState {
-    let (step, moments) = optimizer.unwrap_or_else(|| (0, Moments::zeros(&Layout::new(&config))));
-    let train = &unsaid.train;
-    // As the original computes it, a product at a time.
-    let learning_rate = (0..step).fold(train.learning_rate, |rate, _| {
-        rate * train.learning_rate_decay
+    optimizer: Option<Adam>,
+) -> Imported {
+    let (step, [first, second]) = optimizer.unwrap_or_else(|| {
+        let zeros = || parameters.iter().map(|p| vec![0.0; p.len()]).collect();
+        (0, [zeros(), zeros()])
     });
-    TrainState {
+    Imported {
         config,
         step,
-        epoch: 0,
-        position: 0,
-        learning_rate,
-        seed: train.seed,
-        images_seen: step * train.batch_size as u64,
-        seconds: 0.0,
-        last_evaluation: None,
-        best: None,
-        unrecorded: Unrecorded::default(),
-        run: None,
-        average: average.unwrap_or_else(|| parameters.clone()),
-        parameters,
-        moments: Some(moments),
+        arrays: State {
+            average: average.unwrap_or_else(|| parameters.clone()),
+            parameters,
+            first,
+            second,
+        },
+        unused: Vec::new(),
     }
 }
 
+/// Steps taken, and the first and the second moments.
+pub(super) type Adam = (u64, [Vec<Vec<f32>>; 2]);
+
 /// The optimizer's variables that are floats, in creation order.
-fn optimizer(tensors: &mut Tensors, layout: &Layout) -> Result<Option<(u64, Moments)>, Fault> {
+fn optimizer(tensors: &mut Tensors, layout: &Layout) -> Result<Option<Adam>, Fault> {
     let order = |name: &str| match name {
         UNNAMED => Some(0),
         name => number(name, UNNAMED),
@@ -306,21 +300,37 @@ fn optimizer(tensors: &mut Tensors, layout: &Layout) -> Result<Option<(u64, Mome
         let reason = format!("is {next_step}, which is not Adam's number of a step");
         return Err(misfit(count, reason));
     }
-    Ok(Some((next_step as u64 - 1, Moments { first, second })))
+    Ok(Some((next_step as u64 - 1, [first, second])))
+}
+
+/// All that the original's checkpoints hold of a training; arrays are in the order of [`Layout`].
+#[derive(Debug, Clone, Copy)]
+pub struct Optimized<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// The parameters.
+    pub parameters: &'a [Vec<f32>],
+    /// Their Polyak average.
+    pub average: &'a [Vec<f32>],
+    /// Adam's running mean of the gradient.
+    pub first: &'a [Vec<f32>],
+    /// And of its square.
+    pub second: &'a [Vec<f32>],
 }
 
 /// A training state under the original's names; for a class-conditional model as the original
 /// trains it on `nr_gpu` GPUs that share batches of `batch_size`.
 ///
 /// # Errors
-/// [`WeightsError::NoMoments`], or [`WeightsError::Gpus`].
+/// [`WeightsError::Gpus`].
 pub fn variables(
-    state: &TrainState,
+    state: Optimized<'_>,
     batch_size: usize,
     nr_gpu: usize,
 ) -> Result<Vec<Variable<'_>>, WeightsError> {
-    let moments = state.moments.as_ref().ok_or(WeightsError::NoMoments)?;
-    let layout = Layout::new(&state.config);
+    let layout = Layout::new(state.config);
     let mut variables = Vec::new();
     let mut unnamed = 0;
     let mut unnamed = move || {
@@ -354,8 +364,8 @@ pub fn variables(
     });
     for (i, parameter) in layout.parameters.iter().enumerate() {
         for (name, values) in [
-            (unnamed(), &moments.second[i]),
-            (unnamed(), &moments.first[i]),
+            (unnamed(), &state.second[i]),
+            (unnamed(), &state.first[i]),
             (parameter.name.clone(), &state.parameters[i]),
             (format!("{}{AVERAGE}", parameter.name), &state.average[i]),
         ] {

@@ -1,5 +1,5 @@
-//! The shifted convolution (paper, section 2.5) and its transpose, forward and backward, on
-//! channels-last maps.
+//! The shifted convolution (the original's `down_shifted_conv2d`, `down_right_shifted_conv2d`) and
+//! its transpose, forward and backward, on channels-last maps.
 //!
 //! Nothing is copied into a padded or unrolled form: a register tile reads every pixel through a
 //! pointer per tap, which for a pixel outside the map points to zeros (the indirect convolution;

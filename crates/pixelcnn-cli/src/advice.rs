@@ -1,0 +1,47 @@
+//! Which flag to change where the library refuses: it speaks of settings, not of flags.
+
+use std::error::Error;
+
+use pixelcnn::data::DataError;
+use pixelcnn::evaluate::WrongImages;
+use pixelcnn::train::TrainError;
+use pixelcnn::weights::{Fault, WeightsError};
+
+/// What to add to an error's message.
+pub fn advice(error: &(dyn Error + 'static)) -> String {
+    let flag = match error.downcast_ref() {
+        Some(error) => of_data(error),
+        None if error.is::<WrongImages>() => Some("--size resizes pictures"),
+        None => None,
+    };
+    let flag = flag.or_else(|| match error.downcast_ref()? {
+        TrainError::NotANumber { .. } => Some("--learning-rate"),
+        TrainError::TooFewImages { .. } => Some("--batch-size"),
+        TrainError::Images(_) => Some("--size resizes pictures"),
+        TrainError::Data(error) => of_data(error),
+        _ => None,
+    });
+    let flag = flag.or_else(|| match error.downcast_ref()? {
+        WeightsError::Gpus { .. } => Some("--nr-gpu"),
+        WeightsError::File { fault, .. } => match fault {
+            Fault::Nonlinearity => Some("--nonlinearity"),
+            Fault::Contradiction { field, .. } if *field == "nonlinearity" => {
+                Some("leave --nonlinearity out")
+            }
+            Fault::Contradiction { .. } => Some("leave --image-size out"),
+            _ => None,
+        },
+        _ => None,
+    });
+    flag.map(|flag| format!(" ({flag})")).unwrap_or_default()
+}
+
+fn of_data(error: &DataError) -> Option<&'static str> {
+    match error {
+        DataError::Damaged(_) => Some("--skip-damaged"),
+        DataError::MixedSizes { .. } | DataError::Sides { .. } => Some("--size"),
+        DataError::NotFound { help, .. } if help.contains("data_dir") => Some("--data-dir"),
+        DataError::Fetch { .. } => Some("--data-dir"),
+        _ => None,
+    }
+}

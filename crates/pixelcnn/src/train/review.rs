@@ -1,0 +1,152 @@
+//! What is done at the end of an epoch: the evaluation and the samples.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use pixelcnn_core::incremental::Evaluator;
+
+use super::checkpoints::Checkpoints;
+use super::metrics::{Metrics, Record};
+use super::step::Trainer;
+use super::{Event, Observer, TrainError};
+use crate::data::Dataset;
+use crate::evaluate::{EvaluateError, Evaluation, evaluate};
+use crate::picture::{self, PictureError};
+use crate::sample::{DrawError, Progress, Sampling, sample};
+
+/// Images evaluated side by side.
+const EVALUATION_BATCH: usize = 16;
+
+/// What is done at the end of an epoch, with the averaged parameters.
+pub(super) struct Review<'a> {
+    pub run: &'a Path,
+    pub test: &'a Dataset,
+    pub last: bool,
+    pub checkpoints: &'a Checkpoints,
+    pub metrics: &'a mut Metrics,
+}
+
+impl Review<'_> {
+    pub fn of(
+        &mut self,
+        trainer: &mut Trainer,
+        observer: &mut Observer,
+    ) -> Result<ControlFlow<()>, TrainError> {
+        let config = trainer.config;
+        trainer.state()?;
+        let Trainer { network, state, .. } = trainer;
+        let due = |interval| self.last || state.epoch.is_multiple_of(interval);
+
+        if due(config.train.eval_interval) && !state.is_evaluated() {
+            network.engine().load_weights(&state.average)?;
+            let total = self.test.len();
+            let mut progress = |so_far: &Evaluation| {
+                let done = so_far.bits_per_dim.len();
+                observer(Event::Evaluating { done, total })
+            };
+            let evaluation = evaluate(network, self.test, total, EVALUATION_BATCH, &mut progress);
+            let evaluation = match evaluation {
+                Err(EvaluateError::Stopped(_)) => return Ok(ControlFlow::Break(())),
+                evaluation => evaluation?,
+            };
+            let bits_per_dim = evaluation.mean();
+            let best = state.best.is_none_or(|(_, best)| bits_per_dim < best);
+            let before = (state.last_evaluation, state.best);
+            state.last_evaluation = Some((state.step, bits_per_dim));
+            if best {
+                state.best = state.last_evaluation;
+            }
+            let event = Event::Evaluated {
+                step: state.step,
+                epoch: state.epoch,
+                bits_per_dim,
+                standard_error: evaluation.standard_error(),
+                best,
+            };
+            let record = Record::Test {
+                step: state.step,
+                epoch: state.epoch,
+                test_bits_per_dim: bits_per_dim,
+                standard_error: evaluation.standard_error(),
+                seconds: state.seconds,
+            };
+            let recorded = self.metrics.record(&record).map_err(TrainError::from);
+            let kept = recorded.and_then(|()| match best {
+                true => Ok(self.checkpoints.save_best(state).map(drop)?),
+                false => Ok(()),
+            });
+            if let Err(error) = kept {
+                // The run goes on with the evaluation once more.
+                (state.last_evaluation, state.best) = before;
+                return Err(error);
+            }
+            if observer(event).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+
+        let path = samples_of(state.step, self.run);
+        let newest = self.run.join("samples.png");
+        let done = || {
+            let contents = std::fs::read(&path).ok();
+            contents.is_some() && contents == std::fs::read(&newest).ok()
+        };
+        if due(config.train.save_interval) && config.train.samples > 0 && !done() {
+            let images = config.train.samples;
+            let model = &config.model;
+            let shape = [images, model.height, model.width, model.channels];
+            let columns = images.isqrt().max(1);
+            let classes = config.model.nr_classes.max(1);
+            let sampling = Sampling {
+                labels: (0..images).map(|image| (image % classes) as u32).collect(),
+                temperature: 1.0,
+                seed: state.seed,
+            };
+            let evaluator = Evaluator::new(model, &state.average)?;
+            let mut progress =
+                |Progress { done, total, .. }: Progress| observer(Event::Sampling { done, total });
+            let images = match sample(&evaluator, &sampling, &mut progress) {
+                Err(DrawError::Stopped(_)) => return Ok(ControlFlow::Break(())),
+                images => images?,
+            };
+            let picture = picture::grid(&images, shape, columns, 1, 1)?;
+            let folder = self.run.join("samples");
+            std::fs::create_dir_all(&folder).map_err(|source| PictureError::Write {
+                path: folder,
+                source,
+            })?;
+            picture::write_png(&newest, &picture)?;
+            self.metrics.samples(state.step, &picture)?;
+            // Last: once it is there, all of it is done.
+            picture::write_png(&path, &picture)?;
+            return Ok(observer(Event::Sampled { path: newest }));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// The grid of samples drawn after a step.
+fn samples_of(step: u64, run: &Path) -> PathBuf {
+    run.join(format!("samples/step-{step:08}.png"))
+}
+
+/// Removes the grids of steps that are taken again.
+pub(super) fn remove_samples_after(last: u64, run: &Path) -> Result<(), PictureError> {
+    let Ok(entries) = std::fs::read_dir(run.join("samples")) else {
+        return Ok(());
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let step = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok());
+        if step.is_some_and(|step: u64| step > last) {
+            let failed = |source| PictureError::Write {
+                path: path.clone(),
+                source,
+            };
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}

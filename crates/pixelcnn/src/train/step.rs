@@ -1,0 +1,206 @@
+//! One step of training: the next batch of the epoch's order, its gradients, the update.
+
+use std::mem;
+use std::time::Instant;
+
+use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::kernels::pointwise::Dropout;
+use rand::RngExt;
+use rand::seq::SliceRandom;
+
+use super::config::{PolyakStart, RunConfig, TrainConfig};
+use super::metrics::Record;
+use super::state::{TrainState, Unrecorded};
+use super::{Event, TrainError};
+use crate::data::Dataset;
+use crate::device::Device;
+use crate::network::{Batch, EngineError, Network, draw_parameters, initialise};
+use crate::random::{Purpose, generator};
+
+/// The state before the first step.
+pub(super) fn new_state(
+    config: &RunConfig,
+    data: &Dataset,
+    device: &Device,
+) -> Result<TrainState, TrainError> {
+    let (model, train) = (&config.model, &config.train);
+    let drawn = draw_parameters(model, train.seed);
+    let mut indices: Vec<usize> = (0..data.len()).collect();
+    let mut random = generator(train.seed, Purpose::InitBatch, 0);
+    let (indices, _) = indices.partial_shuffle(&mut random, train.init_batch_size);
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    data.read(indices, &mut images, &mut labels)?;
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    let mut parameters = drawn.clone();
+    let dropout = dropout(train, 0);
+    initialise(model, &mut parameters, batch, dropout, device)?;
+    let average = match train.polyak_start {
+        PolyakStart::Initialised => parameters.clone(),
+        PolyakStart::Drawn => drawn,
+    };
+    Ok(TrainState {
+        run: Some(config.clone()),
+        ..TrainState::new(model, train, parameters, average)
+    })
+}
+
+/// Dropout of a step: the initialisation pass is step 0.
+fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
+    let mut random = generator(config.seed, Purpose::Dropout, step);
+    (config.dropout > 0.0).then(|| Dropout {
+        rate: config.dropout,
+        seed: random.random(),
+        first: 0,
+    })
+}
+
+/// The next step of a state: the learning rate decays before it (the original's order).
+pub fn next_step(state: &TrainState, config: &TrainConfig) -> Adam {
+    Adam {
+        learning_rate: state.learning_rate * config.learning_rate_decay,
+        step: state.step + 1,
+        polyak_decay: config.polyak_decay,
+        ..Adam::default()
+    }
+}
+
+/// The order in which an epoch of a run uses its `images` training images: batch after batch, but
+/// for those at the end that do not fill one.
+pub fn epoch_order(seed: u64, epoch: u64, images: usize) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..images).collect();
+    indices.shuffle(&mut generator(seed, Purpose::Shuffle, epoch));
+    indices
+}
+
+/// The images of an epoch in the order in which they are used.
+struct Order {
+    epoch: u64,
+    indices: Vec<usize>,
+}
+
+pub(super) struct Trainer<'a> {
+    pub config: &'a RunConfig,
+    data: &'a Dataset,
+    pub network: Network,
+    /// Whether the network's engine has the state's arrays.
+    lent: bool,
+    order: Option<Order>,
+    images: Vec<u8>,
+    labels: Vec<u32>,
+    pub state: TrainState,
+}
+
+impl<'a> Trainer<'a> {
+    /// Goes on from a state.
+    pub fn new(
+        config: &'a RunConfig,
+        data: &'a Dataset,
+        state: TrainState,
+        device: &Device,
+    ) -> Result<Trainer<'a>, EngineError> {
+        Ok(Trainer {
+            config,
+            data,
+            network: Network::of(device.engine(&config.model)?),
+            lent: false,
+            order: None,
+            images: Vec::new(),
+            labels: Vec::new(),
+            state,
+        })
+    }
+
+    /// The state, with the arrays that the engine has while steps are taken.
+    pub fn state(&mut self) -> Result<&mut TrainState, EngineError> {
+        if mem::take(&mut self.lent) {
+            self.state.take_arrays(self.network.engine().unload()?);
+        }
+        Ok(&mut self.state)
+    }
+
+    /// Reads the next batch of the epoch's order.
+    fn read_batch(&mut self) -> Result<(), TrainError> {
+        let epoch = self.state.epoch;
+        if self.order.as_ref().is_none_or(|order| order.epoch != epoch) {
+            let indices = epoch_order(self.state.seed, epoch, self.data.len());
+            self.order = Some(Order { epoch, indices });
+        }
+        let order = &self.order.as_ref().expect("just made").indices;
+        let start = self.state.position as usize;
+        let batch = &order[start..start + self.config.train.batch_size];
+        self.data.read(batch, &mut self.images, &mut self.labels)?;
+        Ok(())
+    }
+
+    /// The mean of the steps since the last record.
+    pub fn record(&self) -> Record {
+        let state = &self.state;
+        let Unrecorded {
+            steps,
+            bits_per_dim,
+            seconds,
+        } = state.unrecorded;
+        let images = steps as f64 * self.config.train.batch_size as f64;
+        Record::Train {
+            step: state.step,
+            epoch: state.epoch,
+            train_bits_per_dim: bits_per_dim / steps as f64,
+            learning_rate: state.learning_rate,
+            images_per_second: images / seconds,
+            seconds: state.seconds,
+        }
+    }
+
+    /// Takes one step.
+    pub fn step(&mut self) -> Result<Event, TrainError> {
+        let start = Instant::now();
+        let train = &self.config.train;
+        self.read_batch()?;
+        if !mem::replace(&mut self.lent, true) {
+            self.network.engine().load(self.state.lend_arrays())?;
+        }
+        let dropout = dropout(train, self.state.step + 1);
+        let adam = next_step(&self.state, train);
+        let batch = Batch {
+            images: &self.images,
+            labels: &self.labels,
+        };
+        let nats = match self.network.engine().step(batch, dropout, &adam) {
+            Err(EngineError::NotANumber) => {
+                return Err(TrainError::NotANumber {
+                    step: adam.step,
+                    last_good: None,
+                });
+            }
+            nats => nats?,
+        };
+        let state = &mut self.state;
+        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
+        state.images_seen += train.batch_size as u64;
+        state.position += train.batch_size as u64;
+        // The original drops the images that do not fill a batch.
+        if state.position as usize + train.batch_size > self.data.len() {
+            state.epoch += 1;
+            state.position = 0;
+        }
+        let bits_per_dim = self
+            .config
+            .model
+            .bits_per_dim(nats / train.batch_size as f64);
+        let seconds = start.elapsed().as_secs_f64();
+        state.seconds += seconds;
+        state.unrecorded.steps += 1;
+        state.unrecorded.bits_per_dim += bits_per_dim;
+        state.unrecorded.seconds += seconds;
+        Ok(Event::Step {
+            step: state.step,
+            epoch: state.epoch,
+            bits_per_dim,
+            learning_rate: state.learning_rate,
+            seconds,
+        })
+    }
+}
