@@ -3,7 +3,7 @@
 mod program;
 
 use std::fs;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -192,15 +192,9 @@ fn a_reader_that_leaves_is_no_error() {
         .spawn()
         .unwrap();
     drop(child.stdout.take());
-    let mut errors = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut errors)
-        .unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(errors, "");
+    let output = program::ended(child);
+    assert!(output.status.success());
+    assert_eq!(text(&output.stderr), "");
 }
 
 #[test]
@@ -582,13 +576,9 @@ fn a_full_disk_loses_nothing() {
     let saved = fs::read(folder.join(checkpoint)).unwrap();
     // The shell lets no file grow beyond 4 blocks: writes fail as on a full disk.
     let program = cargo_bin!("pixelcnn").display();
-    let script = format!("trap '' XFSZ; ulimit -f 4; {program} train --resume run --steps 9");
+    let script = format!("trap '' XFSZ; ulimit -f 4; exec {program} train --resume run --steps 9");
     let mut shell = std::process::Command::new("sh");
-    let output = shell
-        .args(["-c", &script])
-        .current_dir(folder)
-        .output()
-        .unwrap();
+    let output = program::output(shell.args(["-c", &script]).current_dir(folder));
     assert_eq!(output.status.code(), Some(1));
     let errors = text(&output.stderr);
     assert_eq!(errors.lines().count(), 1, "{errors}");

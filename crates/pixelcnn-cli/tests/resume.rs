@@ -1,18 +1,22 @@
 //! Real runs are interrupted at many moments, by kill -9, by Ctrl-C and by a terminal that closes,
 //! and resumed: they end with the same bits as a run that never was.
 
+mod program;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::thread::{sleep, yield_now};
-use std::time::{Duration, Instant};
+use std::thread::yield_now;
+use std::time::Instant;
 
 use npyz::WriterBuilder;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use program::{PATIENCE, ended, output, wait_until};
 
 const STEPS: u64 = 120;
 
@@ -82,7 +86,7 @@ fn quietly(command: &mut Command) -> Child {
 }
 
 fn finish(command: &mut Command) {
-    succeeded(&quietly(command).wait_with_output().unwrap());
+    succeeded(&output(command));
 }
 
 #[track_caller]
@@ -181,23 +185,15 @@ fn expect_same(run: &Path, whole: &Path) {
 /// Waits until the files of a run have changed so many times, or the process ends.
 fn wait_for_changes(child: &mut Child, run: &Path, mut changes: usize) {
     let mut before = listing(run);
+    let deadline = Instant::now() + PATIENCE;
     while changes > 0 && child.try_wait().unwrap().is_none() {
         let now = listing(run);
         if now != before {
             changes -= 1;
             before = now;
         }
-        yield_now();
-    }
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn wait_until(what: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !what() {
         assert!(Instant::now() < deadline, "waited in vain");
-        sleep(Duration::from_millis(1));
+        yield_now();
     }
 }
 
@@ -228,7 +224,7 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
             let mut child = quietly(&mut command);
             wait_for_changes(&mut child, &run, kills + 1);
             child.kill().unwrap();
-            let output = child.wait_with_output().unwrap();
+            let output = ended(child);
             if output.status.code().is_some() {
                 succeeded(&output);
                 break;
@@ -265,7 +261,7 @@ fn a_run_that_is_told_to_stop_saves_and_goes_on() {
         let child = quietly(&mut command);
         wait_until(|| has_saved(&run, step));
         signals.iter().for_each(|name| signal(&child, name));
-        let output = child.wait_with_output().unwrap();
+        let output = ended(child);
         let told = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(130), "{signals:?}");
         assert!(told.contains("and saved; to go on:"), "{told}");
@@ -303,7 +299,7 @@ fn signals_ignored_at_the_start_stay_ignored() {
     for name in ["-HUP", "-INT", "-HUP", "-INT"] {
         signal(&child, name);
     }
-    succeeded(&child.wait_with_output().unwrap());
+    succeeded(&ended(child));
     expect_same(&folder.join("protected"), &whole);
 
     // Not only trainings, and at every moment.
@@ -312,16 +308,17 @@ fn signals_ignored_at_the_start_stay_ignored() {
     sample.arg(folder.join("grid.png")).arg(&whole);
     sample.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = ignoring(&[libc::SIGHUP], &mut sample);
-    while child.try_wait().unwrap().is_none() {
+    wait_until(|| {
         signal(&child, "-HUP");
-    }
-    succeeded(&child.wait_with_output().unwrap());
+        child.try_wait().unwrap().is_some()
+    });
+    succeeded(&ended(child));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_protected_run_outlives_its_terminal() {
-    use std::os::fd::FromRawFd;
+    use std::os::fd::{AsRawFd, FromRawFd};
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let whole = reference(folder, EVERY_EPOCH);
@@ -339,16 +336,24 @@ fn a_protected_run_outlives_its_terminal() {
     let mut train = train(folder, "protected", 2, EVERY_EPOCH);
     train.args(["--log", "info"]);
     train.stdout(end.try_clone().unwrap()).stderr(end);
-    let mut child = ignoring(&[libc::SIGHUP], &mut train);
+    let child = ignoring(&[libc::SIGHUP], &mut train);
     drop(train);
     let mut told = String::new();
     while !told.contains("saved a checkpoint") {
+        let mut ready = libc::pollfd {
+            fd: terminal.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: it is one, and open.
+        let count = unsafe { libc::poll(&mut ready, 1, PATIENCE.as_millis() as _) };
+        assert_eq!(count, 1, "waited in vain: {told}");
         let mut part = [0; 100];
         let length = terminal.read(&mut part).unwrap();
         told.push_str(&String::from_utf8_lossy(&part[..length]));
     }
     assert!(told.contains("\x1b["), "a terminal gets colours: {told}");
     drop(terminal);
-    assert!(child.wait().unwrap().success());
+    succeeded(&ended(child));
     expect_same(&folder.join("protected"), &whole);
 }

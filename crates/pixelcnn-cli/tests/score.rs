@@ -307,12 +307,10 @@ fn interrupted_scores_are_not_written() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    while !folder.join("scores").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    program::wait_until(|| folder.join("scores").exists());
     let pid = child.id().to_string();
     Command::new("kill").args(["-INT", &pid]).status().unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = program::ended(child);
     assert_eq!(output.status.code(), Some(130));
     contains(&program::text(&output.stderr), "nothing was written");
     assert_eq!(fs::read_dir(folder.join("scores")).unwrap().count(), 0);

@@ -3,21 +3,21 @@
 //!
 //! ```
 //! use pixelcnn::compress::{Archive, CodingModel, Picture, compress};
-//! use pixelcnn::{ModelConfig, model};
+//! use pixelcnn::{ModelConfig, network};
 //! use std::io::Cursor;
 //! use std::ops::ControlFlow;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (nr_resnet, nr_filters, height, width) = (1, 4, 8, 8);
 //! let config = ModelConfig { nr_resnet, nr_filters, height, width, ..ModelConfig::default() };
-//! let model = CodingModel::new(&config, &model::draw_parameters(&config, 1))?;
+//! let model = CodingModel::new(&config, &network::draw_parameters(&config, 1))?;
 //! let picture = Picture { name: "sky.png".into(), class: 0, levels: vec![200; config.dims()] };
 //! let mut go_on = |_| ControlFlow::Continue(());
-//! let file = compress(&model, &[picture.clone()], 64, &mut go_on)?.ok_or("stopped")?;
+//! let file = compress(&model, &[picture.clone()], 64, &mut go_on)?;
 //!
 //! let mut archive = Archive::new(Cursor::new(file))?; // or Archive::open(path)
 //! let sky = archive.position("sky.png").ok_or("not there")?;
-//! let images = archive.decompress(&model, &[sky], &mut go_on)?.ok_or("stopped")?;
+//! let images = archive.decompress(&model, &[sky], &mut go_on)?;
 //! assert_eq!(images[0].as_ref(), Ok(&picture.levels));
 //! # Ok(())
 //! # }

@@ -1,7 +1,9 @@
 //! The examples do what they say.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// An example's program: built beside the tests.
 fn example(name: &str) -> Command {
@@ -15,8 +17,19 @@ fn the_example_trains_measures_and_samples() {
     let images = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-sample.npz");
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let output = example("train").arg(images).arg(&run).output();
-    let output = output.expect("`cargo test` builds the examples; `--test` alone does not");
+    let mut example = example("train");
+    example.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = example.arg(images).arg(&run).spawn();
+    let mut child = started.expect("`cargo test` builds the examples; `--test` alone does not");
+    // What it says fits into the pipes.
+    let deadline = Instant::now() + Duration::from_secs(600);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+        }
+        sleep(Duration::from_millis(1));
+    }
+    let output = child.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),

@@ -3,20 +3,75 @@
 #![allow(dead_code)] // Not every test needs all of it.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use assert_cmd::cargo::cargo_bin;
 use image::{Rgb, RgbImage};
 
+/// More than anything here takes on a slow machine: a test that hangs shall fail.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Waits until something is so.
+#[track_caller]
+pub fn wait_until(mut what: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !what() {
+        assert!(Instant::now() < deadline, "waited in vain");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// All that a program says on the pipes that it was given, when it has ended.
+#[track_caller]
+pub fn ended(mut child: Child) -> Output {
+    fn read(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(mut pipe) = pipe {
+                pipe.read_to_end(&mut bytes).unwrap();
+            }
+            bytes
+        })
+    }
+    let (stdout, stderr) = (read(child.stdout.take()), read(child.stderr.take()));
+    let deadline = Instant::now() + PATIENCE;
+    let mut status = None;
+    while status.is_none() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+        status = child.try_wait().unwrap();
+    }
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    let output = Output {
+        status: child.wait().unwrap(),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    };
+    let errors = text(&output.stderr);
+    assert!(status.is_some(), "waited in vain: {errors}");
+    output
+}
+
+/// Runs a program until it ends.
+#[track_caller]
+pub fn output(command: &mut Command) -> Output {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    ended(piped.stdin(Stdio::null()).spawn().unwrap())
+}
+
 /// Runs `pixelcnn ARGUMENTS` in `folder`.
 pub fn pixelcnn(folder: &Path, arguments: &str) -> Output {
-    std::process::Command::new(cargo_bin!("pixelcnn"))
-        .args(arguments.split_whitespace())
-        .args(["--threads", "2"])
-        .current_dir(folder)
-        .output()
-        .unwrap()
+    output(
+        Command::new(cargo_bin!("pixelcnn"))
+            .args(arguments.split_whitespace())
+            .args(["--threads", "2"])
+            .current_dir(folder),
+    )
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -2,16 +2,26 @@
 //! looking: between two layers there are microseconds, in which no thread can be put to sleep and
 //! woken up again.
 
-use std::cell::UnsafeCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+// A test tries the orders in which the threads can run, on a model of what they share.
+#[cfg(all(test, loom))]
+use loom as sys;
+#[cfg(not(all(test, loom)))]
+use std as sys;
 
-/// Looks before a thread lets others have its processor.
-const SPINS: usize = 200;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+
+#[cfg(all(test, loom))]
+use loom::cell::UnsafeCell;
+use sys::hint::spin_loop;
+use sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use sys::sync::{Arc, Condvar, Mutex};
+use sys::thread::{self, JoinHandle};
+
+/// Looks before a thread lets others have its processor. Those of the model need not look twice.
+const SPINS: usize = if cfg!(all(test, loom)) { 1 } else { 200 };
 /// Times that an idle thread does so before it sleeps.
-const YIELDS: usize = 1_000;
+const YIELDS: usize = if cfg!(all(test, loom)) { 1 } else { 1_000 };
 
 /// What is said where a thread has panicked.
 const PANICKED: &str = "a thread of the incremental evaluator panicked";
@@ -33,7 +43,7 @@ pub(super) struct Member<'a> {
 
 struct Shared {
     size: usize,
-    /// What is to be done; written by the caller while no worker is busy.
+    /// What is to be done, or nothing any more; written by the caller while no worker is busy.
     job: UnsafeCell<Option<Job>>,
     /// Number of the job.
     number: AtomicUsize,
@@ -43,7 +53,6 @@ struct Shared {
     arrived: AtomicUsize,
     /// A thread has panicked: nobody may wait for it.
     broken: AtomicBool,
-    stop: AtomicBool,
     /// Workers that sleep.
     asleep: AtomicUsize,
     lock: Mutex<()>,
@@ -96,16 +105,10 @@ impl Team {
         // SAFETY: the workers are idle, since this function waits for them below; it does not
         // return or unwind before they are done, so that the job outlives its use.
         unsafe {
-            *shared.job.get() = Some(std::mem::transmute::<
+            shared.start(Some(std::mem::transmute::<
                 *const (dyn Fn(Member) + Sync + '_),
                 *const (dyn Fn(Member) + Sync + 'static),
-            >(job));
-        }
-        shared.busy.store(self.workers.len(), Ordering::Relaxed);
-        shared.number.fetch_add(1, Ordering::SeqCst);
-        if shared.asleep.load(Ordering::SeqCst) > 0 {
-            let _guard = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.wake.notify_all();
+            >(job)));
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| job(Member { index: 0, shared })));
         if outcome.is_err() {
@@ -148,13 +151,8 @@ impl Member<'_> {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.number.fetch_add(1, Ordering::SeqCst);
-        {
-            let lock = &self.shared.lock;
-            let _guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.shared.wake.notify_all();
-        }
+        // SAFETY: the workers are idle, since `run` has waited for them.
+        unsafe { self.shared.start(None) };
         for worker in self.workers.drain(..) {
             // Its panics were reported by `run`.
             let _ = worker.join();
@@ -171,10 +169,28 @@ impl Shared {
             busy: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
             asleep: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
+        }
+    }
+
+    /// Tells the workers what to do; where that is nothing, they end.
+    ///
+    /// # Safety
+    /// They are idle, and the job lives until none is busy with it.
+    unsafe fn start(&self, job: Option<Job>) {
+        // SAFETY: no worker reads it before the number is raised.
+        self.job.with_mut(|place| unsafe { *place = job });
+        self.busy.store(self.size - 1, Ordering::Relaxed);
+        // Nobody else writes the number.
+        let number = self.number.load(Ordering::Relaxed) + 1;
+        self.number.store(number, Ordering::Release);
+        // Either this thread sees a worker asleep or that worker sees the job.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) > 0 {
+            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.wake.notify_all();
         }
     }
 
@@ -182,21 +198,17 @@ impl Shared {
     fn work(&self, index: usize) {
         for number in 1.. {
             self.wait_for(number);
-            if self.stop.load(Ordering::Relaxed) {
+            // SAFETY: the number was raised, so the job is written, and is not written again while
+            // this worker is busy.
+            let Some(job) = self.job.with(|job| unsafe { *job }) else {
                 return;
-            }
-            let run = || {
-                // SAFETY: the number was raised, so the job is written; and it lives until this
-                // worker is no longer busy.
-                unsafe {
-                    if let Some(job) = *self.job.get() {
-                        (*job)(Member {
-                            index,
-                            shared: self,
-                        });
-                    }
-                }
             };
+            let member = Member {
+                index,
+                shared: self,
+            };
+            // SAFETY: the job lives until this worker is no longer busy.
+            let run = || unsafe { (*job)(member) };
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 self.broken.store(true, Ordering::Relaxed);
             }
@@ -205,21 +217,22 @@ impl Shared {
     }
 
     fn wait_for(&self, number: usize) {
-        let due = || self.number.load(Ordering::SeqCst) >= number;
+        let due = || self.number.load(Ordering::Acquire) >= number;
         let (mut wait, mut yields) = (Wait::default(), 0);
         while !due() {
             yields += usize::from(wait.a_little());
             if yields == YIELDS {
                 let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-                // Either the caller sees this worker asleep or the worker sees the job.
-                self.asleep.fetch_add(1, Ordering::SeqCst);
+                self.asleep.fetch_add(1, Ordering::Relaxed);
+                // Pairs with the fence of `start`.
+                fence(Ordering::SeqCst);
                 while !due() {
                     guard = self
                         .wake
                         .wait(guard)
                         .unwrap_or_else(PoisonError::into_inner);
                 }
-                self.asleep.fetch_sub(1, Ordering::SeqCst);
+                self.asleep.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
@@ -236,7 +249,7 @@ impl Wait {
     fn a_little(&mut self) -> bool {
         self.looks += 1;
         if self.looks < SPINS {
-            std::hint::spin_loop();
+            spin_loop();
             false
         } else {
             thread::yield_now();
@@ -245,7 +258,26 @@ impl Wait {
     }
 }
 
-#[cfg(test)]
+/// As the model's cell, which sees when two threads use it at once.
+#[cfg(not(all(test, loom)))]
+struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(all(test, loom)))]
+impl<T> UnsafeCell<T> {
+    fn new(value: T) -> UnsafeCell<T> {
+        UnsafeCell(std::cell::UnsafeCell::new(value))
+    }
+
+    fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+        read(self.0.get())
+    }
+
+    fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+        write(self.0.get())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::time::Duration;
@@ -290,5 +322,103 @@ mod tests {
             let again = || team.run(&|member| member.barrier());
             assert!(catch_unwind(AssertUnwindSafe(again)).is_err());
         }
+    }
+}
+
+/// The model's runs: `RUSTFLAGS="--cfg loom" cargo test --release -p pixelcnn-core --lib loom`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+
+    /// A count without a lock: the model fails where it is not one thread's at a time.
+    struct Count(UnsafeCell<usize>);
+
+    // SAFETY: the model checks it.
+    unsafe impl Sync for Count {}
+
+    impl Count {
+        fn several(number: usize) -> Vec<Count> {
+            (0..number).map(|_| Count(UnsafeCell::new(0))).collect()
+        }
+
+        fn add(&self) {
+            // SAFETY: the model checks it.
+            self.0.with_mut(|count| unsafe { *count += 1 });
+        }
+
+        fn get(&self) -> usize {
+            // SAFETY: the model checks it.
+            self.0.with(|count| unsafe { *count })
+        }
+    }
+
+    /// Tries all orders in which a thread is interrupted at most so many times.
+    fn check(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(test);
+    }
+
+    fn fails(run: impl FnOnce()) -> bool {
+        catch_unwind(AssertUnwindSafe(run)).is_err()
+    }
+
+    /// Jobs are done once by each, barriers and ends of jobs show what was done, and a team that
+    /// is dropped ends: the model would say that a thread waits for ever.
+    fn all_work(size: usize, with_barrier: &'static [bool], preemptions: usize) {
+        check(preemptions, move || {
+            let mut team = Team::new(size);
+            let counts = Count::several(size);
+            for (job, &with_barrier) in (1..).zip(with_barrier) {
+                team.run(&|member| {
+                    counts[member.index].add();
+                    if with_barrier {
+                        member.barrier();
+                        assert!(counts.iter().all(|count| count.get() == job));
+                    }
+                });
+                assert!(counts.iter().all(|count| count.get() == job));
+            }
+        });
+    }
+
+    #[test]
+    fn two_work() {
+        all_work(2, &[true, false, true], 3);
+    }
+
+    #[test]
+    fn three_work() {
+        // At barriers three wait for each other in too many ways for more.
+        all_work(3, &[true, false], 0);
+        all_work(3, &[false], 1);
+    }
+
+    /// Whoever panics, `run` does too, then and later, and waits for nobody who does not come.
+    fn a_panic_is_seen(size: usize, preemptions: usize) {
+        for victim in 0..size {
+            check(preemptions, move || {
+                let mut team = Team::new(size);
+                let counts = Count::several(size);
+                team.run(&|member| counts[member.index].add());
+                assert!(fails(|| team.run(&|member| {
+                    counts[member.index].add();
+                    assert_ne!(member.index, victim);
+                    member.barrier();
+                })));
+                assert!(counts.iter().all(|count| count.get() == 2));
+                assert!(fails(|| team.run(&|_| ())));
+            });
+        }
+    }
+
+    #[test]
+    fn two_see_a_panic() {
+        a_panic_is_seen(2, 3);
+    }
+
+    #[test]
+    fn three_see_a_panic() {
+        a_panic_is_seen(3, 0);
     }
 }
