@@ -27,6 +27,9 @@ impl Nonlinearity {
 }
 
 /// Everything that fixes the network's parameters and what they mean.
+///
+/// Files name every field that they know. One that is added later has a default, which means the
+/// models before it, and is left out of hashes and of files where it has that value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {

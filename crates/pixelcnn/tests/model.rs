@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use pixelcnn::complete::Completion;
-use pixelcnn::compress::{Archive, CodingModel, Picture};
+use pixelcnn::compress::{Archive, CodingModel, ModelHash, Picture};
+use pixelcnn::data::DataConfig;
 use pixelcnn::device::Device;
 use pixelcnn::network::{Batch, Network, draw_parameters};
 use pixelcnn::sample::{Sampling, sample};
 use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
-use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::state::TrainState;
+use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::state::{Moments, TrainState, Unrecorded};
 use pixelcnn::weights::{npz, original, tensorflow};
 use pixelcnn::{Model, ModelConfig, OpenError};
 
@@ -156,4 +157,56 @@ fn its_answers_are_those_of_its_parts() {
     for (levels, image) in decoded.unwrap().into_iter().zip(images.chunks(dims)) {
         assert_eq!(levels.unwrap(), image);
     }
+}
+
+/// What was written once is read for ever: `tests/data/checkpoint-1.safetensors`, made anew by this
+/// test where `PIXELCNN_MAKE_VECTOR` is set.
+#[test]
+fn a_checkpoint_of_version_1_stays_readable() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoint-1.safetensors");
+    let config = ModelConfig {
+        height: 4,
+        width: 8,
+        nr_resnet: 1,
+        nr_filters: 1,
+        nr_logistic_mix: 1,
+        nr_classes: 2,
+        ..ModelConfig::default()
+    };
+    let [parameters, average, first, second] =
+        [1, 2, 3, 4].map(|seed| draw_parameters(&config, seed));
+    let train = TrainConfig {
+        seed: 9,
+        learning_rate: 0.125,
+        ..TrainConfig::default()
+    };
+    let written = TrainState {
+        step: 7,
+        epoch: 2,
+        position: 3,
+        images_seen: 56,
+        seconds: 0.5,
+        last_evaluation: Some((6, 4.5)),
+        best: Some((4, 4.25)),
+        unrecorded: Unrecorded {
+            steps: 1,
+            bits_per_dim: 5.5,
+            seconds: 0.0625,
+        },
+        run: Some(RunConfig {
+            model: config.clone(),
+            data: DataConfig::default(),
+            train: train.clone(),
+        }),
+        moments: Some(Moments { first, second }),
+        ..TrainState::new(&config, &train, parameters, average)
+    };
+    if std::env::var_os("PIXELCNN_MAKE_VECTOR").is_some() {
+        written.write(&path).unwrap();
+    }
+    let read = TrainState::read(&path).unwrap();
+    assert_eq!(read, written);
+    // Archives name their model by this.
+    let hash = ModelHash::of(&read.config, &read.average).to_string();
+    assert_eq!(hash, "64521a34ce6b283dd9ae6d4313d8bcb5");
 }

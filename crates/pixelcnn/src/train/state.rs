@@ -108,7 +108,8 @@ pub struct OtherModel {
     pub saved: String,
 }
 
-/// Version of the format; every version keeps its checksum as it is here.
+/// Newest version of the format. Every version keeps its checksum as it is here, and every one that
+/// was ever written is read.
 const VERSION: u64 = 1;
 
 /// What follows a parameter's name in the names of its other tensors.
@@ -209,7 +210,7 @@ impl TrainState {
             reason,
         };
         let version = file.scalar("version").map_err(malformed)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(FileError::Version {
                 path,
                 version,
