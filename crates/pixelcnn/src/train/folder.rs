@@ -24,7 +24,7 @@ pub struct RunLock {
 ///
 /// # Errors
 /// [`CheckpointError::Locked`] where another process (or another caller in this one) holds it,
-/// [`CheckpointError::Write`].
+/// [`CheckpointError::File`].
 pub fn lock(run_folder: &Path) -> Result<RunLock, CheckpointError> {
     fs::create_dir_all(run_folder).map_err(writing(run_folder))?;
     let path = run_folder.join(LOCK);
