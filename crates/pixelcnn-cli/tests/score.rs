@@ -267,7 +267,10 @@ fn what_cannot_be_scored_is_one_line() {
         ("run photos flat", "--against"),
         ("run nowhere", "nowhere not found: give cifar10"),
         ("run empty", "no pictures in it"),
-        ("run wide", "the model takes 12x8x3: choose other images"),
+        (
+            "run wide",
+            "the model takes 12x8x3: choose other images, or train a model on these (--size resizes",
+        ),
         ("run photos --against wide", "wide train: 1 images 16x8x3"),
         ("run photos --size 8", "images 8x8x3"),
         ("run photos -o file", "cannot make the folder `file`"),

@@ -1,6 +1,7 @@
-//! The network's topology (paper, figure 2, sections 2.3 and 2.4), written once: [`pixelcnn`] walks it in
-//! the original's order and hands every layer to a [`Pass`], which gives it a meaning: shapes only
-//! ([`Layout`]), tensors on a device, or tensors with data-dependent initialisation.
+//! The network's topology (paper, figure 2, sections 2.3 and 2.4), written once: [`pixelcnn`] walks
+//! it in the original's order and hands every layer to a [`Pass`], which gives it a meaning: shapes
+//! only ([`Layout`]), operations ([`Plan`](crate::plan::Plan)), or plain arithmetic
+//! ([`reference`](crate::reference)).
 
 use crate::config::{ModelConfig, Nonlinearity};
 

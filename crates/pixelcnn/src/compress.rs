@@ -99,7 +99,7 @@ pub enum CompressError {
         problem: &'static str,
     },
     /// Not a `.pxc` file.
-    #[error("not a .pxc file: choose one that was made as such")]
+    #[error("not a .pxc file: choose one that `compress` made")]
     NotPxc,
     /// A newer format.
     #[error(

@@ -73,7 +73,7 @@ impl Model {
     /// # Errors
     /// A class that the model does not have, or no memory.
     pub fn sample(&self, sampling: &Sampling) -> Result<Vec<u8>, DrawError> {
-        sample::sample(&self.evaluator()?, sampling, &mut |_| go_on())
+        sample::sample(&self.evaluator()?, sampling, &mut |_| unheard())
     }
 
     /// Completes images of which a part is known: u8 \[N, variants, H, W, C\].
@@ -84,7 +84,7 @@ impl Model {
     /// # Panics
     /// If the completion's lengths disagree.
     pub fn complete(&self, completion: &Completion) -> Result<Vec<u8>, DrawError> {
-        complete::complete(&self.evaluator()?, completion, &mut |_| go_on())
+        complete::complete(&self.evaluator()?, completion, &mut |_| unheard())
     }
 
     /// Minus the log-likelihood of each image in nats (paper, section 2.1). `images` are u8
@@ -120,10 +120,11 @@ impl Model {
     /// Where a picture is not of the model's size, or its name is none that a file can have.
     pub fn compress(&self, pictures: &[Picture]) -> Result<Vec<u8>, CompressError> {
         let model = CodingModel::new(&self.config, &self.weights)?;
-        compress::compress(&model, pictures, SIDE_BY_SIDE, &mut |_| go_on())
+        compress::compress(&model, pictures, SIDE_BY_SIDE, &mut |_| unheard())
     }
 }
 
-fn go_on() -> ControlFlow<()> {
+/// Nobody is told how far work is.
+fn unheard() -> ControlFlow<()> {
     ControlFlow::Continue(())
 }

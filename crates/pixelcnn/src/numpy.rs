@@ -5,6 +5,9 @@ use std::io::{self, Cursor, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
+/// What an `.npy` file of version 1.0 begins with.
+const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
+
 /// A number that an array can hold.
 pub trait Number: Copy {
     /// NumPy's name of the type.
@@ -66,12 +69,8 @@ impl Npz {
         let mut bytes = Vec::with_capacity(texts.len() * longest * 4);
         for text in texts {
             let chars = text.chars().chain(std::iter::repeat('\0'));
-            chars.take(longest).for_each(|c| {
-                u32::from(c)
-                    .to_le_bytes()
-                    .iter()
-                    .for_each(|&b| bytes.push(b))
-            });
+            let chars = chars.take(longest).map(u32::from);
+            bytes.extend(chars.flat_map(u32::to_le_bytes));
         }
         self.array(
             name,
@@ -101,7 +100,7 @@ impl Npz {
         let mut header =
             format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({axes}{comma}), }}");
         // The values begin at a multiple of 64, after a line's end.
-        let before = b"\x93NUMPY\x01\x00".len() + 2;
+        let before = MAGIC.len() + 2;
         let end = (before + header.len() + 1).next_multiple_of(64);
         header.extend(std::iter::repeat_n(' ', end - before - header.len() - 1));
         header.push('\n');
@@ -110,7 +109,7 @@ impl Npz {
             .compression_method(CompressionMethod::Deflated)
             .large_file(bytes.len() >> 31 > 0);
         self.zip.start_file(format!("{name}.npy"), options)?;
-        self.zip.write_all(b"\x93NUMPY\x01\x00")?;
+        self.zip.write_all(MAGIC)?;
         self.zip.write_all(&(header.len() as u16).to_le_bytes())?;
         self.zip.write_all(header.as_bytes())?;
         self.zip.write_all(bytes)

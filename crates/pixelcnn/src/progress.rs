@@ -1,4 +1,4 @@
-//! How long work tells of itself: it calls a function with how far it has come, which can stop it.
+//! Work that takes long calls a function with how far it has come, which can stop it.
 
 use std::ops::ControlFlow;
 

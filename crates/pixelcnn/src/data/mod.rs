@@ -428,7 +428,7 @@ impl Dataset {
         }
         match config.size {
             Some(size) if [height, width] != [size, size] => Err(DataError::Config(format!(
-                "{} has images of {width}x{height}: size {size}: only pictures in folders and tars are resized",
+                "{} has images of {width}x{height}: size {size} works with folders and tars of pictures only",
                 self.name
             ))),
             _ if [height, width]

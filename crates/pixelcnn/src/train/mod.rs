@@ -14,8 +14,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pixelcnn_core::incremental::EvaluatorError;
-
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
 use crate::evaluate::{EvaluateError, WrongImages, expect_images};
@@ -59,9 +57,6 @@ pub enum TrainError {
     /// Samples could not be drawn.
     #[error(transparent)]
     Samples(#[from] DrawError),
-    /// Samples could not be set up.
-    #[error(transparent)]
-    Evaluator(#[from] EvaluatorError),
     /// A grid of samples could not be written.
     #[error(transparent)]
     Picture(#[from] PictureError),

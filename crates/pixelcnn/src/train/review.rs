@@ -102,7 +102,7 @@ impl Review<'_> {
                 temperature: 1.0,
                 seed: state.seed,
             };
-            let evaluator = Evaluator::new(model, &state.average)?;
+            let evaluator = Evaluator::new(model, &state.average).map_err(DrawError::from)?;
             let mut progress =
                 |Progress { done, total, .. }: Progress| observer(Event::Sampling { done, total });
             let images = match sample(&evaluator, &sampling, &mut progress) {

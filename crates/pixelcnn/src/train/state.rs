@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::config::{RunConfig, TrainConfig};
 use crate::atomic;
-use crate::weights::original::Optimized;
+use crate::weights::original::{AVERAGE, Optimized};
 use crate::weights::safetensors::{
     Encoded, FORMAT, FileError, Named, PARAMETER, Precision, SafetensorsFile, name, writing,
 };
@@ -112,8 +112,7 @@ pub struct OtherModel {
 /// was ever written is read.
 const VERSION: u64 = 1;
 
-/// What follows a parameter's name in the names of its other tensors.
-const AVERAGE: &str = "/ExponentialMovingAverage";
+/// What follows a parameter's name in the names of Adam's moments.
 const FIRST: &str = "/adam_first";
 const SECOND: &str = "/adam_second";
 

@@ -14,7 +14,7 @@ use super::tensorflow::{Values, Variable};
 use super::{Fault, Imported, Tensor, Tensors, Unsaid, WeightsError};
 
 /// Behind a parameter's name that of its average.
-pub(super) const AVERAGE: &str = "/ExponentialMovingAverage";
+pub(crate) const AVERAGE: &str = "/ExponentialMovingAverage";
 
 /// TensorFlow's name for what was given none.
 const UNNAMED: &str = "Variable";

@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use half::{bf16, f16};
+use half::f16;
 use pixelcnn_core::config::ModelConfig;
 use pixelcnn_core::network::Layout;
 use safetensors::Dtype;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::Float;
 use crate::atomic;
 
 /// Why a file of weights or of a training state can't be written or read.
@@ -405,17 +406,21 @@ impl SafetensorsFile {
                 return Err(malformed(format!("tensor `{name}` is missing")));
             };
             let count = info.shape.iter().product();
-            let read = match info.dtype {
-                Dtype::F32 => read_tensor(&mut file, count, f32::from_le_bytes),
-                Dtype::F16 => read_tensor(&mut file, count, |b| f16::from_le_bytes(b).to_f32()),
-                Dtype::BF16 => read_tensor(&mut file, count, |b| bf16::from_le_bytes(b).to_f32()),
+            let float = match info.dtype {
+                Dtype::F32 => Float::F32,
+                Dtype::F16 => Float::F16,
+                Dtype::BF16 => Float::BF16,
                 other => {
                     let reason = format!("tensor `{name}` is {other}, not F32, F16 or BF16");
                     return Err(malformed(reason));
                 }
             };
-            let (values, hash) = read.map_err(failed)?;
-            hashes.insert(name.clone(), (info.dtype, hash));
+            let mut hashed = Hashed {
+                file: &mut file,
+                hash: Sha256::new(),
+            };
+            let values = float.read(&mut hashed, count).map_err(failed)?;
+            hashes.insert(name.clone(), (info.dtype, hashed.hash));
             tensors.insert(name, (info.shape.clone(), values));
         }
         let mut checksum = Checksum::new(&metadata);
@@ -513,24 +518,18 @@ impl SafetensorsFile {
     }
 }
 
-/// Reads `count` values of `SIZE` bytes and hashes their bytes.
-fn read_tensor<const SIZE: usize>(
-    file: &mut impl Read,
-    count: usize,
-    value: impl Fn([u8; SIZE]) -> f32,
-) -> io::Result<(Vec<f32>, Sha256)> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(count).map_err(io::Error::other)?;
-    let mut hash = Sha256::new();
-    let mut buffer = [0; 1 << 14];
-    while values.len() < count {
-        let bytes = &mut buffer[..(SIZE * (count - values.len())).min(1 << 14)];
-        file.read_exact(bytes)?;
-        hash.update(&bytes);
-        let (words, _) = bytes.as_chunks();
-        values.extend(words.iter().map(|&word| value(word)));
+/// A file of which all that is read is hashed.
+struct Hashed<R> {
+    file: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hash.update(&buffer[..n]);
+        Ok(n)
     }
-    Ok((values, hash))
 }
 
 pub(crate) fn writing(path: &Path) -> impl Fn(io::Error) -> FileError {
