@@ -40,8 +40,7 @@ fn of_data(error: &DataError) -> Option<&'static str> {
     match error {
         DataError::Damaged(_) => Some("--skip-damaged"),
         DataError::MixedSizes { .. } | DataError::Sides { .. } => Some("--size"),
-        DataError::NotFound { help, .. } if help.contains("data_dir") => Some("--data-dir"),
-        DataError::Fetch { .. } => Some("--data-dir"),
+        DataError::NoDataDir { .. } | DataError::Fetch { .. } => Some("--data-dir"),
         _ => None,
     }
 }

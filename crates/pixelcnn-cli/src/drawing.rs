@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::picture::{grid, write_png};
-use pixelcnn::sample::Progress;
+use pixelcnn::sample::Drawn;
 
 use crate::output::{Overwrite, make_folder};
 use crate::terminal::{Bar, Result, duration, interrupted};
@@ -97,10 +97,10 @@ fn single(folder: &Path, image: usize) -> PathBuf {
 }
 
 /// Shows progress until the images are drawn or Ctrl-C is pressed.
-pub fn progress(bar: &mut Bar, model: &ModelConfig) -> impl FnMut(Progress) -> ControlFlow<()> {
+pub fn progress(bar: &mut Bar, model: &ModelConfig) -> impl FnMut(Drawn) -> ControlFlow<()> {
     let start = Instant::now();
     let pixels = (model.height * model.width) as f64;
-    move |Progress { done, total, .. }| {
+    move |Drawn { done, total, .. }| {
         bar.show(done as u64, total as u64, || {
             let seconds = start.elapsed().as_secs_f64();
             let (done, total) = (done as f64, total as f64);

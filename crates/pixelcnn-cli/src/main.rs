@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use pixelcnn::Stopped;
+use pixelcnn::codec::CodecError;
 use pixelcnn::compress::CompressError;
+use pixelcnn::data::DataError;
 use pixelcnn::device::on_threads;
 use pixelcnn::evaluate::EvaluateError;
 use pixelcnn::sample::DrawError;
@@ -131,10 +133,14 @@ fn main() -> ExitCode {
 /// Whether Ctrl-C stopped a command that has no state to save.
 fn is_stop(error: &(dyn Error + 'static)) -> bool {
     error.is::<Stopped>()
+        || matches!(error.downcast_ref(), Some(DataError::Stopped(_)))
         || matches!(error.downcast_ref(), Some(DrawError::Stopped(_)))
         || matches!(error.downcast_ref(), Some(EvaluateError::Stopped(_)))
         || matches!(error.downcast_ref(), Some(ScoreError::Stopped(_)))
-        || matches!(error.downcast_ref(), Some(CompressError::Stopped(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(CompressError::Codec(CodecError::Stopped(_)))
+        )
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {

@@ -1,7 +1,7 @@
 //! What the commands share in talking to the terminal: results go to standard output, progress to
 //! standard error.
 
-use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::env;
 use std::error::Error;
 use std::fmt::Display;
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
-use pixelcnn::data;
+use pixelcnn::data::Opening;
 use pixelcnn::picture::DroppedCount;
 
 /// The error is one line: what went wrong: what to do.
@@ -119,38 +119,26 @@ impl Drop for Bar {
     }
 }
 
-/// Progress of opening data: of a download.
-pub struct Opening {
-    bar: RefCell<Bar>,
-    /// What was told, as both splits of a data set may have the same to tell.
-    told: RefCell<Vec<String>>,
-}
-
-impl Opening {
-    /// Nothing is shown until something takes time.
-    pub fn new() -> Opening {
-        Opening {
-            bar: Bar::new().into(),
-            told: RefCell::default(),
+/// Progress of opening data: of a download. Nothing is shown until something takes time.
+pub fn opening() -> impl FnMut(Opening) -> ControlFlow<()> {
+    let mut bar = Bar::new();
+    // Both splits of a data set may have the same to tell.
+    let mut told = BTreeSet::new();
+    move |opening| {
+        match opening {
+            Opening::Downloading { what, done, total } => {
+                bar.show(done, total.unwrap_or(0), || match total {
+                    Some(total) => format!("{what}: {} of {}", HumanBytes(done), HumanBytes(total)),
+                    None => format!("{what}: {}", HumanBytes(done)),
+                });
+            }
+            Opening::Note(text) if !told.contains(&text) => {
+                bar.note(&text);
+                told.insert(text);
+            }
+            _ => {}
         }
-    }
-}
-
-impl data::Progress for Opening {
-    fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
-        let mut bar = self.bar.borrow_mut();
-        bar.show(done, total.unwrap_or(0), || match total {
-            Some(total) => format!("{what}: {} of {}", HumanBytes(done), HumanBytes(total)),
-            None => format!("{what}: {}", HumanBytes(done)),
-        });
-    }
-
-    fn note(&self, text: &str) {
-        let mut told = self.told.borrow_mut();
-        if !told.iter().any(|earlier| earlier == text) {
-            self.bar.borrow().note(text);
-            told.push(text.into());
-        }
+        interrupted()
     }
 }
 

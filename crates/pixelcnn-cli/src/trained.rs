@@ -2,13 +2,13 @@
 //! taken, a checkpoint file, or a file of exported weights; the shipped model where none is named.
 
 use std::error::Error;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use pixelcnn::data::{DataConfig, DataError, Dataset, Split};
+use pixelcnn::data::{DataConfig, DataError, Dataset, Listener, Split};
 use pixelcnn::device::Device;
 use pixelcnn::network::Network;
 use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
-use pixelcnn::train::config::RunConfig;
+use pixelcnn::train::run::{Run, RunError};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::weights::hub;
 use pixelcnn::weights::safetensors::FileError;
@@ -17,27 +17,14 @@ use pixelcnn::{Model, ModelConfig};
 use crate::settings::{DataFlags, is_data_set};
 #[cfg(feature = "pretrained")]
 use crate::terminal::note;
-use crate::terminal::{Opening, Result, quoted};
+use crate::terminal::{Result, quoted};
 
 /// A trained model.
 pub enum Trained {
     /// From a checkpoint of a training.
     Run(Box<Run>),
     /// One set of weights: of a file that `export` wrote, or the ones that are part of this program.
-    Weights(Box<Exported>),
-}
-
-/// A checkpoint with what its run folder says about it.
-pub struct Run {
-    /// The run's settings: its `config.toml` or what the checkpoint knows of it; none where the file
-    /// lies outside a run folder and is of an earlier version.
-    pub config: Option<RunConfig>,
-    /// The run folder: where a checkpoint file lies, two folders up.
-    pub folder: PathBuf,
-    /// The file.
-    pub checkpoint: PathBuf,
-    /// What is in it.
-    pub state: TrainState,
+    Exported(Box<Exported>),
 }
 
 /// One set of weights with what they say of themselves.
@@ -68,18 +55,26 @@ impl Trained {
         let Some(path) = path else {
             return shipped();
         };
-        let error = match Run::open(path, command) {
+        if !path.exists() {
+            return Err(no_such_file(path));
+        }
+        let error = match Run::open(path) {
             Ok(run) => return Ok(Trained::Run(run.into())),
             Err(error) => error,
         };
         // The header alone tells that a file is no checkpoint: nothing large is read twice.
-        match error.downcast_ref() {
-            Some(FileError::NotACheckpoint { .. }) if path.is_file() => match hub::read(path) {
-                Err(FileError::NotACheckpoint { .. }) => Err(error),
+        if error.is_other_file() {
+            return match hub::read(path) {
+                Err(FileError::NotACheckpoint { .. }) => Err(error.into()),
                 model => Ok(Trained::exported(model?)),
-            },
-            _ => Err(error),
+            };
         }
+        Err(match error {
+            RunError::Checkpoint(error) => offer(error, path, |whole| {
+                format!("pixelcnn {command} {}", quoted(whole))
+            }),
+            error => error.into(),
+        })
     }
 
     fn exported(model: Model) -> Trained {
@@ -87,14 +82,14 @@ impl Trained {
             data: model.card.data.clone(),
             ..DataConfig::default()
         });
-        Trained::Weights(Exported { model, data }.into())
+        Trained::Exported(Exported { model, data }.into())
     }
 
     /// The model's shape.
     pub fn model(&self) -> &ModelConfig {
         match self {
             Trained::Run(run) => &run.state.config,
-            Trained::Weights(exported) => &exported.model.config,
+            Trained::Exported(exported) => &exported.model.config,
         }
     }
 
@@ -102,7 +97,7 @@ impl Trained {
     pub fn step(&self) -> u64 {
         match self {
             Trained::Run(run) => run.state.step,
-            Trained::Weights(exported) => exported.model.card.step,
+            Trained::Exported(exported) => exported.model.card.step,
         }
     }
 
@@ -110,7 +105,7 @@ impl Trained {
     pub fn kind(&self, raw: bool) -> &'static str {
         let averaged = match self {
             Trained::Run(_) => !raw,
-            Trained::Weights(exported) => exported.model.card.averaged,
+            Trained::Exported(exported) => exported.model.card.averaged,
         };
         if averaged { "averaged" } else { "raw" }
     }
@@ -120,10 +115,10 @@ impl Trained {
         match self {
             Trained::Run(run) if raw => Ok(&run.state.parameters),
             Trained::Run(run) => Ok(&run.state.average),
-            Trained::Weights(_) if raw => {
+            Trained::Exported(_) if raw => {
                 Err("--raw: the model has one set of weights: leave it out".into())
             }
-            Trained::Weights(exported) => Ok(&exported.model.weights),
+            Trained::Exported(exported) => Ok(&exported.model.weights),
         }
     }
 
@@ -137,7 +132,7 @@ impl Trained {
     pub fn data(&self) -> Option<&DataConfig> {
         match self {
             Trained::Run(run) => run.config.as_ref().map(|config| &config.data),
-            Trained::Weights(exported) => exported.data.as_ref(),
+            Trained::Exported(exported) => exported.data.as_ref(),
         }
     }
 
@@ -167,9 +162,9 @@ impl Trained {
         &self,
         data: &DataConfig,
         split: Option<Split>,
-        progress: &Opening,
+        listener: &mut Listener,
     ) -> Result<(Option<Split>, Dataset)> {
-        let open = |data: &DataConfig, split| Dataset::open_with(data, split, progress);
+        let mut open = |data: &DataConfig, split| Dataset::open_with(data, split, listener);
         if split.is_some() || self.is_own(data) {
             let split = split.unwrap_or(Split::Test);
             return Ok((Some(split), open(data, split)?));
@@ -213,40 +208,6 @@ impl Trained {
                 false => names.join(", "),
             };
             format!("--class {class}: there is no such class: choose {choice}").into()
-        })
-    }
-}
-
-impl Run {
-    fn open(path: &Path, command: &str) -> Result<Run> {
-        let (folder, checkpoint, state) = if path.is_dir() {
-            let (state, checkpoint) = checkpoints(path).latest().map_err(|error| {
-                offer(error, path, |whole| {
-                    format!("pixelcnn {command} {}", quoted(whole))
-                })
-            })?;
-            (path.to_owned(), checkpoint, state)
-        } else if path.exists() {
-            let state = TrainState::read(path)?;
-            let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let run = absolute.parent().and_then(Path::parent);
-            (run.unwrap_or(&absolute).to_owned(), path.to_owned(), state)
-        } else {
-            return Err(no_such_file(path));
-        };
-        let config = match (RunConfig::read(&folder), &state.run) {
-            (Ok(file), None) => Some(file.config),
-            (Ok(file), _) if file.as_written == Some(true) => Some(file.config),
-            // It may be damaged; the checkpoint is not.
-            (_, Some(known)) => Some(known.clone()),
-            (Err(error), None) if error.is_missing() => None,
-            (Err(error), None) => return Err(error.into()),
-        };
-        Ok(Run {
-            config,
-            folder,
-            checkpoint,
-            state,
         })
     }
 }

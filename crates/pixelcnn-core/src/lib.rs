@@ -13,6 +13,8 @@ pub mod kernels;
 pub mod likelihood;
 pub mod network;
 pub mod plan;
+mod progress;
 pub mod reference;
 
 pub use config::{ConfigError, ModelConfig, Nonlinearity};
+pub use progress::{Stopped, go_on};

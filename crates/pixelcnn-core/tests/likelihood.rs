@@ -1,6 +1,6 @@
 //! The likelihood against the original's numbers and against its plain double-precision twin.
 
-use pixelcnn_core::likelihood::{Mixture, from_level, reference, to_level};
+use pixelcnn_core::likelihood::{ChannelMixture, Mixture, from_level, reference, to_level};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::SafeTensors;
@@ -294,9 +294,9 @@ fn channels_one_by_one_are_the_whole_pixel() {
         let pixels = x.chunks_exact(channels);
         let pixels = pixels.zip(logits.chunks_exact(mixture.logits_per_pixel()));
         for ((x, logits), nats) in pixels.zip(nats) {
-            let mut sum = 0.0;
+            let (mut sum, mut one) = (0.0, ChannelMixture::default());
             for channel in 0..channels {
-                let one = mixture.channel(logits, &x[..channel]);
+                mixture.next_channel(logits, &x[..channel], &mut one);
                 let largest = one.log_weights.iter().copied().fold(f32::MIN, f32::max);
                 assert_eq!(largest, 0.0);
                 sum += one.log_prob(x[channel]);

@@ -26,8 +26,8 @@ use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::Layout;
 use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::next_step;
 use pixelcnn::train::state::TrainState;
-use pixelcnn::train::{epoch_order, next_step};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
@@ -306,7 +306,7 @@ fn order(file: &Path, seed: u64, epochs: u64) -> Result<(), Box<dyn Error>> {
     let n = data.len();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     data.read(&(0..n).collect::<Vec<_>>(), &mut images, &mut labels)?;
-    let order = (0..epochs).flat_map(|epoch| epoch_order(seed, epoch, n));
+    let order = (0..epochs).flat_map(|epoch| data.epoch_order(seed, epoch));
     let order: Vec<u8> = order
         .flat_map(|image| (image as u32).to_le_bytes())
         .collect();

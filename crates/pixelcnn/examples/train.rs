@@ -4,12 +4,13 @@
 
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::Path;
 
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::device::Device;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::train::{Event, train};
-use pixelcnn::{ModelConfig, device};
+use pixelcnn::train::{Event, Training};
+use pixelcnn::{Model, ModelConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -20,19 +21,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         data,
         ..DataConfig::default()
     };
-    let images = Dataset::open(&data, Split::Train)?;
-    let test = Dataset::open(&data, Split::Test)?;
+    let (images, test) = Dataset::open_splits(&data)?;
     println!("{}", images.describe());
 
     let config = RunConfig {
         model: ModelConfig {
-            height: images.height(),
-            width: images.width(),
-            channels: images.channels(),
             nr_resnet: 1,
             nr_filters: 8,
             nr_logistic_mix: 3,
-            ..ModelConfig::default()
+            ..images.model_config()
         },
         train: TrainConfig {
             batch_size: 8,
@@ -44,23 +41,28 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
         data,
     };
-    let mut observer = |event: Event| {
+    let training = Training {
+        folder: Path::new(&run),
+        config: &config,
+        images: &images,
+        test: &test,
+        device: Device::Cpu,
+    };
+    // Every event may end in ControlFlow::Break(()): then the state is saved, for `resume`.
+    training.begin(&mut |event| {
         match event {
             Event::Step {
                 step, bits_per_dim, ..
             } => println!("step {step}: {bits_per_dim:.3} bits/dim"),
-            Event::Evaluated {
-                bits_per_dim,
-                standard_error,
-                ..
-            } => println!("test: {bits_per_dim:.3} ± {standard_error:.3} bits/dim"),
             Event::Sampled { path } => println!("samples: {}", path.display()),
             _ => {}
         }
         ControlFlow::Continue(())
-    };
-    let device = device::parse("auto")?;
-    let run = PathBuf::from(run);
-    train(&run, &config, None, &images, &test, &device, &mut observer)?;
+    })?;
+
+    let model = Model::open(Path::new(&run))?;
+    if let Some(measured) = &model.card.measured {
+        println!("test: {measured}");
+    }
     Ok(())
 }

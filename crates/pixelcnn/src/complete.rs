@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use pixelcnn_core::incremental::Evaluator;
 
 use crate::random::{Purpose, generator};
-use crate::sample::{DrawError, Progress, Rows, draw};
+use crate::sample::{DrawError, Drawn, Rows, draw};
 
 /// What is completed.
 ///
@@ -38,7 +38,7 @@ pub struct Completion {
 pub fn complete(
     evaluator: &Evaluator,
     completion: &Completion,
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
     let config = evaluator.config();
     let (dims, variants) = (config.dims(), completion.variants);

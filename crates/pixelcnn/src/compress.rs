@@ -51,7 +51,7 @@ use crc32c::crc32c;
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use pixelcnn_core::codec::Codec;
+use pixelcnn_core::codec::{Codec, CodecError};
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::simd::{self, Level};
 use pixelcnn_core::{ModelConfig, Nonlinearity};
@@ -59,7 +59,6 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic;
 use crate::picture::is_picture;
-use crate::progress::Stopped;
 use crate::sample::{side_by_side, useful_threads};
 
 const MAGIC: &[u8; 3] = b"pxc";
@@ -77,9 +76,12 @@ const CHECKSUM: usize = 3;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompressError {
-    /// A class that the model does not have, or no memory.
+    /// The weights are not the model's.
     #[error(transparent)]
     Evaluator(#[from] EvaluatorError),
+    /// A class that the model does not have, no memory, or stopped by `progress`.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
     /// A picture that is not of the model's size.
     #[error("{name}: {found} values where the model takes {expected}: crop or resize it first")]
     Levels {
@@ -128,9 +130,6 @@ pub enum CompressError {
         /// The system's reason.
         source: io::Error,
     },
-    /// `progress` said so.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
 }
 
 /// Why one image of a file cannot be decompressed; the others can be nevertheless.
@@ -267,7 +266,7 @@ pub struct Picture {
 /// `progress` is told how many pixels of all pictures are done and can stop it.
 ///
 /// # Errors
-/// [`CompressError::Name`], [`CompressError::Levels`] and [`CompressError::Evaluator`].
+/// [`CompressError::Name`], [`CompressError::Levels`] and [`CompressError::Codec`].
 pub fn compress(
     model: &CodingModel,
     pictures: &[Picture],
@@ -293,7 +292,7 @@ pub fn compress(
         let coded = model
             .codec(batch.len())
             .encode(&labels, &levels, &mut rows)?;
-        streams.extend(coded.ok_or(Stopped)?);
+        streams.extend(coded);
         done += config.height * config.width * batch.len();
     }
     let mut file = front(model, pictures, &streams);
@@ -659,7 +658,7 @@ impl<R: Read + Seek> Archive<R> {
     ///
     /// # Errors
     /// [`CompressError::WrongModel`], [`CompressError::Read`], [`CompressError::Damaged`] where the
-    /// model cannot have made images of the file's shape, and [`CompressError::Evaluator`].
+    /// model cannot have made images of the file's shape, and [`CompressError::Codec`].
     ///
     /// # Panics
     /// If there is no image with one of the numbers.
@@ -688,7 +687,6 @@ impl<R: Read + Seek> Archive<R> {
         let mut rows = |rows| progress(rows * config.width * images.len());
         let codec = model.codec(streams.len());
         let decoded = codec.decode(&labels, &streams, &mut rows)?;
-        let decoded = decoded.ok_or(Stopped)?;
         for ((place, entry, _), levels) in whole.iter().zip(decoded) {
             let levels = levels.filter(|levels| entry.is(levels));
             results[*place] = levels.ok_or(Damage::Altered);

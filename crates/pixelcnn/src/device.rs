@@ -12,19 +12,26 @@ pub enum Device {
     Cpu,
 }
 
-/// A device that this program can't use.
+/// A device that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("device {0}: this build has none of that name: choose auto or cpu")]
-pub struct DeviceError(String);
+#[non_exhaustive]
+pub enum DeviceError {
+    /// A name that no device of this build has.
+    #[error("device {0}: this build has none of that name: choose auto or cpu")]
+    Name(String),
+    /// The system gives no threads for the CPU.
+    #[error("threads can't be started: {0}")]
+    Threads(String),
+}
 
 /// The device of a name: `cpu`; or `auto`, the best that this build has.
 ///
 /// # Errors
-/// [`DeviceError`] where this build has none of that name.
+/// [`DeviceError::Name`] where this build has none of that name.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
     match name {
         "auto" | "cpu" => Ok(Device::Cpu),
-        _ => Err(DeviceError(name.into())),
+        _ => Err(DeviceError::Name(name.into())),
     }
 }
 
@@ -45,16 +52,17 @@ impl Device {
 /// To be called once, at the start of `main`.
 ///
 /// # Errors
-/// Where the threads can't be started.
+/// [`DeviceError::Threads`].
 pub fn on_threads<R: Send>(
     threads: usize,
     program: impl FnOnce() -> R + Send,
-) -> Result<R, rayon::ThreadPoolBuildError> {
+) -> Result<R, DeviceError> {
     keep_freed_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .stack_size(16 << 20)
-        .build_global()?;
+        .build_global()
+        .map_err(|error| DeviceError::Threads(error.to_string()))?;
     Ok(rayon::scope(|_| program()))
 }
 

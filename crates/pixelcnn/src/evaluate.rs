@@ -2,11 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use pixelcnn_core::ModelConfig;
+use pixelcnn_core::{ModelConfig, Stopped, go_on};
 
 use crate::data::{DataError, Dataset};
 use crate::network::{Batch, EngineError, Network};
-use crate::progress::{Stopped, go_on};
 
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -30,7 +30,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! A program that trains calls [`train::train`] and is told of everything as [`train::Event`]s.
+//! A program that trains calls [`train::Training::begin`] and is told of everything as [`train::Event`]s.
 //! The trained model that comes with the library is under the cargo feature `pretrained`, which is
 //! on by default.
 
@@ -47,7 +47,6 @@ mod open;
 pub mod picture;
 #[cfg(feature = "pretrained")]
 mod pretrained;
-mod progress;
 mod random;
 pub mod sample;
 pub mod score;
@@ -56,11 +55,9 @@ pub mod weights;
 
 pub use model::Model;
 pub use open::OpenError;
-pub use progress::Stopped;
-
 pub use pixelcnn_core::{
-    ConfigError, ModelConfig, Nonlinearity, codec, config, cpu, engine, incremental, kernels,
-    likelihood, plan, reference,
+    ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine, incremental,
+    kernels, likelihood, plan, reference,
 };
 
 /// What comes from a file or another crate may span lines; messages don't.

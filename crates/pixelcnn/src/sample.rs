@@ -2,15 +2,12 @@
 
 use std::ops::{ControlFlow, Range};
 
-use pixelcnn_core::ModelConfig;
-use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Run};
+use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
 use pixelcnn_core::likelihood::{Mixture, to_level};
+use pixelcnn_core::{Stopped, go_on};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::device::Device;
-use crate::network::{Batch, EngineError, Network};
-use crate::progress::{Stopped, go_on};
 use crate::random::{Purpose, generator};
 
 /// The original keeps its uniforms this far from 0 and 1, where the logistic is infinite.
@@ -46,7 +43,7 @@ impl Sampling {
 
 /// How far images have come.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress<'a> {
+pub struct Drawn<'a> {
     /// Pixels of all images that are done.
     pub done: usize,
     /// Pixels of all images.
@@ -76,7 +73,7 @@ pub enum DrawError {
 pub fn sample(
     evaluator: &Evaluator,
     sampling: &Sampling,
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
     draw(evaluator, sampling.labels.len(), progress, |images| {
         Rows::new(evaluator, sampling, images)
@@ -93,7 +90,7 @@ pub(crate) fn side_by_side(evaluator: &Evaluator, wanted: usize) -> usize {
 pub(crate) fn draw(
     evaluator: &Evaluator,
     count: usize,
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
     rows: impl Fn(Range<usize>) -> Result<Rows, EvaluatorError>,
 ) -> Result<Vec<u8>, DrawError> {
     let config = evaluator.config();
@@ -109,7 +106,7 @@ pub(crate) fn draw(
             for (target, row) in targets.zip(row.chunks_exact(size)) {
                 target[y * size..][..size].copy_from_slice(row);
             }
-            let progressed = Progress {
+            let progressed = Drawn {
                 done: (first * height + (y + 1) * drawn) * width,
                 total: count * height * width,
                 images: &images,
@@ -122,7 +119,7 @@ pub(crate) fn draw(
 
 /// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\].
 pub struct Rows {
-    run: Run,
+    raster: Raster,
     mixture: Mixture,
     width: usize,
     temperature: f32,
@@ -162,7 +159,7 @@ impl Rows {
     ) -> Result<Rows, EvaluatorError> {
         let config = evaluator.config();
         Ok(Rows {
-            run: evaluator.run(labels, useful_threads(evaluator, labels.len()))?,
+            raster: evaluator.begin(labels, useful_threads(evaluator, labels.len()))?,
             mixture: Mixture::of(config),
             width: config.width,
             temperature,
@@ -195,8 +192,8 @@ impl Iterator for Rows {
         let mut uniforms = Uniforms::new(self.mixture);
         let mut levels = vec![0; self.generators.len() * channels];
         for x in 0..self.width {
-            let pixel = self.run.position()?[0] * self.width + x;
-            let logits = self.run.logits();
+            let pixel = self.raster.position()?[0] * self.width + x;
+            let logits = self.raster.logits();
             let images = logits.chunks_exact(self.mixture.logits_per_pixel());
             let images = images.zip(&mut self.generators);
             for ((logits, random), levels) in images.zip(levels.chunks_exact_mut(channels)) {
@@ -215,7 +212,7 @@ impl Iterator for Rows {
                     levels.copy_from_slice(&image[pixel * channels..][..channels]);
                 }
             }
-            self.run.push(&levels);
+            self.raster.push(&levels);
             let rows = rows.chunks_exact_mut(self.width * channels);
             for (row, levels) in rows.zip(levels.chunks_exact(channels)) {
                 row[x * channels..][..channels].copy_from_slice(levels);
@@ -252,57 +249,5 @@ impl Uniforms {
     }
 }
 
-/// Draws the same images by one pass of the network for every pixel, over the rows so far, as the
-/// original does: what [`sample`] is compared with. `progress` is told the number of passes done
-/// and can stop, which gives `None`.
-///
-/// # Errors
-/// Where the parameters or classes are not the model's.
-pub fn sample_by_passes(
-    config: &ModelConfig,
-    parameters: &[Vec<f32>],
-    sampling: &Sampling,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<u8>>, EngineError> {
-    let (height, width, channels) = (config.height, config.width, config.channels);
-    let mut uniforms = Uniforms::new(Mixture::of(config));
-    let n = sampling.labels.len();
-    let mut generators: Vec<_> = (0..n as u64)
-        .map(|image| generator(sampling.seed, Purpose::Sample, image))
-        .collect();
-    let mut images = vec![0; n * config.dims()];
-    for y in 0..height {
-        // No pixel depends on the rows below it: they need not be computed.
-        let rows = (y + 1).next_multiple_of(4);
-        let top = ModelConfig {
-            height: rows,
-            ..config.clone()
-        };
-        let top = Network::new(&top, parameters, &Device::Cpu)?;
-        for x in 0..width {
-            let seen: Vec<u8> = images
-                .chunks_exact(config.dims())
-                .flat_map(|image| &image[..rows * width * channels])
-                .copied()
-                .collect();
-            let logits = top.logits(Batch {
-                images: &seen,
-                labels: &sampling.labels,
-            })?;
-            for (image, random) in generators.iter_mut().enumerate() {
-                let pixel = (image * rows + y) * width + x;
-                let size = config.output_channels();
-                let logits = &logits[pixel * size..][..size];
-                let values = uniforms.sample(random, logits, sampling.temperature);
-                let target = ((image * height + y) * width + x) * channels;
-                for (level, value) in images[target..][..channels].iter_mut().zip(values) {
-                    *level = to_level(value);
-                }
-            }
-            if progress(y * width + x + 1).is_break() {
-                return Ok(None);
-            }
-        }
-    }
-    Ok(Some(images))
-}
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
+use pixelcnn_core::{Stopped, go_on};
 use rayon::prelude::*;
 use zune_core::bit_depth::BitDepth;
 use zune_core::colorspace::ColorSpace;
@@ -19,7 +20,6 @@ use zune_jpegxl::JxlSimpleEncoder;
 use crate::data::{DataError, Dataset};
 use crate::evaluate::{EvaluateError, Evaluation, in_batches};
 use crate::network::{EngineError, Network};
-use crate::progress::{Stopped, go_on};
 
 /// Why there are no scores.
 #[derive(Debug, thiserror::Error)]
@@ -31,13 +31,13 @@ pub enum ScoreError {
     /// Images are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A codec fails.
+    /// An encoder fails.
     #[error(
-        "an image of {shape:?} (height, width, channels) cannot be encoded as {codec}: {reason}"
+        "an image of {shape:?} (height, width, channels) cannot be encoded as {format}: {reason}"
     )]
     Encode {
-        /// The codec.
-        codec: Codec,
+        /// The format.
+        format: LosslessFormat,
         /// The image's height, width and channels.
         shape: [usize; 3],
         /// What the encoder says.
@@ -48,27 +48,27 @@ pub enum ScoreError {
     Stopped(#[from] Stopped),
 }
 
-/// A lossless codec: the size of its file says how complex an image is.
+/// A file format that loses nothing: the size of its file says how complex an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
+pub enum LosslessFormat {
     /// With the filter chosen for each row.
     Png,
     /// Smaller on photographs, where its longer header does not weigh.
     JpegXl,
 }
 
-impl fmt::Display for Codec {
+impl fmt::Display for LosslessFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Codec::Png => "PNG",
-            Codec::JpegXl => "JPEG XL",
+            LosslessFormat::Png => "PNG",
+            LosslessFormat::JpegXl => "JPEG XL",
         })
     }
 }
 
-impl Codec {
+impl LosslessFormat {
     /// All there are.
-    pub const ALL: [Codec; 2] = [Codec::Png, Codec::JpegXl];
+    pub const ALL: [LosslessFormat; 2] = [LosslessFormat::Png, LosslessFormat::JpegXl];
 
     /// The file of an `image` of `shape` \[H, W, channels\], 1 or 3 channels.
     ///
@@ -76,11 +76,11 @@ impl Codec {
     /// [`ScoreError::Encode`], as where the shape is another.
     pub fn encode(self, image: &[u8], shape: [usize; 3]) -> Result<Vec<u8>, ScoreError> {
         let file = match self {
-            Codec::Png => encode_png(image, shape),
-            Codec::JpegXl => encode_jpeg_xl(image, shape),
+            LosslessFormat::Png => encode_png(image, shape),
+            LosslessFormat::JpegXl => encode_jpeg_xl(image, shape),
         };
         file.map_err(|reason| ScoreError::Encode {
-            codec: self,
+            format: self,
             shape,
             reason,
         })
@@ -120,26 +120,26 @@ fn encode_jpeg_xl(image: &[u8], [height, width, channels]: [usize; 3]) -> Result
     Ok(file)
 }
 
-/// What a model and the codecs spend on images.
+/// What a model and the formats spend on images.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scores {
     /// The model's likelihood of each image.
     pub likelihood: Evaluation,
-    /// Bits/dim of each image's file, everything in it counted, under each of [`Codec::ALL`].
-    pub complexity: [Vec<f64>; Codec::ALL.len()],
+    /// Bits/dim of each image's file, everything in it counted, under each of [`LosslessFormat::ALL`].
+    pub complexity: [Vec<f64>; LosslessFormat::ALL.len()],
 }
 
 impl Scores {
-    /// Bits/dim of each image's file under a codec.
-    pub fn complexity(&self, codec: Codec) -> &[f64] {
-        &self.complexity[codec as usize]
+    /// Bits/dim of each image's file in a format \[N\].
+    pub fn complexity(&self, format: LosslessFormat) -> &[f64] {
+        &self.complexity[format as usize]
     }
 
-    /// The model's bits/dim less those of the smallest file that one of `codecs` makes of the image:
-    /// S(x), above. Higher is more unusual. Without codecs it is the model's bits/dim.
-    pub fn corrected(&self, codecs: &[Codec]) -> Vec<f64> {
+    /// For each image \[N\], the model's bits/dim less those of the smallest file that one of
+    /// `formats` makes of it: S(x), above. Higher is more unusual. Without formats it is the model's bits/dim.
+    pub fn corrected(&self, formats: &[LosslessFormat]) -> Vec<f64> {
         let smallest = |image: usize| {
-            let sizes = codecs.iter().map(|&codec| self.complexity(codec)[image]);
+            let sizes = formats.iter().map(|&format| self.complexity(format)[image]);
             sizes.reduce(f64::min).unwrap_or(0.0)
         };
         let bits = self.likelihood.bits_per_dim.iter().enumerate();
@@ -165,13 +165,13 @@ pub fn score(
     let mut scores = Scores::default();
     in_batches(data, 0..count, batch_size, |batch| {
         scores.likelihood.add(network, batch)?;
-        for codec in Codec::ALL {
+        for format in LosslessFormat::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
-                let file = codec.encode(image, shape)?;
+                let file = format.encode(image, shape)?;
                 Ok(8.0 * file.len() as f64 / dims as f64)
             });
             let bits = bits.collect::<Result<Vec<f64>, ScoreError>>()?;
-            scores.complexity[codec as usize].extend(bits);
+            scores.complexity[format as usize].extend(bits);
         }
         Ok::<_, ScoreError>(go_on(progress(&scores))?)
     })?;
@@ -265,7 +265,7 @@ mod tests {
     fn png_files_hold_the_image() {
         for shape in [[8, 12, 3], [12, 4, 1]] {
             let image = noise(shape.iter().product());
-            let file = Codec::Png.encode(&image, shape).unwrap();
+            let file = LosslessFormat::Png.encode(&image, shape).unwrap();
             let mut decoder = png::Decoder::new(Cursor::new(&file)).read_info().unwrap();
             let mut decoded = vec![0; decoder.output_buffer_size().unwrap()];
             decoder.next_frame(&mut decoded).unwrap();
@@ -276,23 +276,23 @@ mod tests {
 
     #[test]
     fn files_grow_with_complexity() {
-        for codec in Codec::ALL {
+        for format in LosslessFormat::ALL {
             for shape in [[32, 32, 3], [64, 32, 1], [4, 4, 3]] {
                 let dims = shape.iter().product();
-                let size = |image: &[u8]| codec.encode(image, shape).unwrap().len();
+                let size = |image: &[u8]| format.encode(image, shape).unwrap().len();
                 let (flat, noise) = (size(&vec![200; dims]), size(&noise(dims)));
-                assert!(noise >= dims, "{codec} {shape:?}: {noise}");
-                assert!(flat < 200, "{codec} {shape:?}: {flat}");
+                assert!(noise >= dims, "{format} {shape:?}: {noise}");
+                assert!(flat < 200, "{format} {shape:?}: {flat}");
             }
-            assert!(codec.encode(&[1, 2, 3], [4, 4, 3]).is_err());
+            assert!(format.encode(&[1, 2, 3], [4, 4, 3]).is_err());
         }
-        // The better codec is better where there is something to predict.
+        // The better format is better where there is something to predict.
         let smooth: Vec<u8> = (0..64 * 64 * 3)
             .zip(noise(64 * 64 * 3))
             .map(|(i, noise)| (i / 3 % 64 + i / 192 + usize::from(noise % 8)) as u8)
             .collect();
-        let size = |codec: Codec| codec.encode(&smooth, [64, 64, 3]).unwrap().len();
-        assert!(size(Codec::JpegXl) < size(Codec::Png));
+        let size = |format: LosslessFormat| format.encode(&smooth, [64, 64, 3]).unwrap().len();
+        assert!(size(LosslessFormat::JpegXl) < size(LosslessFormat::Png));
     }
 
     proptest! {
@@ -331,12 +331,12 @@ mod tests {
             complexity: [vec![2.0, 5.0], vec![2.5, 4.5]],
         };
         assert_eq!(scores.corrected(&[]), [3.0, 4.0]);
-        assert_eq!(scores.corrected(&[Codec::Png]), [1.0, -1.0]);
-        assert_eq!(scores.corrected(&[Codec::JpegXl]), [0.5, -0.5]);
-        assert_eq!(scores.corrected(&Codec::ALL), [1.0, -0.5]);
+        assert_eq!(scores.corrected(&[LosslessFormat::Png]), [1.0, -1.0]);
+        assert_eq!(scores.corrected(&[LosslessFormat::JpegXl]), [0.5, -0.5]);
+        assert_eq!(scores.corrected(&LosslessFormat::ALL), [1.0, -0.5]);
     }
 
-    /// On real images: scores are what the likelihood and the codecs give, and the maps' bits are
+    /// On real images: scores are what the likelihood and the formats give, and the maps' bits are
     /// where the likelihood's are.
     #[test]
     fn data_sets_are_scored() {
@@ -379,9 +379,9 @@ mod tests {
             let bits = bits / config.dims() as f64;
             assert!((bits / scores.likelihood.bits_per_dim[index] - 1.0).abs() < 1e-5);
             let shape = [config.height, config.width, 3];
-            let size = Codec::Png.encode(image, shape).unwrap().len();
+            let size = LosslessFormat::Png.encode(image, shape).unwrap().len();
             let expected = 8.0 * size as f64 / config.dims() as f64;
-            assert_eq!(scores.complexity(Codec::Png)[index], expected);
+            assert_eq!(scores.complexity(LosslessFormat::Png)[index], expected);
         }
 
         // A pixel's bits hang on it and on those before it.

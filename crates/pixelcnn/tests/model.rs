@@ -12,6 +12,7 @@ use pixelcnn::network::{Batch, Network, draw_parameters};
 use pixelcnn::sample::{Sampling, sample};
 use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
 use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::run::RunError;
 use pixelcnn::train::state::{Moments, TrainState, Unrecorded};
 use pixelcnn::weights::{npz, original, tensorflow};
 use pixelcnn::{Model, ModelConfig, OpenError};
@@ -74,7 +75,10 @@ fn what_holds_no_model_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let error = Model::open(folder.path()).unwrap_err();
     assert!(
-        matches!(error, OpenError::Run(CheckpointError::Empty { .. })),
+        matches!(
+            error,
+            OpenError::Run(RunError::Checkpoint(CheckpointError::Empty { .. }))
+        ),
         "{error}"
     );
     let config = state().config;
@@ -93,7 +97,14 @@ fn what_holds_no_model_says_so() {
     let checkpoint = Checkpoints::new(folder.path()).save(&state()).unwrap();
     let bytes = fs::read(&checkpoint).unwrap();
     fs::write(&checkpoint, &bytes[..bytes.len() - 1]).unwrap();
-    assert!(matches!(Model::open(&checkpoint), Err(OpenError::File(_))));
+    let error = Model::open(&checkpoint).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OpenError::Run(RunError::Checkpoint(CheckpointError::File(_)))
+        ),
+        "{error}"
+    );
 }
 
 #[test]

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
 use pixelcnn::ModelConfig;
-use pixelcnn::data::{DataConfig, Dataset, Split};
-use pixelcnn::device;
+use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::device::Device;
 use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::metrics::{self, Record};
 use pixelcnn::train::state::TrainState;
-use pixelcnn::train::{Event, Outcome, TrainError, train};
+use pixelcnn::train::{Event, Outcome, TrainError, Training};
 use tempfile::TempDir;
 
 const STEPS: u64 = 45;
@@ -85,12 +85,18 @@ impl Lab {
         observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Outcome, TrainError> {
         let config = self.config();
-        let open = |split| Dataset::open(&config.data, split).unwrap();
-        let (data, test) = (open(Split::Train), open(Split::Test));
-        let start = Checkpoints::new(run.join("checkpoints")).latest().ok();
-        let start = start.map(|(state, _)| state);
-        let device = device::parse("cpu").unwrap();
-        train(run, &config, start, &data, &test, &device, observer)
+        let (images, test) = Dataset::open_splits(&config.data).unwrap();
+        let training = Training {
+            folder: run,
+            config: &config,
+            images: &images,
+            test: &test,
+            device: Device::Cpu,
+        };
+        match Checkpoints::new(run.join("checkpoints")).latest() {
+            Ok((state, _)) => training.resume(state, observer),
+            Err(_) => training.begin(observer),
+        }
     }
 
     /// A run that never stops.
@@ -320,20 +326,17 @@ fn going_back_is_whole_at_once() {
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
     let back = TrainState::read(&checkpoints.list().unwrap()[1]).unwrap();
     let config = lab.config();
-    let open = |split| Dataset::open(&config.data, split).unwrap();
-    let device = device::parse("cpu").unwrap();
+    let (images, test) = Dataset::open_splits(&config.data).unwrap();
+    let training = Training {
+        folder: &run,
+        config: &config,
+        images: &images,
+        test: &test,
+        device: Device::Cpu,
+    };
     let step = back.step;
     let mut stop = |_| ControlFlow::Break(());
-    train(
-        &run,
-        &config,
-        Some(back),
-        &open(Split::Train),
-        &open(Split::Test),
-        &device,
-        &mut stop,
-    )
-    .unwrap();
+    training.resume(back, &mut stop).unwrap();
     // Neither the newest checkpoint nor the metrics are of later steps than the other.
     assert_eq!(last_state(&run).step, step);
     assert!(records(&run).iter().all(|record| record.step() <= step));
@@ -344,10 +347,15 @@ fn a_new_run_does_not_take_the_place_of_another() {
     let lab = Lab::new();
     let run = lab.whole();
     let config = lab.config();
-    let open = |split| Dataset::open(&config.data, split).unwrap();
-    let device = device::parse("cpu").unwrap();
-    let (data, test) = (open(Split::Train), open(Split::Test));
-    let error = train(&run, &config, None, &data, &test, &device, &mut go_on).unwrap_err();
+    let (images, test) = Dataset::open_splits(&config.data).unwrap();
+    let training = Training {
+        folder: &run,
+        config: &config,
+        images: &images,
+        test: &test,
+        device: Device::Cpu,
+    };
+    let error = training.begin(&mut go_on).unwrap_err();
     assert!(matches!(error, TrainError::Begun { .. }), "{error}");
     assert_eq!(last_state(&run).step, STEPS);
 }

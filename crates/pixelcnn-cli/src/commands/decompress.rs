@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
+use pixelcnn::codec::CodecError;
 use pixelcnn::compress::{Archive, CodingModel, CompressError, Entry, png_names};
 use pixelcnn::picture::{grid, read_exactly, write_png};
 
@@ -113,7 +114,7 @@ impl Decompress {
             let decompressed = archive.decompress(&model, batch, &mut progress);
             drop(progress);
             let decompressed = match decompressed {
-                Err(CompressError::Stopped(_)) => {
+                Err(CompressError::Codec(CodecError::Stopped(_))) => {
                     note(format_args!(
                         "pixelcnn: interrupted: {} written; the same command goes on",
                         counted(written, "image")

@@ -14,7 +14,7 @@ use pixelcnn::numpy::Npz;
 use crate::measuring::measure;
 use crate::output::Overwrite;
 use crate::settings::{DataFlags, split};
-use crate::terminal::{Opening, Result, catch_interrupts, counted, note_dropped, say};
+use crate::terminal::{Result, catch_interrupts, counted, note_dropped, opening, say};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -86,7 +86,7 @@ impl Eval {
         }
         // A fraction that is asked for is the test split, of any data.
         let split = self.split.or(self.data.hold_out().then_some(Split::Test));
-        let (split, data) = trained.open_measured(&config, split, &Opening::new())?;
+        let (split, data) = trained.open_measured(&config, split, &mut opening())?;
         expect_images(trained.model(), &data)?;
         note_dropped(data.dropped());
 

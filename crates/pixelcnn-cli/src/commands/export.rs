@@ -1,15 +1,14 @@
 //! `pixelcnn export`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use pixelcnn::data::{DataConfig, Split};
+use pixelcnn::data::Split;
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::train::config::TrainConfig;
-use pixelcnn::train::metrics::{self, Record};
 use pixelcnn::weights::hub::{Card, Measured};
 use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
@@ -17,8 +16,8 @@ use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 use crate::measuring::measure;
 use crate::output::Overwrite;
 use crate::settings::DataFlags;
-use crate::terminal::{Opening, Result, catch_interrupts, say};
-use crate::trained::{Run, Trained};
+use crate::terminal::{Result, catch_interrupts, opening, say};
+use crate::trained::Trained;
 
 /// Write a model's weights for use elsewhere.
 ///
@@ -123,7 +122,7 @@ impl Export {
                 )
                 .into());
             }
-            (None, Trained::Weights(_)) => {
+            (None, Trained::Exported(_)) => {
                 return Err("not of a run folder: say where to write with --output".into());
             }
         };
@@ -155,17 +154,11 @@ impl Export {
                     true => Precision::Half,
                     false => Precision::Single,
                 };
-                let mut card = match &trained {
-                    Trained::Run(run) => card(run, self.raw, precision),
-                    Trained::Weights(exported) => Card {
-                        precision,
-                        ..exported.model.card.clone()
-                    },
-                };
+                let mut card = card(&trained, self.raw, precision);
                 if self.measure {
                     let data = trained.data_or(&self.data)?;
                     let split = self.data.hold_out().then_some(Split::Test);
-                    let (split, images) = trained.open_measured(&data, split, &Opening::new())?;
+                    let (split, images) = trained.open_measured(&data, split, &mut opening())?;
                     expect_images(model, &images)?;
                     catch_interrupts("leaving after this batch")?;
                     let rounded;
@@ -183,9 +176,9 @@ impl Export {
                         standard_error: Some(figures.standard_error()),
                         images: match split {
                             Some(split) => {
-                                format!("{} {split} images of {}", images.len(), name(&data))
+                                format!("{} {split} images of {}", images.len(), data.short_name())
                             }
-                            None => format!("all {} images of {}", images.len(), name(&data)),
+                            None => format!("all {} images of {}", images.len(), data.short_name()),
                         },
                     });
                 }
@@ -225,59 +218,21 @@ impl Export {
     }
 }
 
-/// The name of a data set, without the folders in which it lies here.
-fn name(data: &DataConfig) -> String {
-    let name = Path::new(&data.data).file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
-}
-
-/// The card of a run's weights, with what training measured.
-fn card(run: &Run, raw: bool, precision: Precision) -> Card {
-    let state = &run.state;
-    let data = run.config.as_ref().map(|config| &config.data);
-    let mut measured = measured(run, data).filter(|_| !raw);
-    if let (Precision::Half, Some(measured)) = (precision, &mut measured) {
-        measured.images += ", before they were rounded";
-    }
-    let folder = run.folder.file_name().unwrap_or_default();
-    Card {
-        name: format!("PixelCNN++ {}", folder.to_string_lossy())
-            .trim_end()
-            .into(),
-        averaged: !raw,
-        precision,
-        step: state.step,
-        images_seen: state.images_seen,
-        seconds: state.seconds,
-        data: data.map_or_else(|| "unknown".into(), name),
-        measured,
-    }
-}
-
-/// What training measured after the very step that was saved, with the averaged weights.
-fn measured(run: &Run, data: Option<&DataConfig>) -> Option<Measured> {
-    let (evaluated, bits_per_dim) = run.state.last_evaluation?;
-    if evaluated != run.state.step {
-        return None;
-    }
-    // The state has no standard error; the metrics beside it do.
-    let records = metrics::read(&run.folder).unwrap_or_default();
-    let standard_error = records.records.into_iter().find_map(|record| match record {
-        Record::Test {
-            step,
-            test_bits_per_dim,
-            standard_error,
-            ..
-        } if (step, test_bits_per_dim) == (evaluated, bits_per_dim) => Some(standard_error),
-        _ => None,
-    });
-    let images = match data {
-        Some(data) => format!("all test images of {}", name(data)),
-        None => "all test images".into(),
+/// The card of weights that are written so.
+fn card(trained: &Trained, raw: bool, precision: Precision) -> Card {
+    let card = match trained {
+        Trained::Run(run) => run.card(raw),
+        Trained::Exported(exported) => exported.model.card.clone(),
     };
-    Some(Measured {
-        bits_per_dim,
-        standard_error,
-        images,
-    })
+    let measured = card.measured.map(|mut measured| {
+        if (card.precision, precision) == (Precision::Single, Precision::Half) {
+            measured.images += ", before they were rounded";
+        }
+        measured
+    });
+    Card {
+        precision,
+        measured,
+        ..card
+    }
 }

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 use pixelcnn::network::Layout;
+use pixelcnn::train::run::Run;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::{Settings, preset_name};
 use crate::terminal::{Result, duration, grouped, say};
-use crate::trained::{Run, Trained, checkpoints};
+use crate::trained::{Trained, checkpoints};
 
 /// Show what a run, a checkpoint, the shipped model or a preset is: its settings, size, cost and
 /// progress.
@@ -47,7 +48,7 @@ impl Info {
         }
         match Trained::open(self.run.as_deref(), "info")? {
             Trained::Run(run) => show_run(&run)?,
-            Trained::Weights(exported) => show_exported(&exported.model)?,
+            Trained::Exported(exported) => show_exported(&exported.model)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use pixelcnn::Stopped;
 use pixelcnn::atomic;
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset, Listener, Split};
 use pixelcnn::device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
-use pixelcnn::score::{Codec, Map, Scores, auroc, maps, score};
+use pixelcnn::score::{LosslessFormat, Map, Scores, auroc, maps, score};
 
 use crate::chart::{Chart, Series, Shape};
 use crate::heat::{self, Group};
@@ -21,7 +21,7 @@ use crate::measuring::progress;
 use crate::output::{Overwrite, make_folder};
 use crate::settings::{absolute, split};
 use crate::terminal::{
-    Opening, Result, catch_interrupts, counted, interrupted, note, note_dropped, say,
+    Result, catch_interrupts, counted, interrupted, note, note_dropped, opening, say,
 };
 use crate::trained::Trained;
 
@@ -137,9 +137,9 @@ impl Score {
         }
         let network = trained.network(self.raw, &device)?;
         let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
-        let progress = Opening::new();
+        let mut listener = opening();
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
-            let (name, data) = self.open(data, &trained, &progress)?;
+            let (name, data) = self.open(data, &trained, &mut listener)?;
             dropped += data.dropped();
             expect_images(model, &data)?;
             let count = self
@@ -157,7 +157,7 @@ impl Score {
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let scores = self.measure(&network, &data, count)?;
-            let corrected = scores.corrected(&Codec::ALL);
+            let corrected = scores.corrected(&LosslessFormat::ALL);
             scored.push(Scored {
                 name,
                 data,
@@ -223,7 +223,7 @@ impl Score {
         &self,
         data: &Path,
         trained: &Trained,
-        progress: &Opening,
+        listener: &mut Listener,
     ) -> Result<(String, Dataset)> {
         let name = data.to_str();
         let name = name.ok_or_else(|| format!("{}: not UTF-8: rename it", data.display()))?;
@@ -244,7 +244,7 @@ impl Score {
                 ..own.clone()
             };
         }
-        let (split, data) = trained.open_measured(&config, self.split, progress)?;
+        let (split, data) = trained.open_measured(&config, self.split, listener)?;
         let split = split.map(|split| format!(" {split}"));
         Ok((short + &split.unwrap_or_default(), data))
     }
@@ -355,8 +355,8 @@ fn write_table(path: &Path, set: &Scored) -> io::Result<()> {
             label.map_or(-1, |&label| i64::from(label)),
             set.data.image_name(image).unwrap_or_default(),
             likelihood.bits_per_dim[image],
-            set.scores.complexity(Codec::Png)[image],
-            set.scores.complexity(Codec::JpegXl)[image],
+            set.scores.complexity(LosslessFormat::Png)[image],
+            set.scores.complexity(LosslessFormat::JpegXl)[image],
             corrected,
         ))?;
     }
@@ -414,8 +414,8 @@ fn summary(set: &Scored) -> Result {
         counted(set.corrected.len(), "image"),
         likelihood.mean(),
         likelihood.standard_error(),
-        mean(set.scores.complexity(Codec::Png)),
-        mean(set.scores.complexity(Codec::JpegXl)),
+        mean(set.scores.complexity(LosslessFormat::Png)),
+        mean(set.scores.complexity(LosslessFormat::JpegXl)),
         mean(&set.corrected)
     ))?;
     let named = set.most_unusual().into_iter().take(NAMED).map(|image| {
@@ -439,15 +439,15 @@ fn comparison(usual: &Scored, unusual: &Scored) -> Result {
          1: always):",
         unusual.name, usual.name
     ))?;
-    for (name, codecs) in [
+    for (name, formats) in [
         ("likelihood alone", &[][..]),
-        ("corrected by PNG", &[Codec::Png]),
-        ("corrected by JPEG XL", &[Codec::JpegXl]),
-        ("corrected by the smaller", &Codec::ALL),
+        ("corrected by PNG", &[LosslessFormat::Png]),
+        ("corrected by JPEG XL", &[LosslessFormat::JpegXl]),
+        ("corrected by the smaller", &LosslessFormat::ALL),
     ] {
         let auroc = auroc(
-            &usual.scores.corrected(codecs),
-            &unusual.scores.corrected(codecs),
+            &usual.scores.corrected(formats),
+            &unusual.scores.corrected(formats),
         );
         say(format_args!("  {name:24} {auroc:.3}"))?;
     }

@@ -13,12 +13,12 @@ use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
 use pixelcnn::train::folder;
 use pixelcnn::train::metrics::{self, Damaged, Recorded};
 use pixelcnn::train::state::TrainState;
-use pixelcnn::train::{Event, Outcome, TrainError};
+use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
-    Bar, INTERRUPTED, Opening, Result, catch_interrupts, counted, duration, grouped, interrupted,
-    listed, note, note_dropped, quoted, say,
+    Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
+    note, note_dropped, opening, quoted, say,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -100,19 +100,29 @@ impl Train {
 
         catch_interrupts("finishing this step, then saving")?;
         let mut display = Display::new(&config.train);
-        let outcome =
-            pixelcnn::train::train(&run, &config, start, &train, &test, &device, &mut |event| {
-                display.show(event);
-                interrupted()
-            })
-            .map_err(|error| match error {
-                TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
-                    "{error}: to go on: pixelcnn train --resume {}",
-                    quoted(&run)
-                )
-                .into(),
-                error => Box::<dyn Error>::from(error),
-            })?;
+        let mut observer = |event| {
+            display.show(event);
+            interrupted()
+        };
+        let training = Training {
+            folder: &run,
+            config: &config,
+            images: &train,
+            test: &test,
+            device,
+        };
+        let outcome = match start {
+            None => training.begin(&mut observer),
+            Some(state) => training.resume(state, &mut observer),
+        };
+        let outcome = outcome.map_err(|error| match error {
+            TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
+                "{error}: to go on: pixelcnn train --resume {}",
+                quoted(&run)
+            )
+            .into(),
+            error => Box::<dyn Error>::from(error),
+        })?;
         let summary = display.summary(&run, outcome);
         drop(display);
         // The results are safe in the run's folder, whoever reads them here.
@@ -285,7 +295,7 @@ type Start = (PathBuf, RunConfig, Option<TrainState>, Dataset, Dataset);
 
 /// Opens training and test images, and tells what of them is dropped.
 fn open_splits(data: &DataConfig) -> Result<(Dataset, Dataset)> {
-    let (train, test) = Dataset::open_splits(data, &Opening::new())?;
+    let (train, test) = Dataset::open_splits_with(data, &mut opening())?;
     let mut dropped = train.dropped();
     dropped += test.dropped();
     note_dropped(dropped);

@@ -18,11 +18,24 @@ use rayon::prelude::*;
 use crate::incremental::{Evaluator, EvaluatorError};
 use crate::kernels::simd::Level;
 use crate::likelihood::{ChannelMixture, Mixture, from_level};
+use crate::progress::{Stopped, go_on};
 use frequencies::Frequencies;
 use stream::{Decoder, Encoder};
 
 /// Images whose pixels are worth a task of their own.
 const TASK: usize = 16;
+
+/// Why images are not coded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// A class that the model does not have, or no memory.
+    #[error(transparent)]
+    Evaluator(#[from] EvaluatorError),
+    /// `progress` said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
 
 /// Turns images into streams of bytes and back.
 #[derive(Debug, Clone)]
@@ -38,10 +51,10 @@ pub struct Codec {
 impl Codec {
     /// Encodes images, u8 \[N, H, W, C\] with the class of each in `labels` (any value for an
     /// unconditional model), all of them side by side: a stream for each. `progress` is told the
-    /// rows that are done after each of them and can stop, which gives `None`.
+    /// rows that are done after each of them and can stop it.
     ///
     /// # Errors
-    /// A class that the model does not have, or no memory.
+    /// A class that the model does not have, no memory, or stopped.
     ///
     /// # Panics
     /// If the lengths disagree, or the machine does not have the vector instructions.
@@ -50,12 +63,12 @@ impl Codec {
         labels: &[u32],
         images: &[u8],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Vec<u8>>>, EvaluatorError> {
+    ) -> Result<Vec<Vec<u8>>, CodecError> {
         let dims = self.evaluator.config().dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
         let images = images.chunks_exact(dims);
         let mut coders: Vec<_> = images.map(|image| (Encoder::new(), image)).collect();
-        let done = self.each_value(
+        self.each_value(
             labels,
             &mut coders,
             progress,
@@ -65,7 +78,7 @@ impl Codec {
             },
         )?;
         let streams = coders.into_iter().map(|(encoder, _)| encoder.finish());
-        Ok(done.then(|| streams.collect()))
+        Ok(streams.collect())
     }
 
     /// Decodes one image from each stream, all of them side by side: u8 \[H, W, C\], or `None` where
@@ -74,25 +87,24 @@ impl Codec {
     /// [`Self::encode`].
     ///
     /// # Errors
-    /// A class that the model does not have, or no memory.
+    /// A class that the model does not have, no memory, or stopped.
     ///
     /// # Panics
     /// If there is not a label for each stream, or the machine does not have the vector
     /// instructions.
-    #[allow(clippy::type_complexity)]
     pub fn decode(
         &self,
         labels: &[u32],
         streams: &[&[u8]],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Option<Vec<u8>>>>, EvaluatorError> {
+    ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
         let dims = self.evaluator.config().dims();
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
         let streams = streams.iter();
         let mut coders: Vec<_> = streams
             .map(|stream| (Decoder::new(stream), Vec::with_capacity(dims)))
             .collect();
-        let done = self.each_value(
+        self.each_value(
             labels,
             &mut coders,
             progress,
@@ -103,28 +115,27 @@ impl Codec {
         )?;
         let images = coders.into_iter();
         let images = images.map(|(decoder, image)| decoder.finish().then_some(image));
-        Ok(done.then(|| images.collect()))
+        Ok(images.collect())
     }
 
     /// Goes through the values of the images of all `coders`, a pixel of each at a time: `code`
-    /// codes one, given its place in its image and its frequencies, and says what it is. Gives
-    /// whether all are done.
+    /// codes one, given its place in its image and its frequencies, and says what it is.
     fn each_value<T: Send>(
         &self,
         labels: &[u32],
         coders: &mut [T],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
         code: impl Fn(&mut T, usize, &Frequencies) -> u8 + Sync,
-    ) -> Result<bool, EvaluatorError> {
+    ) -> Result<(), CodecError> {
         let config = self.evaluator.config();
         let (mixture, channels) = (Mixture::of(config), config.channels);
         let output = mixture.logits_per_pixel();
-        let mut run = self.evaluator.run_at(self.level, labels, self.threads)?;
+        let mut raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
         let mut levels = vec![0; labels.len() * channels];
         let mut scratch = vec![Scratch::default(); labels.len().div_ceil(TASK)];
-        while let Some([y, x]) = run.position() {
+        while let Some([y, x]) = raster.position() {
             let at = (y * config.width + x) * channels;
-            let logits = run.logits().par_chunks(TASK * output);
+            let logits = raster.logits().par_chunks(TASK * output);
             let tasks = coders.par_chunks_mut(TASK).zip(logits);
             let tasks = tasks.zip(levels.par_chunks_mut(TASK * channels));
             tasks
@@ -143,12 +154,12 @@ impl Codec {
                         }
                     }
                 });
-            run.push(&levels);
-            if x + 1 == config.width && progress(y + 1).is_break() {
-                return Ok(false);
+            raster.push(&levels);
+            if x + 1 == config.width {
+                go_on(progress(y + 1))?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 }
 

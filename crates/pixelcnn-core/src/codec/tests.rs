@@ -132,12 +132,12 @@ fn encode(codec: &Codec, images: &Images, range: Range<usize>) -> Vec<Vec<u8>> {
     let dims = codec.evaluator.config().dims();
     let levels = &images.levels[range.start * dims..range.end * dims];
     let streams = codec.encode(&images.labels[range], levels, &mut go_on);
-    streams.unwrap().unwrap()
+    streams.unwrap()
 }
 
 fn decode(codec: &Codec, labels: &[u32], streams: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
     let streams: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
-    codec.decode(labels, &streams, &mut go_on).unwrap().unwrap()
+    codec.decode(labels, &streams, &mut go_on).unwrap()
 }
 
 /// A model and images, some of them of one colour.
@@ -234,14 +234,10 @@ fn progress_is_told_and_can_stop() {
         }
     };
     let stopped = codec.encode(&images.labels, &images.levels, &mut three);
-    assert_eq!(stopped.unwrap(), None);
+    assert_eq!(stopped, Err(CodecError::Stopped(Stopped)));
     assert_eq!(rows, [1, 2, 3]);
-    assert_eq!(
-        codec
-            .decode(&[0], &[&[]], &mut |_| ControlFlow::Break(()))
-            .unwrap(),
-        None
-    );
+    let stopped = codec.decode(&[0], &[&[]], &mut |_| ControlFlow::Break(()));
+    assert_eq!(stopped, Err(CodecError::Stopped(Stopped)));
     let none: [Vec<u8>; 0] = [];
-    assert_eq!(codec.encode(&[], &[], &mut go_on).unwrap().unwrap(), none);
+    assert_eq!(codec.encode(&[], &[], &mut go_on).unwrap(), none);
 }

@@ -1,7 +1,7 @@
 //! Data-dependent initialisation (Salimans & Kingma, 2016, section 3): every layer's output goes on
 //! normalised, inside of the blocks too.
 
-use super::run::{Run, add, conv_of};
+use super::execution::{Execution, add, conv_of};
 use crate::kernels::pointwise::{Channels, gate, nonlinearity};
 use crate::network::{GatedResnet, Layer, LayerKind};
 use crate::plan::Operation;
@@ -10,39 +10,43 @@ use crate::plan::Operation;
 const EPSILON: f64 = 1e-10;
 
 /// Runs the forward pass, and sets `g` and `b` of every layer among the parameters from its output.
-pub(super) fn initialise(run: &mut Run, parameters: &mut [Vec<f32>]) {
-    for operation in &run.plan.forward {
+pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>]) {
+    for operation in &execution.plan.forward {
         match operation {
             Operation::Layer { layer, from, to } => {
-                let (size, x) = (run.size(*from), run.values(*from).to_vec());
-                let out = normalised_layer(run, parameters, layer, size, &x);
-                write(run, *to, out);
+                let (size, x) = (execution.size(*from), execution.values(*from).to_vec());
+                let out = normalised_layer(execution, parameters, layer, size, &x);
+                write(execution, *to, out);
             }
             Operation::GatedResnet {
                 block, x, a, to, ..
             } => {
-                let out = normalised_block(run, parameters, block, *x, a);
-                write(run, *to, out);
+                let out = normalised_block(execution, parameters, block, *x, a);
+                write(execution, *to, out);
             }
-            operation => run.operation(operation),
+            operation => execution.operation(operation),
         }
     }
 }
 
-fn write(run: &mut Run, to: usize, values: Vec<f32>) {
-    let [mut memory] = run.take([to]);
+fn write(execution: &mut Execution, to: usize, values: Vec<f32>) {
+    let [mut memory] = execution.take([to]);
     memory[..values.len()].copy_from_slice(&values);
-    run.give([to], [memory]);
+    execution.give([to], [memory]);
 }
 
 fn normalised_block(
-    run: &Run,
+    execution: &Execution,
     parameters: &mut [Vec<f32>],
     block: &GatedResnet,
     x: usize,
     a: &[usize],
 ) -> Vec<f32> {
-    let (f, size, filters) = (run.config.nonlinearity, run.size(x), block.conv_1.outputs);
+    let (f, size, filters) = (
+        execution.config.nonlinearity,
+        execution.size(x),
+        block.conv_1.outputs,
+    );
     let bent = |maps: &[&[f32]], dropout| {
         let values: usize = maps.iter().map(|map| map.len()).sum();
         let mut y = vec![0.0; f.outputs(values)];
@@ -56,22 +60,22 @@ fn normalised_block(
         }
         y
     };
-    let f_x = bent(&[run.values(x)], None);
-    let mut c1 = normalised_layer(run, parameters, &block.conv_1, size, &f_x);
+    let f_x = bent(&[execution.values(x)], None);
+    let mut c1 = normalised_layer(execution, parameters, &block.conv_1, size, &f_x);
     if let Some(nin) = &block.nin {
-        let maps: Vec<&[f32]> = a.iter().map(|&a| run.values(a)).collect();
-        let projected = normalised_layer(run, parameters, nin, size, &bent(&maps, None));
+        let maps: Vec<&[f32]> = a.iter().map(|&a| execution.values(a)).collect();
+        let projected = normalised_layer(execution, parameters, nin, size, &bent(&maps, None));
         add(&mut c1, &projected);
     }
-    let f_c1 = bent(&[&c1], run.dropout_of(block, x));
-    let c2 = normalised_layer(run, parameters, &block.conv_2, size, &f_c1);
-    let conditional = run.conditional(block);
+    let f_c1 = bent(&[&c1], execution.dropout_of(block, x));
+    let c2 = normalised_layer(execution, parameters, &block.conv_2, size, &f_c1);
+    let conditional = execution.conditional(block);
     let conditional = Some(&conditional[..]).filter(|h_hw| !h_hw.is_empty());
     let mut out = vec![0.0; c1.len()];
     gate(
         filters,
         size[1] * size[2],
-        run.values(x),
+        execution.values(x),
         &c2,
         conditional,
         &mut out,
@@ -82,16 +86,16 @@ fn normalised_block(
 /// What a layer gives for `x` of `size` \[images, rows, columns\], changed to mean 0 and deviation
 /// `init_scale` per channel; its `g` and `b` are set so that it gives that.
 fn normalised_layer(
-    run: &Run,
+    execution: &Execution,
     parameters: &mut [Vec<f32>],
     layer: &Layer,
     size: [usize; 3],
     x: &[f32],
 ) -> Vec<f32> {
     let channels = layer.outputs;
-    let mut values = output(run, layer, size, x);
+    let mut values = output(execution, layer, size, x);
     let observed = match layer.kind {
-        LayerKind::Deconv => &uncropped(run, layer, size, x),
+        LayerKind::Deconv => &uncropped(execution, layer, size, x),
         LayerKind::Conv | LayerKind::Dense => &values,
     };
     let count = (observed.len() / channels) as f64;
@@ -126,18 +130,18 @@ fn normalised_layer(
     values
 }
 
-fn output(run: &Run, layer: &Layer, size: [usize; 3], x: &[f32]) -> Vec<f32> {
+fn output(execution: &Execution, layer: &Layer, size: [usize; 3], x: &[f32]) -> Vec<f32> {
     let conv = conv_of(layer);
     let [h, w] = conv.output_size([size[1], size[2]]);
     let mut out = vec![0.0; size[0] * h * w * layer.outputs];
-    let [weight, bias] = run.weight(layer);
+    let [weight, bias] = execution.weight(layer);
     conv.forward(size, x, weight, bias, false, &mut out);
     out
 }
 
 /// A transposed convolution's output before the original crops it: `kernel - 1` rows and columns
 /// more than twice the input's, empty margins included.
-fn uncropped(run: &Run, layer: &Layer, [n, h, w]: [usize; 3], x: &[f32]) -> Vec<f32> {
+fn uncropped(execution: &Execution, layer: &Layer, [n, h, w]: [usize; 3], x: &[f32]) -> Vec<f32> {
     let ([kh, kw], [top, left]) = (layer.window.kernel, layer.window.offset);
     let (rows, columns) = (h + 2, w + 2);
     let mut padded = vec![0.0; n * rows * columns * layer.inputs];
@@ -146,7 +150,7 @@ fn uncropped(run: &Run, layer: &Layer, [n, h, w]: [usize; 3], x: &[f32]) -> Vec<
         let at = ((image * rows + y + 1) * columns + 1) * layer.inputs;
         padded[at..at + x.len()].copy_from_slice(x);
     }
-    let out = output(run, layer, [n, rows, columns], &padded);
+    let out = output(execution, layer, [n, rows, columns], &padded);
     let kept = (2 - left..2 * w + 1 + kw - left).len() * layer.outputs;
     let row = |image: usize, y: usize| {
         let at = ((image * 2 * rows + y) * 2 * columns + 2 - left) * layer.outputs;

@@ -5,8 +5,8 @@
 //! which their gradients are summed, follow from the shapes alone: results are the same bits for
 //! any number of threads.
 
+mod execution;
 mod init;
-mod run;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -26,7 +26,7 @@ use crate::kernels::pointwise::Dropout;
 use crate::likelihood::{Mixture, from_level};
 use crate::network::Layout;
 use crate::plan::Plan;
-use run::{Memory, Run};
+use execution::{Execution, Memory};
 
 /// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
 /// cache and the cores seldom wait for one another, enough to be worth reading the weights for.
@@ -83,8 +83,13 @@ impl Cpu {
     }
 
     /// A forward pass over some images of a batch.
-    fn run<'a>(&'a self, plan: &'a Plan, weights: &'a [Vec<f32>], part: Part<'a>) -> Run<'a> {
-        Run {
+    fn execution<'a>(
+        &'a self,
+        plan: &'a Plan,
+        weights: &'a [Vec<f32>],
+        part: Part<'a>,
+    ) -> Execution<'a> {
+        Execution {
             plan,
             config: &self.config,
             weights,
@@ -112,10 +117,10 @@ impl Cpu {
         let results: Vec<Mutex<Vec<R>>> = parts.iter().map(|_| Mutex::default()).collect();
         in_order(parts.len(), |number| {
             let part = parts[number];
-            let mut run = self.run(&self.evaluation, weights, part);
-            run.forward();
-            *lock(&results[number]) = f(part, run.values(self.evaluation.logits));
-            self.memories.give(run.memory);
+            let mut execution = self.execution(&self.evaluation, weights, part);
+            execution.forward();
+            *lock(&results[number]) = f(part, execution.values(self.evaluation.logits));
+            self.memories.give(execution.memory);
         });
         let results = results.into_iter();
         let results = results.map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner));
@@ -162,12 +167,12 @@ impl Cpu {
                 .map(|parameter| vec![0.0; parameter.len()])
                 .collect();
         }
-        let mut run = self.run(&self.training, weights, part);
-        run.dropout = dropout;
-        run.forward();
-        let nats = run.likelihood();
-        run.backward(&mut gradients);
-        self.memories.give(run.memory);
+        let mut execution = self.execution(&self.training, weights, part);
+        execution.dropout = dropout;
+        execution.forward();
+        let nats = execution.likelihood();
+        execution.backward(&mut gradients);
+        self.memories.give(execution.memory);
         (nats, gradients)
     }
 }
@@ -192,11 +197,11 @@ impl Engine for Cpu {
         };
         let mut weights = Vec::new();
         weights::make(&self.layout.layers, parameters, &mut weights);
-        let mut run = self.run(&self.evaluation, &weights, part);
-        run.dropout = dropout;
-        init::initialise(&mut run, parameters);
-        let logits = run.values(self.evaluation.logits).to_vec();
-        self.memories.give(run.memory);
+        let mut execution = self.execution(&self.evaluation, &weights, part);
+        execution.dropout = dropout;
+        init::initialise(&mut execution, parameters);
+        let logits = execution.values(self.evaluation.logits).to_vec();
+        self.memories.give(execution.memory);
         Ok(logits)
     }
 
@@ -309,16 +314,16 @@ impl Engine for Cpu {
             images,
             batch,
         };
-        let mut run = self.run(&self.evaluation, weights, part);
+        let mut execution = self.execution(&self.evaluation, weights, part);
         let mut maps = BTreeMap::new();
         for operation in &self.evaluation.forward {
-            run.operation(operation);
+            execution.operation(operation);
             // Before its memory is another's.
             if self.evaluation.recorded.contains(&operation.to()) {
-                maps.insert(operation.to(), run.values(operation.to()).to_vec());
+                maps.insert(operation.to(), execution.values(operation.to()).to_vec());
             }
         }
-        self.memories.give(run.memory);
+        self.memories.give(execution.memory);
         let recorded = self.evaluation.recorded.iter();
         Ok(recorded.filter_map(|buffer| maps.remove(buffer)).collect())
     }

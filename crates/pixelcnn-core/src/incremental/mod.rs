@@ -29,8 +29,8 @@ use crate::likelihood::from_level;
 use crate::network::Layout;
 use program::{Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
-use tile::{Kernels, PANEL};
-use weights::{Lanes, Weights};
+use tile::{PANEL, TileKernels};
+use weights::{Line, PackedWeights};
 
 /// Images that a thread takes through all of a row or pixel at a time, where there are as many for
 /// each thread: enough for whole tiles, and so few that a layer's maps stay in the second-level
@@ -94,7 +94,7 @@ pub struct Evaluator {
 struct Model {
     config: ModelConfig,
     program: Program,
-    weights: Weights,
+    weights: PackedWeights,
 }
 
 impl Evaluator {
@@ -116,7 +116,7 @@ impl Evaluator {
             images: 1,
             bytes: usize::MAX,
         })?;
-        let weights = Weights::pack(&program, parameters);
+        let weights = PackedWeights::pack(&program, parameters);
         Ok(Evaluator {
             model: Arc::new(Model {
                 config: config.clone(),
@@ -131,7 +131,7 @@ impl Evaluator {
         &self.model.config
     }
 
-    /// Bytes of memory that a run takes for each of its images; all of them are taken when it
+    /// Bytes of memory that a raster takes for each of its images; all of them are taken when it
     /// begins.
     pub fn bytes_per_image(&self) -> usize {
         self.model.program.floats * size_of::<f32>()
@@ -168,23 +168,23 @@ impl Evaluator {
     ///
     /// # Errors
     /// [`EvaluatorError::Class`] and [`EvaluatorError::Memory`].
-    pub fn run(&self, labels: &[u32], threads: usize) -> Result<Run, EvaluatorError> {
-        self.run_at(simd::level(), labels, threads)
+    pub fn begin(&self, labels: &[u32], threads: usize) -> Result<Raster, EvaluatorError> {
+        self.begin_at(simd::level(), labels, threads)
     }
 
-    /// As [`Evaluator::run`], with the vector instructions chosen; the bits are the same.
+    /// As [`Evaluator::begin`], with the vector instructions chosen; the bits are the same.
     ///
     /// # Errors
-    /// As [`Evaluator::run`].
+    /// As [`Evaluator::begin`].
     ///
     /// # Panics
     /// If the machine does not have these instructions.
-    pub fn run_at(
+    pub fn begin_at(
         &self,
         level: Level,
         labels: &[u32],
         threads: usize,
-    ) -> Result<Run, EvaluatorError> {
+    ) -> Result<Raster, EvaluatorError> {
         assert!(level <= simd::level(), "this machine has no {level:?}");
         let nr_classes = self.model.config.nr_classes;
         let wrong = |&class: &u32| nr_classes > 0 && class as usize >= nr_classes;
@@ -205,9 +205,9 @@ impl Evaluator {
             .map(|group| Group::new(&self.model, labels, share(labels.len(), group, groups)))
             .collect::<Result<_, _>>()?;
         let output = self.model.config.output_channels();
-        Ok(Run {
+        Ok(Raster {
             model: Arc::clone(&self.model),
-            kernels: Kernels::of(level),
+            kernels: TileKernels::of(level),
             team,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             groups,
@@ -222,11 +222,11 @@ impl Evaluator {
 
 /// Images on their way, all at the same pixel, in raster order.
 ///
-/// [`Run::logits`] gives the mixtures' parameters of the pixel; [`Run::push`] says what it is, and
+/// [`Raster::logits`] gives the mixtures' parameters of the pixel; [`Raster::push`] says what it is, and
 /// turns to the next. So a caller can sample, force what it knows, or read the likelihood.
-pub struct Run {
+pub struct Raster {
     model: Arc<Model>,
-    kernels: &'static Kernels,
+    kernels: &'static TileKernels,
     team: Team,
     scratch: Vec<Mutex<Scratch>>,
     /// One, whose output channels the threads share, or as many for each thread.
@@ -240,7 +240,7 @@ pub struct Run {
     computed: bool,
 }
 
-impl Run {
+impl Raster {
     /// Row and column of the pixel whose turn it is; none when the images are complete.
     pub fn position(&self) -> Option<[usize; 2]> {
         let ModelConfig { height, width, .. } = self.model.config;
@@ -279,7 +279,7 @@ impl Run {
         for group in &mut self.groups {
             let first = group.memory().pixel(input, y as isize, x as isize);
             let levels = levels[group.images.start * channels..].chunks_exact(channels);
-            let floats = &mut Lanes::floats_mut(&mut group.lanes)[first..];
+            let floats = &mut Line::floats_mut(&mut group.lines)[first..];
             let pixels = floats.chunks_exact_mut(channels + 1).zip(levels);
             for (pixel, levels) in pixels.take(group.images.len()) {
                 for (value, level) in pixel.iter_mut().zip(levels) {
@@ -293,7 +293,7 @@ impl Run {
     }
 
     fn compute(&mut self, pixel: [usize; 2]) {
-        let Run {
+        let Raster {
             model,
             kernels,
             team,
@@ -331,7 +331,7 @@ impl Run {
         let [y, x] = pixel.map(|n| n as isize);
         for group in groups {
             let first = group.memory().pixel(ring, y, x);
-            let values = Lanes::floats(&group.lanes)[first..].chunks_exact(ring.channels);
+            let values = Line::floats(&group.lines)[first..].chunks_exact(ring.channels);
             let logits = &mut self.logits[group.images.start * output..];
             let pixels = logits.chunks_exact_mut(output).zip(values);
             for (logits, values) in pixels.take(group.images.len()) {
@@ -344,7 +344,7 @@ impl Run {
 /// Some of the images, with the memory of their maps.
 struct Group {
     images: Range<usize>,
-    lanes: Vec<Lanes>,
+    lines: Vec<Line>,
 }
 
 impl Group {
@@ -359,14 +359,14 @@ impl Group {
         };
         let size = n.checked_mul(model.program.floats / PANEL);
         let size = size.ok_or_else(|| refused.clone())?;
-        let mut lanes = Vec::new();
-        lanes.try_reserve_exact(size).map_err(|_| refused)?;
-        lanes.resize(size, Lanes::ZERO);
-        let mut group = Group { images, lanes };
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(size).map_err(|_| refused)?;
+        lines.resize(size, Line::ZERO);
+        let mut group = Group { images, lines };
         for (number, sum) in model.program.sums.iter().enumerate() {
             if sum.conditional.is_some() {
                 let labels = &labels[group.images.clone()];
-                let biases = &mut Lanes::floats_mut(&mut group.lanes)[sum.bias_start * n..];
+                let biases = &mut Line::floats_mut(&mut group.lines)[sum.bias_start * n..];
                 for (bias, &class) in biases.chunks_exact_mut(sum.columns()).zip(labels) {
                     bias.copy_from_slice(model.weights.bias(number, sum, class as usize));
                 }
@@ -377,7 +377,7 @@ impl Group {
 
     fn memory(&mut self) -> Memory {
         Memory {
-            floats: Lanes::floats_mut(&mut self.lanes).as_mut_ptr(),
+            floats: Line::floats_mut(&mut self.lines).as_mut_ptr(),
             images: self.images.len(),
         }
     }
@@ -433,8 +433,8 @@ struct Scratch {
     from: Vec<*const f32>,
     to: Vec<*mut f32>,
     /// Of the pairs \[4, pairs, columns\].
-    products: Vec<Lanes>,
-    zeros: Vec<Lanes>,
+    products: Vec<Line>,
+    zeros: Vec<Line>,
 }
 
 // SAFETY: the pointers mean nothing between two uses, which both write them first.
@@ -443,7 +443,7 @@ unsafe impl Send for Scratch {}
 /// What one thread does for a pixel.
 struct Worker<'a> {
     model: &'a Model,
-    kernels: &'static Kernels,
+    kernels: &'static TileKernels,
     memory: Memory,
     /// This thread's number among those who share the output channels, and their number.
     share: [usize; 2],
@@ -574,11 +574,11 @@ impl Worker<'_> {
             zeros,
             ..
         } = &mut *self.scratch;
-        products.resize(4 * pairs * columns / PANEL, Lanes::ZERO);
-        zeros.resize(columns / PANEL, Lanes::ZERO);
-        let (zeros, biases) = (Lanes::floats(zeros).as_ptr(), from.clone());
+        products.resize(4 * pairs * columns / PANEL, Line::ZERO);
+        zeros.resize(columns / PANEL, Line::ZERO);
+        let (zeros, biases) = (Line::floats(zeros).as_ptr(), from.clone());
         let lefts = to.clone();
-        let products = Lanes::floats_mut(products).as_mut_ptr();
+        let products = Line::floats_mut(products).as_mut_ptr();
         let at =
             |product: usize, pair: usize| products.wrapping_add((product * pairs + pair) * columns);
         let size = inputs.iter().sum::<usize>() * columns;
@@ -607,7 +607,7 @@ impl Worker<'_> {
                 let left = left.wrapping_add(first);
                 let right = left.wrapping_add(self.memory.images * columns);
                 // SAFETY: the products were just made, here; these columns of the sums of the two
-                // pixels are this thread's alone and do not overlap. The run's level is one that
+                // pixels are this thread's alone and do not overlap. The raster's level is one that
                 // the machine has.
                 unsafe {
                     let products = std::array::from_fn(|product| {
@@ -694,7 +694,7 @@ impl Worker<'_> {
                 let weights = &weights[panel * stride..][..group.len() * stride];
                 for tile in 0..tiles {
                     let tile = share(pixels, tile, tiles);
-                    // SAFETY: the run's level is one that the machine has. The taps' rings have
+                    // SAFETY: the raster's level is one that the machine has. The taps' rings have
                     // their pixels and channels in the group's memory, complete since the last
                     // barrier; the sums' columns of these panels are this thread's alone.
                     unsafe {
@@ -729,7 +729,7 @@ impl Worker<'_> {
             let at_value = pixel * value_channels + first;
             // SAFETY: these channels of the sum, of its value and of its activations are this
             // thread's alone, and those of the residual, a value of as many channels, were made by
-            // this thread too. No two of the slices overlap, and the run's level is one that the
+            // this thread too. No two of the slices overlap, and the raster's level is one that the
             // machine has.
             unsafe {
                 let a = memory.read(sums, len);
@@ -782,7 +782,7 @@ impl Worker<'_> {
                     let to = memory.pixel(pairs, row as isize, x as isize / 2);
                     for image in 0..n {
                         // SAFETY: this thread made these channels of the row, and those of the
-                        // pairs, which are elsewhere, are its alone. The run's level is one that
+                        // pairs, which are elsewhere, are its alone. The raster's level is one that
                         // the machine has.
                         unsafe {
                             let x = std::array::from_fn(|i| {

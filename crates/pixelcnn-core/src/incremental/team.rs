@@ -1,4 +1,4 @@
-//! Threads that work on one thing together for as long as a run lasts. They wait for each other by
+//! Threads that work on one thing together for as long as a raster lasts. They wait for each other by
 //! looking: between two layers there are microseconds, in which no thread can be put to sleep and
 //! woken up again.
 

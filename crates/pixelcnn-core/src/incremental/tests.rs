@@ -112,11 +112,11 @@ fn forced(
 ) -> Vec<Vec<f32>> {
     let config = evaluator.config();
     let labels = &images.labels[range.clone()];
-    let mut run = evaluator.run_at(level, labels, threads).unwrap();
+    let mut raster = evaluator.begin_at(level, labels, threads).unwrap();
     let mut all = Vec::new();
-    while let Some([y, x]) = run.position() {
-        all.push(run.logits().to_vec());
-        run.push(&images.pixels(config, range.clone(), y * config.width + x));
+    while let Some([y, x]) = raster.position() {
+        all.push(raster.logits().to_vec());
+        raster.push(&images.pixels(config, range.clone(), y * config.width + x));
     }
     assert_eq!(all.len(), config.height * config.width);
     all
@@ -203,13 +203,16 @@ fn what_is_not_asked_for_is_computed_all_the_same() {
     let evaluator = Evaluator::new(config, &parameters(config, &mut random)).unwrap();
     let images = Images::random(config, 2, &mut random);
     let want = forced(&evaluator, simd::level(), 1, &images, 0..2);
-    let mut run = evaluator.run(&images.labels, 1).unwrap();
+    let mut raster = evaluator.begin(&images.labels, 1).unwrap();
     for pixel in 0..config.height * config.width - 1 {
-        run.push(&images.pixels(config, 0..2, pixel));
+        raster.push(&images.pixels(config, 0..2, pixel));
     }
-    assert_eq!(run.position(), Some([config.height - 1, config.width - 1]));
-    assert_eq!(run.logits(), &want[want.len() - 1]);
-    assert_eq!(run.logits(), &want[want.len() - 1]);
+    assert_eq!(
+        raster.position(),
+        Some([config.height - 1, config.width - 1])
+    );
+    assert_eq!(raster.logits(), &want[want.len() - 1]);
+    assert_eq!(raster.logits(), &want[want.len() - 1]);
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn what_does_not_fit_is_refused() {
     let config = configs()[1].clone();
     let mut parameters = parameters(&config, &mut random);
     let evaluator = Evaluator::new(&config, &parameters).unwrap();
-    let refused = |labels: &[u32]| evaluator.run(labels, 1).err().unwrap();
+    let refused = |labels: &[u32]| evaluator.begin(labels, 1).err().unwrap();
     assert_eq!(
         refused(&[0, 3]),
         EvaluatorError::Class {
@@ -226,7 +229,7 @@ fn what_does_not_fit_is_refused() {
             nr_classes: 3
         }
     );
-    assert_eq!(evaluator.run(&[], 2).unwrap().logits(), &[] as &[f32]);
+    assert_eq!(evaluator.begin(&[], 2).unwrap().logits(), &[] as &[f32]);
 
     let odd = ModelConfig {
         height: 5,

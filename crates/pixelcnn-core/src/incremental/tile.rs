@@ -28,7 +28,7 @@ pub(super) type Tile = unsafe fn(
 
 /// The code of one vector level.
 #[allow(clippy::type_complexity)]
-pub(super) struct Kernels {
+pub(super) struct TileKernels {
     /// Tiles by panels - 1 and pixels - 1.
     tiles: [&'static [Tile]; 5],
     /// See [`gate`].
@@ -43,9 +43,9 @@ pub(super) struct Kernels {
     pub combine: unsafe fn(products: [&[f32]; 4], left: &mut [f32], right: &mut [f32]),
 }
 
-impl Kernels {
+impl TileKernels {
     /// The code of a level, which the machine must have when it is called.
-    pub fn of(level: Level) -> &'static Kernels {
+    pub fn of(level: Level) -> &'static TileKernels {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => &avx512::KERNELS,
@@ -64,7 +64,7 @@ impl Kernels {
         [panels, self.tiles[panels - 1].len()]
     }
 
-    /// The tile of so many panels and pixels, at most those of [`Kernels::shape`].
+    /// The tile of so many panels and pixels, at most those of [`TileKernels::shape`].
     pub fn tile(&self, panels: usize, pixels: usize) -> Tile {
         self.tiles[panels - 1][pixels - 1]
     }
@@ -243,7 +243,7 @@ macro_rules! kernels {
             unsafe { super::combine::<$vector>(products, left, right) }
         }
 
-        pub(super) static KERNELS: Kernels = Kernels {
+        pub(super) static KERNELS: TileKernels = TileKernels {
             tiles: [$(&[$(tile::<$pixels, { $panels * PANEL / <$vector>::LANES }>),*]),*],
             gate,
             concat_elu,
@@ -257,7 +257,7 @@ macro_rules! kernels {
 /// Up to 28 of the 32 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Kernels, Nonlinearity, PANEL, Vector};
+    use super::{Nonlinearity, PANEL, TileKernels, Vector};
     use std::arch::x86_64::__m512;
 
     kernels!(
@@ -274,7 +274,7 @@ mod avx512 {
 /// Up to 12 of the 16 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Kernels, Nonlinearity, PANEL, Vector};
+    use super::{Nonlinearity, PANEL, TileKernels, Vector};
     use std::arch::x86_64::__m256;
 
     kernels!(
@@ -291,11 +291,11 @@ mod avx2 {
 /// Four lanes: a register of NEON. Without an instruction for it, a fused multiply-add is a call:
 /// slow, but the same bits.
 mod plain {
-    use super::{Kernels, Nonlinearity, PANEL, Vector};
-    use crate::kernels::vector::Lanes;
+    use super::{Nonlinearity, PANEL, TileKernels, Vector};
+    use crate::kernels::vector::FourLanes;
 
     kernels!(
-        Lanes<true>,
+        FourLanes<true>,
         [],
         [1: 1 2 3 4 5 6]
         [2: 1 2 3]
@@ -361,7 +361,7 @@ mod tests {
             }
 
             for level in levels() {
-                let tiles = Kernels::of(level).tiles[panels - 1];
+                let tiles = TileKernels::of(level).tiles[panels - 1];
                 let mut got = from.clone();
                 for first in (0..pixels).step_by(tiles.len()) {
                     let count = tiles.len().min(pixels - first);
@@ -399,7 +399,7 @@ mod tests {
             let [x, a, b] = [0, 1, 2].map(|_| -> Vec<f32> {
                 random(n, &mut source).iter().map(|v| v * scale).collect()
             });
-            let all = |kernels: &Kernels| {
+            let all = |kernels: &TileKernels| {
                 let [mut y, mut plus, mut minus, mut elu, mut relu, mut left, mut right] =
                     [(); 7].map(|()| vec![f32::NAN; n]);
                 let mut transformed = [(); 4].map(|()| vec![f32::NAN; n]);
@@ -426,7 +426,7 @@ mod tests {
                 right.truncate(n);
                 [y, plus, minus, elu, relu, left, right]
             };
-            let plain = all(Kernels::of(Level::Plain));
+            let plain = all(TileKernels::of(Level::Plain));
             let exact = |i: usize| {
                 let [x, a, b] = [x[i], a[i], b[i]].map(f64::from);
                 let elu = |x: f64| if x > 0.0 { x } else { x.exp_m1() };
@@ -440,7 +440,7 @@ mod tests {
                 }
             }
             for level in levels() {
-                for (got, want) in all(Kernels::of(level)).iter().zip(&plain) {
+                for (got, want) in all(TileKernels::of(level)).iter().zip(&plain) {
                     prop_assert_eq!(bits(got), bits(want), "{:?}", level);
                 }
             }

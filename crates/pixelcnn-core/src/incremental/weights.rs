@@ -8,28 +8,28 @@ use crate::network::{Layer, LayerKind};
 /// Floats that fill a cache line, and lie in one.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Lanes(pub [f32; PANEL]);
+pub(super) struct Line(pub [f32; PANEL]);
 
-impl Lanes {
-    pub const ZERO: Lanes = Lanes([0.0; PANEL]);
+impl Line {
+    pub const ZERO: Line = Line([0.0; PANEL]);
 
-    /// All the floats of some lanes.
-    pub fn floats(lanes: &[Lanes]) -> &[f32] {
-        // SAFETY: lanes are arrays of floats with nothing between them.
-        unsafe { std::slice::from_raw_parts(lanes.as_ptr().cast(), lanes.len() * PANEL) }
+    /// All the floats of some lines.
+    pub fn floats(lines: &[Line]) -> &[f32] {
+        // SAFETY: lines are arrays of floats with nothing between them.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * PANEL) }
     }
 
     /// The same, to be written.
-    pub fn floats_mut(lanes: &mut [Lanes]) -> &mut [f32] {
+    pub fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
         // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len() * PANEL) }
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * PANEL) }
     }
 }
 
 /// All weights and biases.
 #[derive(Debug)]
-pub(super) struct Weights {
-    lanes: Vec<Lanes>,
+pub(super) struct PackedWeights {
+    lines: Vec<Line>,
     /// For every sum.
     sums: Vec<SumWeights>,
 }
@@ -46,50 +46,50 @@ struct SumWeights {
     pairs: usize,
 }
 
-impl Weights {
+impl PackedWeights {
     /// Packs `parameters`, which must be shaped as the layout says.
-    pub fn pack(program: &Program, parameters: &[Vec<f32>]) -> Weights {
+    pub fn pack(program: &Program, parameters: &[Vec<f32>]) -> PackedWeights {
         let layers: Vec<Folded> = program
             .layers
             .iter()
             .map(|layer| Folded::new(layer, &parameters[layer.parameter..][..3]))
             .collect();
-        let mut lanes = Vec::new();
+        let mut lines = Vec::new();
         let sums = program.sums.iter().map(|sum| SumWeights {
-            pairs: pack_pairs(sum, &layers, &mut lanes),
-            bias: pack_bias(sum, &layers, parameters, &mut lanes),
+            pairs: pack_pairs(sum, &layers, &mut lines),
+            bias: pack_bias(sum, &layers, parameters, &mut lines),
             phases: sum
                 .phases
                 .iter()
                 .map(|Phase { row, pixel }| {
-                    [row, pixel].map(|taps| pack_taps(sum, taps, &layers, &mut lanes))
+                    [row, pixel].map(|taps| pack_taps(sum, taps, &layers, &mut lines))
                 })
                 .collect(),
         });
         let sums = sums.collect();
-        Weights { lanes, sums }
+        PackedWeights { lines, sums }
     }
 
     /// The bias of a sum \[columns\], for a class if it is conditional.
     pub fn bias(&self, number: usize, sum: &Sum, class: usize) -> &[f32] {
         let start = self.sums[number].bias * PANEL + class * sum.columns();
-        &Lanes::floats(&self.lanes)[start..start + sum.columns()]
+        &Line::floats(&self.lines)[start..start + sum.columns()]
     }
 
     /// From the weights of a phase's row taps or pixel taps on.
     pub fn taps(&self, number: usize, phase: usize, when: When) -> &[f32] {
         let start = self.sums[number].phases[phase][when as usize];
-        Lanes::floats(&self.lanes[start..])
+        Line::floats(&self.lines[start..])
     }
 
     /// From the weights of the taps into pairs on.
     pub fn pairs(&self, number: usize) -> &[f32] {
-        Lanes::floats(&self.lanes[self.sums[number].pairs..])
+        Line::floats(&self.lines[self.sums[number].pairs..])
     }
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        self.lanes.len() * size_of::<Lanes>()
+        self.lines.len() * size_of::<Line>()
     }
 }
 
@@ -161,8 +161,8 @@ fn panels(sum: &Sum) -> impl Iterator<Item = [Option<usize>; PANEL]> + use<> {
     })
 }
 
-fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lanes: &mut Vec<Lanes>) -> usize {
-    let start = lanes.len();
+fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lines: &mut Vec<Line>) -> usize {
+    let start = lines.len();
     for outputs in panels(sum) {
         for tap in taps {
             let layer = &layers[tap.layer];
@@ -172,7 +172,7 @@ fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lanes: &mut Vec<Lanes>)
                     true => layer.b[output],
                     false => 0.0,
                 };
-                lanes.push(Lanes(outputs.map(|output| {
+                lines.push(Line(outputs.map(|output| {
                     output.map_or(0.0, |output| {
                         layer.weight(tap.tap, input, output) as f32 + bias(output)
                     })
@@ -183,14 +183,14 @@ fn pack_taps(sum: &Sum, taps: &[Tap], layers: &[Folded], lanes: &mut Vec<Lanes>)
     start
 }
 
-fn pack_pairs(sum: &Sum, layers: &[Folded], lanes: &mut Vec<Lanes>) -> usize {
-    let start = lanes.len();
+fn pack_pairs(sum: &Sum, layers: &[Folded], lines: &mut Vec<Line>) -> usize {
+    let start = lines.len();
     for product in 0..4 {
         for outputs in panels(sum) {
             for tap in &sum.pairs {
                 let layer = &layers[tap.layer];
                 for input in tap.inputs.iter().cloned().flatten() {
-                    lanes.push(Lanes(outputs.map(|output| {
+                    lines.push(Line(outputs.map(|output| {
                         output.map_or(0.0, |output| {
                             layer.paired(tap.tap / 3, input, output)[product] as f32
                         })
@@ -207,9 +207,9 @@ fn pack_bias(
     sum: &Sum,
     layers: &[Folded],
     parameters: &[Vec<f32>],
-    lanes: &mut Vec<Lanes>,
+    lines: &mut Vec<Line>,
 ) -> usize {
-    let start = lanes.len();
+    let start = lines.len();
     let size = sum.halves() * sum.channels;
     let bias: Vec<f32> = (0..size)
         .map(|output| {
@@ -225,8 +225,8 @@ fn pack_bias(
         None => &none,
     };
     for class in classes.chunks_exact(size) {
-        lanes.extend(panels(sum).map(|outputs| {
-            Lanes(outputs.map(|output| output.map_or(0.0, |output| bias[output] + class[output])))
+        lines.extend(panels(sum).map(|outputs| {
+            Line(outputs.map(|output| output.map_or(0.0, |output| bias[output] + class[output])))
         }));
     }
     start

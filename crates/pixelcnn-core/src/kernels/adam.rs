@@ -52,7 +52,7 @@ struct Rates {
 
 impl Adam {
     /// Moves parameters along their `gradient`, with its `first` and `second` moments, and then
-    /// their `average` towards them.
+    /// their `average` towards them. All are values of the same parameters, in the same order.
     ///
     /// # Panics
     /// If the slices' lengths disagree.

@@ -140,8 +140,8 @@ impl GatedResnet {
     }
 
     /// The gradients, given `c1` and `c2` of the forward pass, the second of which it overwrites,
-    /// and `d_out`, the gradient by the output, which becomes that by `x`. `d_a` are those by the
-    /// maps of the auxiliary input.
+    /// and `d_out` \[n, h, w, filters\], the gradient by the output, which becomes that by `x`. `d_a`
+    /// are those by the maps of the auxiliary input. `size` and the shapes are [`Self::forward`]'s.
     ///
     /// # Panics
     /// If the slices' lengths disagree.

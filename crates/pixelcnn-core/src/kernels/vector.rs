@@ -124,18 +124,18 @@ unsafe fn mask(lanes: usize) -> __m256i {
 /// Four lanes: a register of SSE2 or NEON, where the compiler finds them. `FUSED` rounds
 /// [`Vector::mul_add`] once also where that is slow.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes<const FUSED: bool>([f32; 4]);
+pub(crate) struct FourLanes<const FUSED: bool>([f32; 4]);
 
-impl<const FUSED: bool> Vector for Lanes<FUSED> {
+impl<const FUSED: bool> Vector for FourLanes<FUSED> {
     const LANES: usize = 4;
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        Lanes([value; 4])
+        FourLanes([value; 4])
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller may read 4 values.
-        Lanes(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+        FourLanes(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -145,7 +145,7 @@ impl<const FUSED: bool> Vector for Lanes<FUSED> {
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
         // SAFETY: the caller may read `lanes` values.
-        Lanes(std::array::from_fn(|i| unsafe {
+        FourLanes(std::array::from_fn(|i| unsafe {
             if i < lanes { *from.add(i) } else { 0.0 }
         }))
     }
@@ -158,15 +158,15 @@ impl<const FUSED: bool> Vector for Lanes<FUSED> {
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
-        Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        FourLanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
     #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
-        Lanes(std::array::from_fn(|i| self.0[i] - other.0[i]))
+        FourLanes(std::array::from_fn(|i| self.0[i] - other.0[i]))
     }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
-        Lanes(std::array::from_fn(|i| {
+        FourLanes(std::array::from_fn(|i| {
             // Without the instruction, a fused multiply-add is a function call.
             if FUSED || cfg!(target_arch = "aarch64") {
                 self.0[i].mul_add(factor.0[i], term.0[i])

@@ -38,7 +38,8 @@ impl WeightNorm {
         }
     }
 
-    /// The weight `w` of the direction `v` and the lengths `g` \[outputs\].
+    /// The weight `w` of the direction `v`, both \[rows, outputs, inner\], and the lengths `g`
+    /// \[outputs\].
     ///
     /// # Panics
     /// If the slices' lengths disagree with the shape.
@@ -57,7 +58,8 @@ impl WeightNorm {
             .for_each(|(v, w)| scale_task(self.inner, &scales, v, w));
     }
 
-    /// Turns the gradient by the weight, `dw`, into that by `v`, in place, and gives that by `g`.
+    /// Turns the gradient by the weight, `dw`, into that by `v`, in place, and writes that by `g` to
+    /// `dg`. Shapes are [`Self::weight`]'s.
     ///
     /// # Panics
     /// If the slices' lengths disagree with the shape.

@@ -30,22 +30,11 @@ impl Mixture {
     /// those. The log-probabilities of all channels add up to minus the pixel's nats. Only the
     /// crate's own elementary functions are used, each in one order.
     ///
-    /// # Panics
-    /// If the number of logits is not the mixture's or all channels are known.
-    pub fn channel(&self, logits: &[f32], known: &[f32]) -> ChannelMixture {
-        let mut one = ChannelMixture::default();
-        for channel in 0..=known.len() {
-            self.next_channel(logits, &known[..channel], &mut one);
-        }
-        one
-    }
-
-    /// Turns the mixture of the channel before, as this function left it, into the one of channel
-    /// `known.len()`: as [`Self::channel`], without its work for the lower channels and in memory
-    /// that is there. For the first channel any mixture will do.
+    /// `one` is the mixture of the channel before, as this function left it; for the first channel
+    /// any will do.
     ///
     /// # Panics
-    /// As [`Self::channel`].
+    /// If the number of logits is not the mixture's or all channels are known.
     pub fn next_channel(&self, logits: &[f32], known: &[f32], one: &mut ChannelMixture) {
         assert_eq!(logits.len(), self.logits_per_pixel(), "logits of one pixel");
         let channel = known.len();

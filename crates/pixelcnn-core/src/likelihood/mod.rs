@@ -63,7 +63,7 @@ impl Mixture {
         nats
     }
 
-    /// Nats of every image: as [`Self::nats_per_pixel`], summed in double precision.
+    /// Nats of every image \[images\]: as [`Self::nats_per_pixel`], summed in double precision.
     ///
     /// # Panics
     /// If the slices' lengths disagree.
@@ -71,8 +71,8 @@ impl Mixture {
         per_image(pixels_per_image, &self.nats_per_pixel(x, logits))
     }
 
-    /// Nats of every image, and the gradient of their sum by the logits, written to `gradient`,
-    /// which is shaped as `logits`.
+    /// Nats of every image \[images\], as [`Self::nats_per_image`], and the gradient of their sum by
+    /// the logits, written to `gradient`, which is shaped as `logits`.
     ///
     /// # Panics
     /// If the slices' lengths disagree.

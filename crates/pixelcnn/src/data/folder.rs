@@ -6,12 +6,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
+use pixelcnn_core::Stopped;
 use rayon::prelude::*;
 
 use super::walk::{LeftOut, is_hidden, is_litter, walk};
 use super::{
-    Damaged, DataConfig, DataError, Dataset, Images, MEMORY_LIMIT, Progress, Split, hold_out,
-    rows::read_at,
+    Damaged, DataConfig, DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, hold_out,
+    raw::read_at, tell,
 };
 use crate::one_line;
 use crate::picture::file::{self, Fit, MAX_FILE, Unread};
@@ -33,13 +34,13 @@ pub(super) fn open(
     path: &Path,
     config: &DataConfig,
     split: Split,
-    progress: &dyn Progress,
+    listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
     let listing = Listing::of(path)?;
-    listing.tell(progress);
+    listing.tell(listener)?;
     let layout = Layout::of(&listing);
     if let Some(note) = layout.note(&listing, config.held_out) {
-        progress.note(&note);
+        tell(listener, note)?;
     }
     let files = layout.files(&listing, split)?;
     let (classes, no_labels) = match layout.classes(&listing) {
@@ -75,7 +76,7 @@ pub(super) fn open(
         nr_classes: classes.len(),
         class_names: classes,
         no_labels,
-        ..Pictures::open(listing, chosen, config, name, progress)?
+        ..Pictures::open(listing, chosen, config, name, listener)?
     })
 }
 
@@ -84,10 +85,10 @@ pub(super) fn open_whole(
     path: &Path,
     config: &DataConfig,
     name: String,
-    progress: &dyn Progress,
+    listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
     let listing = Listing::of(path)?;
-    listing.tell(progress);
+    listing.tell(listener)?;
     let files = (0..listing.files.len())
         .map(|file| Chosen {
             file,
@@ -95,7 +96,7 @@ pub(super) fn open_whole(
             kept: true,
         })
         .collect();
-    Pictures::open(listing, files, config, name, progress)
+    Pictures::open(listing, files, config, name, listener)
 }
 
 /// A picture's relative name, with `/` between its parts, and where its bytes are.
@@ -266,9 +267,10 @@ impl Listing {
     }
 
     /// Tells what is left out.
-    fn tell(&self, progress: &dyn Progress) {
-        if !self.left_out.is_empty() {
-            progress.note(&format!("{}: {}", self.name(""), self.left_out));
+    fn tell(&self, listener: &mut Listener) -> Result<(), Stopped> {
+        match self.left_out.is_empty() {
+            true => Ok(()),
+            false => tell(listener, format!("{}: {}", self.name(""), self.left_out)),
         }
     }
 
@@ -677,7 +679,7 @@ impl Pictures {
         mut chosen: Vec<Chosen>,
         config: &DataConfig,
         name: String,
-        progress: &dyn Progress,
+        listener: &mut Listener,
     ) -> Result<Dataset, DataError> {
         let size = config.size;
         let checked: Vec<_> = chosen
@@ -695,7 +697,7 @@ impl Pictures {
             if !config.skip_damaged {
                 return Err(DataError::Damaged(damaged));
             }
-            progress.note(&format!("skipped: {damaged}"));
+            tell(listener, format!("skipped: {damaged}"))?;
             let mut whole = checked.iter().map(Result::is_ok);
             chosen.retain(|_| whole.next().unwrap_or_default());
         }

@@ -11,8 +11,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf, absolute};
 
 use super::arrays::{Npz, Room, Stack};
-use super::rows::Rows;
-use super::{DataConfig, DataError, Dataset, Images, Progress, Split, folder};
+use super::raw::Raw;
+use super::{DataConfig, DataError, Dataset, Images, Listener, Split, folder, tell};
 use crate::picture::DroppedCount;
 
 const NR_CLASSES: usize = 1000;
@@ -26,7 +26,7 @@ pub(super) fn open(
     config: &DataConfig,
     cache: Option<PathBuf>,
     split: Split,
-    progress: &dyn Progress,
+    listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
     let set = format!("imagenet{side}");
     let dir = config
@@ -35,7 +35,7 @@ pub(super) fn open(
         .or_else(|| Some(cache?.join(&set)))
         .unwrap_or_default();
     let name = format!("ImageNet {side}x{side} {split}");
-    let missing = |what: String| DataError::NotFound {
+    let missing = |what: String| DataError::NoDataDir {
         what,
         help: format!(
             "download train_{side}x{side}.tar and valid_{side}x{side}.tar, or the npz batches, from \
@@ -71,16 +71,17 @@ pub(super) fn open(
             true => "",
             false => "; npz batches are there too and not used",
         };
-        progress.note(&format!(
-            "{name}: pictures in {}{unused}{lacks}",
-            path.display()
-        ));
+        let place = path.display();
+        tell(
+            listener,
+            format!("{name}: pictures in {place}{unused}{lacks}"),
+        )?;
         // Their size is the set's own, and checked here.
         let all = DataConfig {
             size: None,
             ..config.clone()
         };
-        return folder::open_whole(&path, &all, name, progress).and_then(|dataset| match dataset.shape {
+        return folder::open_whole(&path, &all, name, listener).and_then(|dataset| match dataset.shape {
             [height, width, 3] if [height, width] == [side, side] => Ok(dataset),
             [height, width, channels] => Err(DataError::Config(format!(
                 "{}: holds images of {width}x{height}x{channels}, not {side}x{side}x3: is it another data set?",
@@ -97,7 +98,8 @@ pub(super) fn open(
         files => format!("{} batches", files.len()),
     };
     let lacks = lacks("val_data.npz", places.find("val_data.npz").is_some());
-    progress.note(&format!("{name}: {what} in {}{lacks}", folders_of(&found)));
+    let place = folders_of(&found);
+    tell(listener, format!("{name}: {what} in {place}{lacks}"))?;
     open_batches(side, &found, name, Room::default())
 }
 
@@ -305,7 +307,7 @@ fn open_batches(
         parts.push((bytes, images));
     }
     let shape = [side, side, 3];
-    let images = Images::Rows(Rows {
+    let images = Images::Raw(Raw {
         parts,
         shape,
         planar: true,

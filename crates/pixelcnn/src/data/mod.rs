@@ -16,21 +16,25 @@
 
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use pixelcnn_core::config::MAX_SIDE;
+use pixelcnn_core::{ModelConfig, Stopped, go_on};
+use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::one_line;
 use crate::picture::{DroppedCount, is_picture};
+use crate::random::{Purpose, generator};
 
 mod arrays;
 mod cifar10;
 mod folder;
 mod imagenet;
-mod rows;
+mod raw;
 mod walk;
 
 pub use walk::{LeftOut, Walk, walk};
@@ -66,7 +70,7 @@ pub struct DataConfig {
     /// - A folder or tar has its splits in folders named train or training, and test, testing, val,
     ///   valid, validation or dev (in any case; the first of these that is there), at the top or in
     ///   each class, or it has none. In a split, sub-folders are classes; a single one is not. What
-    ///   is hidden or not a picture by its name is left out, which [`Progress::note`] is told.
+    ///   is hidden or not a picture by its name is left out, which [`Opening::Note`] is told.
     /// - A `.npy` holds `u8` of shape `[N, H, W, C]` or `[N, C, H, W]` with C 1 or 3, `[N, H, W]`, or
     ///   a single image `[H, W, C]`.
     /// - A `.npz` holds such arrays as `x_train` and `x_test` with labels `y_train` and `y_test`, or
@@ -75,7 +79,7 @@ pub struct DataConfig {
     ///   the test split where there is none. A single array of images may have any name, with
     ///   `arr_1` labels where it is `arr_0`.
     /// - Labels are the numbers of classes, from 0, or one-hot. Those that are something else, or
-    ///   that only one of the splits has, are left out, which [`Progress::note`] hears, as it does of
+    ///   that only one of the splits has, are left out, which [`Opening::Note`] hears, as it does of
     ///   arrays that are not used.
     pub data: String,
     /// The folder in which `cifar10`, `imagenet32` or `imagenet64` lies, instead of the cache.
@@ -88,9 +92,17 @@ pub struct DataConfig {
     /// same ones are held out each time, and adding pictures moves few others.
     pub held_out: f64,
     /// Leaves damaged pictures out of folders and tars instead of refusing all, and tells
-    /// [`Progress::note`] so. Every picture is then decoded once to find out.
+    /// [`Opening::Note`] so. Every picture is then decoded once to find out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skip_damaged: bool,
+}
+
+impl DataConfig {
+    /// The data set's name without the folders in which it lies here.
+    pub fn short_name(&self) -> String {
+        let name = Path::new(&self.data).file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
 }
 
 impl Default for DataConfig {
@@ -105,24 +117,35 @@ impl Default for DataConfig {
     }
 }
 
-/// Told what opening a data set is doing, since a download takes its time; the library prints
-/// nothing.
-pub trait Progress {
+/// What opening a data set is doing; the library prints nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Opening {
     /// `done` bytes of `what` have arrived, of `total` where that is known.
-    fn downloading(&self, what: &str, done: u64, total: Option<u64>) {
-        let _ = (what, done, total);
-    }
-
+    Downloading {
+        /// The data set.
+        what: &'static str,
+        /// So far.
+        done: u64,
+        /// In all.
+        total: Option<u64>,
+    },
     /// Something that the user may want to know, in one line.
-    fn note(&self, text: &str) {
-        let _ = text;
-    }
+    Note(String),
 }
 
-/// Tells nobody.
-struct Silent;
+/// Told of it as it happens; breaking stops it, with [`DataError::Stopped`].
+pub type Listener<'a> = dyn FnMut(Opening) -> ControlFlow<()> + 'a;
 
-impl Progress for Silent {}
+/// Tells something in one line.
+fn tell(listener: &mut Listener, text: String) -> Result<(), Stopped> {
+    go_on(listener(Opening::Note(text)))
+}
+
+/// Nobody is told.
+fn unheard(_: Opening) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// Why images could not be read; each in one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +158,14 @@ pub enum DataError {
     #[error("{what} not found: {help}")]
     NotFound {
         /// The file or data set looked for.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+    /// A data set known by its name is not in its folder.
+    #[error("{what} not found: {help}")]
+    NoDataDir {
+        /// The data set, or a file of it.
         what: String,
         /// What to do.
         help: String,
@@ -219,6 +250,9 @@ pub enum DataError {
         /// Where the data set is looked for.
         target: PathBuf,
     },
+    /// The listener said so.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// An index beyond the last image.
     #[error("image {index} of {len} was asked for")]
     Index {
@@ -307,7 +341,7 @@ pub struct Dataset {
 }
 
 enum Images {
-    Rows(rows::Rows),
+    Raw(raw::Raw),
     Pictures(folder::Pictures),
 }
 
@@ -324,17 +358,17 @@ impl Dataset {
     /// # Errors
     /// Whatever is wrong with the configuration, the files or their contents, or the download.
     pub fn open(config: &DataConfig, split: Split) -> Result<Self, DataError> {
-        Self::open_with(config, split, &Silent)
+        Self::open_with(config, split, &mut unheard)
     }
 
-    /// Opens a split and tells how far it is.
+    /// Opens a split and tells what that is doing.
     ///
     /// # Errors
-    /// As [`Dataset::open`].
+    /// As [`Dataset::open`], or stopped.
     pub fn open_with(
         config: &DataConfig,
         split: Split,
-        progress: &dyn Progress,
+        listener: &mut Listener,
     ) -> Result<Self, DataError> {
         if !(0.0..1.0).contains(&config.held_out) {
             return Err(DataError::Config(format!(
@@ -353,25 +387,34 @@ impl Dataset {
         }
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
-            "cifar10" => cifar10::open(data_dir, cache_dir(), split, progress)?,
-            "imagenet32" => imagenet::open(32, config, cache_dir(), split, progress)?,
-            "imagenet64" => imagenet::open(64, config, cache_dir(), split, progress)?,
-            path => Self::open_path(Path::new(path), config, split, progress)?,
+            "cifar10" => cifar10::open(data_dir, cache_dir(), split, listener)?,
+            "imagenet32" => imagenet::open(32, config, cache_dir(), split, listener)?,
+            "imagenet64" => imagenet::open(64, config, cache_dir(), split, listener)?,
+            path => Self::open_path(Path::new(path), config, split, listener)?,
         };
         let dataset = dataset.checked(config)?;
         tracing::info!(%split, "{}", dataset.describe());
         Ok(dataset)
     }
 
-    /// Opens both splits. Damaged pictures of both are named together.
+    /// Opens both splits, the training images and the test images. Damaged pictures of both are
+    /// named together.
     ///
     /// # Errors
     /// As [`Dataset::open`].
-    pub fn open_splits(
+    pub fn open_splits(config: &DataConfig) -> Result<(Self, Self), DataError> {
+        Self::open_splits_with(config, &mut unheard)
+    }
+
+    /// Opens both splits and tells what that is doing.
+    ///
+    /// # Errors
+    /// As [`Dataset::open_with`].
+    pub fn open_splits_with(
         config: &DataConfig,
-        progress: &dyn Progress,
+        listener: &mut Listener,
     ) -> Result<(Self, Self), DataError> {
-        let open = |split| Self::open_with(config, split, progress);
+        let mut open = |split| Self::open_with(config, split, listener);
         match (open(Split::Train), open(Split::Test)) {
             // Where a part is held out, both are the same pictures.
             (Err(DataError::Damaged(train)), Err(DataError::Damaged(test))) if train != test => {
@@ -385,7 +428,7 @@ impl Dataset {
         path: &Path,
         config: &DataConfig,
         split: Split,
-        progress: &dyn Progress,
+        listener: &mut Listener,
     ) -> Result<Self, DataError> {
         let extension = path
             .extension()
@@ -397,15 +440,15 @@ impl Dataset {
                 what: path.display().to_string(),
                 help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
             }),
-            _ if path.is_dir() || is_picture(path) => folder::open(path, config, split, progress),
-            "tar" => folder::open(path, config, split, progress),
+            _ if path.is_dir() || is_picture(path) => folder::open(path, config, split, listener),
+            "tar" => folder::open(path, config, split, listener),
             "npy" => arrays::open_npy(path, config.held_out, split),
             "npz" => arrays::open_npz(
                 path,
                 config.held_out,
                 split,
                 arrays::Room::default(),
-                progress,
+                listener,
             ),
             _ => Err(DataError::Config(format!(
                 "{}: neither a folder, a picture nor a .tar, .npy or .npz file: unpack or convert it first",
@@ -448,7 +491,7 @@ impl Dataset {
     /// The number of images.
     pub fn len(&self) -> usize {
         match &self.images {
-            Images::Rows(rows) => rows.len(),
+            Images::Raw(images) => images.len(),
             Images::Pictures(pictures) => pictures.len(),
         }
     }
@@ -456,6 +499,25 @@ impl Dataset {
     /// Whether there is no image; never so for an opened data set.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The original's model for images of this shape, without classes.
+    pub fn model_config(&self) -> ModelConfig {
+        let [height, width, channels] = self.shape;
+        ModelConfig {
+            height,
+            width,
+            channels,
+            ..ModelConfig::default()
+        }
+    }
+
+    /// The order in which an epoch (from 0) of a training with this seed uses the images, by their
+    /// indices: batch after batch, but for those at the end that do not fill one.
+    pub fn epoch_order(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        let mut indices: Vec<usize> = (0..self.len()).collect();
+        indices.shuffle(&mut generator(seed, Purpose::Shuffle, epoch));
+        indices
     }
 
     /// Rows of each image, a multiple of 4.
@@ -497,7 +559,7 @@ impl Dataset {
     /// parts. Nothing where images have no names, or there is no such image.
     pub fn image_name(&self, index: usize) -> Option<&str> {
         match &self.images {
-            Images::Rows(_) => None,
+            Images::Raw(_) => None,
             Images::Pictures(pictures) => pictures.name(index),
         }
     }
@@ -539,7 +601,7 @@ impl Dataset {
             .par_chunks_exact_mut(bytes)
             .zip(indices)
             .try_for_each(|(image, &i)| match &self.images {
-                Images::Rows(rows) => rows.read(i, image),
+                Images::Raw(images) => images.read(i, image),
                 Images::Pictures(pictures) => pictures.read(i, image),
             })?;
         labels.clear();

@@ -1,6 +1,5 @@
 //! Every format on small made-up files, and every way in which they go wrong.
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::ops::Range;
@@ -49,20 +48,24 @@ macro_rules! assert_fails {
 
 /// What was told.
 #[derive(Default)]
-struct Notes(RefCell<Vec<String>>);
+struct Notes(Vec<String>);
 
-impl Progress for Notes {
-    fn note(&self, text: &str) {
+impl Notes {
+    fn listen(&mut self, told: Opening) -> ControlFlow<()> {
+        let Opening::Note(text) = told else {
+            panic!("{told:?}");
+        };
         assert!(!text.contains('\n'), "{text}");
-        self.0.borrow_mut().push(text.into());
+        self.0.push(text);
+        ControlFlow::Continue(())
     }
 }
 
 /// A split, and what is told while it is opened.
 fn open_told(config: &DataConfig, split: Split) -> (Dataset, String) {
-    let notes = Notes::default();
-    let dataset = Dataset::open_with(config, split, &notes).unwrap();
-    (dataset, notes.0.take().join("\n"))
+    let mut notes = Notes::default();
+    let dataset = Dataset::open_with(config, split, &mut |told| notes.listen(told)).unwrap();
+    (dataset, notes.0.join("\n"))
 }
 
 fn read(dataset: &Dataset, indices: &[usize]) -> (Vec<Vec<u8>>, Vec<u32>) {
@@ -843,12 +846,14 @@ fn npz_arrays_that_do_not_fit_in_memory_stay_in_files() {
     let stored = folder.write("stored.npz", stored_npz("x", &images_npy(20)));
     for path in [&packed, &stored] {
         let in_memory = read_all(&open(&config(path), Split::Train));
-        let in_file = super::arrays::open_npz(path, 0.1, Split::Train, no_room(), &Silent).unwrap();
+        let in_file =
+            super::arrays::open_npz(path, 0.1, Split::Train, no_room(), &mut unheard).unwrap();
         assert_eq!(read_all(&in_file), in_memory);
     }
     // The stored one is read where it lies, the other one from a file without a name.
     assert_eq!(fs::read_dir(folder.path("cache")).unwrap().count(), 0);
-    let in_place = super::arrays::open_npz(&stored, 0.1, Split::Train, no_room(), &Silent).unwrap();
+    let in_place =
+        super::arrays::open_npz(&stored, 0.1, Split::Train, no_room(), &mut unheard).unwrap();
     let mut bytes = fs::read(&stored).unwrap();
     bytes.truncate(300);
     fs::write(&stored, bytes).unwrap();
@@ -1042,11 +1047,10 @@ fn folders_of_splits() {
 
 /// A split's colours and labels, and what is told of opening it.
 fn opened(config: &DataConfig, split: Split) -> (Vec<u8>, Vec<u32>, String) {
-    let notes = Notes::default();
-    let dataset = Dataset::open_with(config, split, &notes).unwrap();
+    let (dataset, notes) = open_told(config, split);
     let (images, labels) = read_all(&dataset);
     let colours = images.iter().map(|image| image[0]).collect();
-    (colours, labels, notes.0.into_inner().join("\n"))
+    (colours, labels, notes)
 }
 
 #[test]
@@ -1445,7 +1449,7 @@ fn damaged_pictures_are_named() {
         folder.write(&format!("train/{i}.png"), "");
         folder.write(&format!("test/{i}.png"), "");
     }
-    let error = Dataset::open_splits(&folder.config(), &Silent).unwrap_err();
+    let error = Dataset::open_splits(&folder.config()).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("24 of 25 pictures can't be read: "),
@@ -1584,8 +1588,7 @@ fn links_in_a_tar_are_followed() {
         held_out: 0.0,
         ..config(&tar)
     };
-    let notes = Notes::default();
-    let dataset = Dataset::open_with(&all, Split::Train, &notes).unwrap();
+    let (dataset, notes) = open_told(&all, Split::Train);
     let names: Vec<_> = (0..dataset.len())
         .filter_map(|i| dataset.image_name(i))
         .collect();
@@ -1601,7 +1604,6 @@ fn links_in_a_tar_are_followed() {
     );
     let colours: Vec<u8> = read_all(&dataset).0.iter().map(|image| image[0]).collect();
     assert_eq!(colours, [0, 0, 1, 0, 1]);
-    let notes = notes.0.into_inner().join("");
     assert!(
         notes.ends_with(
             "7 files are left out: 5 link that leads nowhere in it, 2 without an extension"
@@ -1647,7 +1649,7 @@ fn imagenet_as_pictures() {
     assert_fails!(
         config,
         Split::Test,
-        DataError::NotFound { .. },
+        DataError::NoDataDir { .. },
         "valid_32x32.tar",
         "image-net.org",
         "data_dir"
@@ -1660,7 +1662,7 @@ fn imagenet_as_pictures() {
     assert_fails!(
         config,
         Split::Test,
-        DataError::NotFound { .. },
+        DataError::NoDataDir { .. },
         "valid_32x32.tar"
     );
     let root = folder.0.path().display();
@@ -1931,7 +1933,7 @@ fn what_imagenet64_lacks_is_named() {
         assert_fails!(
             config,
             Split::Train,
-            DataError::NotFound { .. },
+            DataError::NoDataDir { .. },
             "imagenet64 not found"
         );
         folder.write(pickled, b"\x80\x02}q\x00");

@@ -1,16 +1,26 @@
 //! Images side by side in one picture, written as PNG files and animated.
 
-use std::io::{self, Cursor};
+use std::io::{self, Write};
 use std::path::Path;
-
-use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 
 use super::PictureError;
 use crate::atomic;
 
 /// The longest side of a grid, in pixels: some 800 MB of RGB if it is square.
-pub(super) const MAX_SIDE: usize = 1 << 14;
+pub(super) const MAX_GRID_SIDE: usize = 1 << 14;
+
+/// A picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grid {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// u8 \[height, width, channels\].
+    pub levels: Vec<u8>,
+}
 
 /// Lays N `images` of `shape` \[N, H, W, channels\] out row by row in a grid of `columns`, with a
 /// white `gap` of so many pixels between them; every pixel becomes a square of `scale` x `scale`.
@@ -23,7 +33,7 @@ pub fn grid(
     columns: usize,
     gap: usize,
     scale: usize,
-) -> Result<DynamicImage, PictureError> {
+) -> Result<Grid, PictureError> {
     let wrong = PictureError::Grid { columns, scale };
     let [n, h, w, channels] = shape;
     let size = shape.into_iter().try_fold(1, usize::checked_mul);
@@ -39,46 +49,72 @@ pub fn grid(
         let gaps = gap.checked_mul(count - 1)?;
         let side = side.checked_mul(count)?.checked_add(gaps)?;
         let scaled = side.checked_mul(scale)?;
-        (scaled <= MAX_SIDE).then_some((side, scaled as u32))
+        Some(scaled).filter(|&side| side <= MAX_GRID_SIDE)
     };
-    let sides = (side(columns, w), side(n.div_ceil(columns), h));
-    let (Some((width, scaled_width)), Some((height, scaled_height))) = sides else {
+    let sides = [side(n.div_ceil(columns), h), side(columns, w)];
+    let [Some(height), Some(width)] = sides else {
         return Err(wrong);
     };
 
-    let mut pixels = vec![255; height * width * channels];
+    let row = width * channels;
+    let mut levels = vec![255; height * row];
     for (i, image) in images.chunks_exact(h * w * channels).enumerate() {
         let (top, left) = (i / columns * (h + gap), i % columns * (w + gap));
-        for (y, row) in image.chunks_exact(w * channels).enumerate() {
-            let at = ((top + y) * width + left) * channels;
-            pixels[at..at + row.len()].copy_from_slice(row);
+        for (y, pixels) in image.chunks_exact(w * channels).enumerate() {
+            let at = (top + y) * scale * row + left * scale * channels;
+            let squares = levels[at..].chunks_exact_mut(scale * channels);
+            for (square, pixel) in squares.zip(pixels.chunks_exact(channels)) {
+                for target in square.chunks_exact_mut(channels) {
+                    target.copy_from_slice(pixel);
+                }
+            }
+            let first = at..at + w * scale * channels;
+            for below in 1..scale {
+                levels.copy_within(first.clone(), at + below * row);
+            }
         }
     }
-    let (width, height) = (width as u32, height as u32);
-    let picture = if channels == 3 {
-        RgbImage::from_raw(width, height, pixels).map(DynamicImage::from)
-    } else {
-        GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
-    };
-    let picture = picture.ok_or(wrong)?;
-    Ok(picture.resize_exact(scaled_width, scaled_height, FilterType::Nearest))
+    Ok(Grid {
+        height,
+        width,
+        channels,
+        levels,
+    })
 }
 
 /// The picture as a PNG file's bytes.
 ///
 /// # Errors
 /// [`PictureError::Encode`].
-pub fn encode_png(picture: &DynamicImage) -> Result<Vec<u8>, PictureError> {
-    let mut png = Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png)?;
-    Ok(png.into_inner())
+pub fn encode_png(picture: &Grid) -> Result<Vec<u8>, PictureError> {
+    let mut file = Vec::new();
+    let written = encoder(&mut file, picture)
+        .write_header()
+        .and_then(|mut writer| {
+            writer.write_image_data(&picture.levels)?;
+            writer.finish()
+        });
+    match written {
+        Ok(()) => Ok(file),
+        Err(error) => Err(PictureError::Encode(error.to_string())),
+    }
+}
+
+/// A PNG file of a picture's size and colours.
+fn encoder<'a, W: Write>(w: W, picture: &Grid) -> png::Encoder<'a, W> {
+    let mut encoder = png::Encoder::new(w, picture.width as u32, picture.height as u32);
+    encoder.set_color(match picture.channels {
+        1 => png::ColorType::Grayscale,
+        _ => png::ColorType::Rgb,
+    });
+    encoder
 }
 
 /// Writes the picture to the PNG file at `path`, atomically.
 ///
 /// # Errors
 /// [`PictureError::Encode`] and [`PictureError::Write`]; what was at `path` before still is.
-pub fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), PictureError> {
+pub fn write_png(path: &Path, picture: &Grid) -> Result<(), PictureError> {
     let png = encode_png(picture)?;
     atomic::write(path, |w| w.write_all(&png)).map_err(|source| PictureError::Write {
         path: path.into(),
@@ -99,26 +135,22 @@ const LAST_FRAME: u16 = 3000;
 pub fn write_animation(
     path: &Path,
     count: u32,
-    mut frame: impl FnMut(u32) -> Result<DynamicImage, PictureError>,
+    mut frame: impl FnMut(u32) -> Result<Grid, PictureError>,
 ) -> Result<(), PictureError> {
     let first = frame(0)?;
     let mut failed = None;
     let written = atomic::write(path, |w| {
-        let mut encoder = png::Encoder::new(w, first.width(), first.height());
-        encoder.set_color(match first.color().channel_count() {
-            1 => png::ColorType::Grayscale,
-            _ => png::ColorType::Rgb,
-        });
+        let mut encoder = encoder(w, &first);
         encoder.set_animated(count, 0)?;
         encoder.set_frame_delay(if count == 1 { LAST_FRAME } else { FRAME }, 1000)?;
         let mut writer = encoder.write_header()?;
-        writer.write_image_data(first.as_bytes())?;
+        writer.write_image_data(&first.levels)?;
         for number in 1..count {
             if number + 1 == count {
                 writer.set_frame_delay(LAST_FRAME, 1000)?;
             }
             match frame(number) {
-                Ok(frame) => writer.write_image_data(frame.as_bytes())?,
+                Ok(frame) => writer.write_image_data(&frame.levels)?,
                 Err(error) => {
                     failed = Some(error);
                     return Err(io::ErrorKind::Other.into());
@@ -139,6 +171,8 @@ pub fn write_animation(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -193,13 +227,13 @@ mod tests {
             (shape, 1, 0, 0),
             (shape, 1, max, 1),
             (shape, 1, 0, max),
-            (shape, 1, MAX_SIDE, 1),
-            (shape, 1, 0, MAX_SIDE),
+            (shape, 1, MAX_GRID_SIDE, 1),
+            (shape, 1, 0, MAX_GRID_SIDE),
         ] {
             let refused = grid(&images, shape, columns, gap, scale);
             assert!(matches!(refused, Err(PictureError::Grid { .. })));
         }
-        grid(&images, shape, max, MAX_SIDE - 8, 1).unwrap();
+        grid(&images, shape, max, MAX_GRID_SIDE - 8, 1).unwrap();
         for shape in [[2, 4, 4, 1], [2, 4, 6, 2], [max, max, 2, 3], [0, 4, 4, 3]] {
             let refused = grid(&images, shape, 1, 0, 1);
             assert!(matches!(refused, Err(PictureError::Shape { .. })));
@@ -221,11 +255,11 @@ mod tests {
             for number in 0..5 {
                 let mut pixels = vec![0; decoder.output_buffer_size().unwrap()];
                 decoder.next_frame(&mut pixels).unwrap();
-                assert_eq!(pixels, frame(number).unwrap().into_bytes());
+                assert_eq!(pixels, frame(number).unwrap().levels);
             }
             // Whoever knows no animations sees the first frame.
             let shown = image::load_from_memory(&file).unwrap();
-            assert_eq!(shown, frame(0).unwrap());
+            assert_eq!(shown.into_bytes(), frame(0).unwrap().levels);
         }
         let refused = write_animation(&path, 2, |number| {
             grid(&[0; 4], [1, 2, 2, 1], 1, 0, 1 - number as usize)

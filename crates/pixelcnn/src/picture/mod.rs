@@ -8,7 +8,7 @@ pub(crate) mod file;
 mod grid;
 
 pub use file::{Dropped, DroppedCount, FORMATS, is_picture};
-pub use grid::{encode_png, grid, write_animation, write_png};
+pub use grid::{Grid, encode_png, grid, write_animation, write_png};
 
 use file::{Fit, MAX_FILE, Unread};
 
@@ -30,7 +30,7 @@ pub enum PictureError {
     #[error(
         "a grid of {columns} columns at scale {scale} is empty or over {} pixels wide or high: \
          choose others",
-        grid::MAX_SIDE
+        grid::MAX_GRID_SIDE
     )]
     Grid {
         /// Images side by side.
@@ -40,7 +40,7 @@ pub enum PictureError {
     },
     /// The encoder fails.
     #[error("cannot encode a picture as PNG: {0}")]
-    Encode(#[from] image::ImageError),
+    Encode(String),
     /// A file that is not there or not a picture.
     #[error("cannot read `{path}`: {reason}")]
     Read {

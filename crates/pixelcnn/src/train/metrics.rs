@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
 use super::tensorboard::{EventFile, Image, Value};
 use crate::atomic;
-use crate::picture::{self, PictureError};
+use crate::picture::{self, Grid, PictureError};
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -230,11 +229,11 @@ impl Metrics {
     ///
     /// # Errors
     /// [`MetricsError::Picture`], [`MetricsError::Write`].
-    pub fn samples(&mut self, step: u64, picture: &DynamicImage) -> Result<(), MetricsError> {
+    pub fn samples(&mut self, step: u64, picture: &Grid) -> Result<(), MetricsError> {
         let image = Image {
-            height: picture.height().try_into().unwrap_or(i32::MAX),
-            width: picture.width().try_into().unwrap_or(i32::MAX),
-            colorspace: picture.color().channel_count().into(),
+            height: picture.height as i32,
+            width: picture.width as i32,
+            colorspace: picture.channels as i32,
             encoded_image_string: picture::encode_png(picture)?,
         };
         self.summary(step, vec![("samples", Value::Image(image))])

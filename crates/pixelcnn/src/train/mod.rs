@@ -6,6 +6,7 @@ pub mod config;
 pub mod folder;
 pub mod metrics;
 mod review;
+pub mod run;
 pub mod state;
 mod step;
 mod tensorboard;
@@ -27,7 +28,7 @@ use review::{Review, remove_samples_after};
 use state::{OtherModel, TrainState, Unrecorded};
 use step::{Trainer, new_state};
 
-pub use step::{epoch_order, next_step};
+pub use step::next_step;
 
 /// Training steps that make one line of metrics.
 const STEPS_PER_RECORD: u64 = 20;
@@ -202,35 +203,70 @@ pub enum Outcome {
 /// Told of every event; breaking stops the run after saving its state.
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
-/// Trains a model in the folder `run`: from the beginning where `start` is `None`, or on from a
-/// saved state. The folder then holds `config.toml`, `checkpoints/`, `metrics.jsonl`, TensorBoard
-/// events, `samples.png` and `samples/`.
+/// The training of a model, and the folder for what comes of it: `config.toml`, `checkpoints/`,
+/// `metrics.jsonl`, TensorBoard events, `samples.png` and `samples/`.
 ///
 /// Every step is a function of the state before it and of the configuration alone: a run that is
 /// interrupted and resumed ends with the same bits as one that was not, and with the same metrics
 /// but for the time that things took.
-///
-/// # Errors
-/// See [`TrainError`]; what was saved before stays. Once steps are being taken, an error is reported
-/// when the state after the last of them has been saved: as [`TrainError::Saved`], or
-/// [`TrainError::Lost`] where that failed. A loss that is not a number is no such error, as the
-/// state that led to it is no place to go on from.
-pub fn train(
-    run: &Path,
-    config: &RunConfig,
+#[derive(Debug, Clone, Copy)]
+pub struct Training<'a> {
+    /// The run folder; it is made if need be.
+    pub folder: &'a Path,
+    /// What is trained, and how.
+    pub config: &'a RunConfig,
+    /// The training images.
+    pub images: &'a Dataset,
+    /// The test images, on which the averaged parameters are evaluated.
+    pub test: &'a Dataset,
+    /// Where the network runs.
+    pub device: Device,
+}
+
+impl Training<'_> {
+    /// Trains from the beginning, in a folder that has no run yet.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; what was saved before stays. Once steps are being taken, an error is
+    /// reported when the state after the last of them has been saved: as [`TrainError::Saved`], or
+    /// [`TrainError::Lost`] where that failed. A loss that is not a number is no such error, as the
+    /// state that led to it is no place to go on from.
+    pub fn begin(&self, observer: &mut Observer) -> Result<Outcome, TrainError> {
+        train(self, None, observer)
+    }
+
+    /// Goes on from a saved state, to the same end as if the run had never stopped.
+    ///
+    /// # Errors
+    /// As [`Training::begin`].
+    pub fn resume(
+        &self,
+        state: TrainState,
+        observer: &mut Observer,
+    ) -> Result<Outcome, TrainError> {
+        train(self, Some(state), observer)
+    }
+}
+
+fn train(
+    training: &Training,
     mut start: Option<TrainState>,
-    data: &Dataset,
-    test: &Dataset,
-    device: &Device,
     observer: &mut Observer,
 ) -> Result<Outcome, TrainError> {
+    let &Training {
+        folder: run,
+        config,
+        images,
+        test,
+        device,
+    } = training;
     config.validate()?;
-    expect_images(&config.model, data)?;
+    expect_images(&config.model, images)?;
     expect_images(&config.model, test)?;
-    let steps_per_epoch = (data.len() / config.train.batch_size) as u64;
+    let steps_per_epoch = (images.len() / config.train.batch_size) as u64;
     if steps_per_epoch == 0 {
         return Err(TrainError::TooFewImages {
-            images: data.len(),
+            images: images.len(),
             batch_size: config.train.batch_size,
         });
     }
@@ -241,7 +277,7 @@ pub fn train(
                 "has weights alone, without the optimizer's state",
             ));
         }
-        if state.position as usize + config.train.batch_size > data.len() {
+        if state.position as usize + config.train.batch_size > images.len() {
             return Err(TrainError::Start(
                 "is further into the training images than there are",
             ));
@@ -279,9 +315,9 @@ pub fn train(
     }
     let state = match start {
         Some(state) => state,
-        None => new_state(config, data, device)?,
+        None => new_state(config, images, device)?,
     };
-    let mut trainer = Trainer::new(config, data, state, device)?;
+    let mut trainer = Trainer::new(config, images, state, device)?;
     let last_step = last_step(&config.train, steps_per_epoch);
     tracing::info!(
         step = trainer.state.step,

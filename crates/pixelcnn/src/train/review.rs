@@ -12,7 +12,7 @@ use super::{Event, Observer, TrainError};
 use crate::data::Dataset;
 use crate::evaluate::{EvaluateError, Evaluation, evaluate};
 use crate::picture::{self, PictureError};
-use crate::sample::{DrawError, Progress, Sampling, sample};
+use crate::sample::{DrawError, Drawn, Sampling, sample};
 
 /// Images evaluated side by side.
 const EVALUATION_BATCH: usize = 16;
@@ -104,7 +104,7 @@ impl Review<'_> {
             };
             let evaluator = Evaluator::new(model, &state.average).map_err(DrawError::from)?;
             let mut progress =
-                |Progress { done, total, .. }: Progress| observer(Event::Sampling { done, total });
+                |Drawn { done, total, .. }: Drawn| observer(Event::Sampling { done, total });
             let images = match sample(&evaluator, &sampling, &mut progress) {
                 Err(DrawError::Stopped(_)) => return Ok(ControlFlow::Break(())),
                 images => images?,

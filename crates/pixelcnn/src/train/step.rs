@@ -21,7 +21,7 @@ use crate::random::{Purpose, generator};
 pub(super) fn new_state(
     config: &RunConfig,
     data: &Dataset,
-    device: &Device,
+    device: Device,
 ) -> Result<TrainState, TrainError> {
     let (model, train) = (&config.model, &config.train);
     let drawn = draw_parameters(model, train.seed);
@@ -36,7 +36,7 @@ pub(super) fn new_state(
     };
     let mut parameters = drawn.clone();
     let dropout = dropout(train, 0);
-    initialise(model, &mut parameters, batch, dropout, device)?;
+    initialise(model, &mut parameters, batch, dropout, &device)?;
     let average = match train.polyak_start {
         PolyakStart::Initialised => parameters.clone(),
         PolyakStart::Drawn => drawn,
@@ -67,14 +67,6 @@ pub fn next_step(state: &TrainState, config: &TrainConfig) -> Adam {
     }
 }
 
-/// The order in which an epoch of a run uses its `images` training images: batch after batch, but
-/// for those at the end that do not fill one.
-pub fn epoch_order(seed: u64, epoch: u64, images: usize) -> Vec<usize> {
-    let mut indices: Vec<usize> = (0..images).collect();
-    indices.shuffle(&mut generator(seed, Purpose::Shuffle, epoch));
-    indices
-}
-
 /// The images of an epoch in the order in which they are used.
 struct Order {
     epoch: u64,
@@ -99,7 +91,7 @@ impl<'a> Trainer<'a> {
         config: &'a RunConfig,
         data: &'a Dataset,
         state: TrainState,
-        device: &Device,
+        device: Device,
     ) -> Result<Trainer<'a>, EngineError> {
         Ok(Trainer {
             config,
@@ -125,7 +117,7 @@ impl<'a> Trainer<'a> {
     fn read_batch(&mut self) -> Result<(), TrainError> {
         let epoch = self.state.epoch;
         if self.order.as_ref().is_none_or(|order| order.epoch != epoch) {
-            let indices = epoch_order(self.state.seed, epoch, self.data.len());
+            let indices = self.data.epoch_order(self.state.seed, epoch);
             self.order = Some(Order { epoch, indices });
         }
         let order = &self.order.as_ref().expect("just made").indices;

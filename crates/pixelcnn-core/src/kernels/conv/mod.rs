@@ -190,7 +190,7 @@ impl Conv {
         let parts = (2 * rayon::current_num_threads())
             .div_ceil(taps)
             .min(row_tiles);
-        let dweight = Shared(dweight.as_mut_ptr());
+        let dweight = SharedMap(dweight.as_mut_ptr());
         let task = |task: usize| {
             let (tap, part) = (task / parts, task % parts);
             let mut pairs = self.pairs([n, h, w], tap);
@@ -407,7 +407,7 @@ impl Gather {
             })
             .collect();
 
-        let out = Shared(out.as_mut_ptr());
+        let out = SharedMap(out.as_mut_ptr());
         with_scratch(taps * inputs * panels.lanes(), |packed| {
             self.pack(&panels, weight, packed);
             let packed = &*packed;
@@ -454,7 +454,7 @@ impl Gather {
         pixels: Range<usize>,
         x: &[f32],
         zeros: &[f32],
-        out: &Shared,
+        out: &SharedMap,
         rows: &mut Vec<*const f32>,
         outs: &mut Vec<*mut f32>,
     ) {
@@ -590,12 +590,12 @@ fn sum_pixels(map: &[f32], sums: &mut [f32]) {
 }
 
 /// A map that several threads write, each its own part.
-struct Shared(*mut f32);
+struct SharedMap(*mut f32);
 
 // SAFETY: what is written through it is checked where it is used: no two threads write the same.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedMap {}
 
-impl Shared {
+impl SharedMap {
     fn at(&self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)
     }

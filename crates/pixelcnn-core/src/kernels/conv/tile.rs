@@ -321,7 +321,7 @@ mod avx2 {
 /// Four lanes: a register of SSE2 or NEON, where the compiler finds them.
 mod plain {
     use super::{Tiles, Vector};
-    use crate::kernels::vector::Lanes;
+    use crate::kernels::vector::FourLanes;
 
-    tiles!(Lanes<false>, [], [1 2 3 4 5 6]);
+    tiles!(FourLanes<false>, [], [1 2 3 4 5 6]);
 }

@@ -17,7 +17,7 @@
 use rayon::prelude::*;
 
 use super::tile::{self, Tiles};
-use super::{Conv, PIXELS, Panels, Shared, share, with_scratch};
+use super::{Conv, PIXELS, Panels, SharedMap, share, with_scratch};
 use crate::kernels::simd::Level;
 use crate::kernels::vector::Vector;
 
@@ -386,9 +386,9 @@ mod avx2 {
 
 mod plain {
     use super::Transforms;
-    use crate::kernels::vector::Lanes;
+    use crate::kernels::vector::FourLanes;
 
-    transforms!(Lanes<false>, []);
+    transforms!(FourLanes<false>, []);
 }
 
 impl Transforms {
@@ -544,7 +544,7 @@ impl Winograd {
         let most = (SPREAD / (points * lanes) / tiles.rows()).max(1);
         let fair = self.tiles() / (4 * rayon::current_num_threads() * tiles.rows());
         let parts = self.tiles().div_ceil(tiles.rows() * fair.clamp(1, most));
-        let out = Shared(out.as_mut_ptr());
+        let out = SharedMap(out.as_mut_ptr());
         let task = |packed: &[f32], part: usize| {
             let range = share(self.tiles(), part, parts);
             let (first, count) = (range.start, range.len());
@@ -718,8 +718,8 @@ impl Winograd {
             for start in (0..self.tiles()).step_by(chunk) {
                 let count = chunk.min(self.tiles() - start);
                 let (to_x, to_dy) = (
-                    Shared(spread_x.as_mut_ptr()),
-                    Shared(spread_dy.as_mut_ptr()),
+                    SharedMap(spread_x.as_mut_ptr()),
+                    SharedMap(spread_dy.as_mut_ptr()),
                 );
                 let groups = count.div_ceil(PIXELS / 8);
                 (0..groups).into_par_iter().for_each(|group| {
@@ -750,7 +750,7 @@ impl Winograd {
                 });
 
                 let (spread_x, spread_dy) = (&*spread_x, &*spread_dy);
-                let d_points = Shared(d_points.as_mut_ptr());
+                let d_points = SharedMap(d_points.as_mut_ptr());
                 (0..points * parts).into_par_iter().for_each(|task| {
                     let (point, part) = (task / parts, task % parts);
                     let rows = spread_x[point * count * lanes..].chunks_exact(lanes);
@@ -785,7 +785,7 @@ impl Winograd {
             }
 
             let size = inputs * outputs;
-            let dweight = Shared(dweight.as_mut_ptr());
+            let dweight = SharedMap(dweight.as_mut_ptr());
             let parts = size.div_ceil(1 << 12);
             (0..parts).into_par_iter().for_each(|part| {
                 let range = share(size, part, parts);

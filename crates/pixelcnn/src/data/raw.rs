@@ -1,4 +1,4 @@
-//! Images as rows of equal length, in memory or in files: what CIFAR-10 and NumPy arrays are.
+//! Images as so many bytes each, in memory or in files: what CIFAR-10 and NumPy arrays are.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ pub(super) enum Bytes {
 }
 
 /// Images of one shape, in parts that lie in different places.
-pub(super) struct Rows {
+pub(super) struct Raw {
     /// Each part and its number of images.
     pub parts: Vec<(Bytes, usize)>,
     /// Height, width, channels.
@@ -29,7 +29,7 @@ pub(super) struct Rows {
     pub pick: Option<Vec<usize>>,
 }
 
-impl Rows {
+impl Raw {
     pub fn len(&self) -> usize {
         match &self.pick {
             Some(pick) => pick.len(),

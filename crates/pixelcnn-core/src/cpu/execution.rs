@@ -1,4 +1,4 @@
-//! One run through a plan: every operation, on some images of a batch.
+//! A plan carried out: every operation, on some images of a batch.
 
 use std::array;
 use std::mem;
@@ -14,7 +14,7 @@ use crate::likelihood::{Mixture, from_level};
 use crate::network::{self, Layer, LayerKind};
 use crate::plan::{Backward, Gradient, Operation, Plan};
 
-/// The memory of a run, used by the next one.
+/// The memory of an execution, used by the next one.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// By slot.
@@ -23,8 +23,8 @@ pub(super) struct Memory {
     scratch: Vec<f32>,
 }
 
-/// One run through a plan.
-pub(super) struct Run<'a> {
+/// A plan being carried out on some images of a batch.
+pub(super) struct Execution<'a> {
     pub plan: &'a Plan,
     pub config: &'a ModelConfig,
     /// As [`super::weights::make`] makes them of the parameters.
@@ -44,7 +44,7 @@ pub(super) fn conv_of(layer: &Layer) -> Conv {
     }
 }
 
-impl<'a> Run<'a> {
+impl<'a> Execution<'a> {
     /// The whole forward pass.
     pub fn forward(&mut self) {
         for operation in &self.plan.forward {
@@ -88,7 +88,7 @@ impl<'a> Run<'a> {
 
     /// Takes the memory of some buffers out, to be written: at least as long as they are.
     pub fn take<const N: usize>(&mut self, buffers: [usize; N]) -> [Vec<f32>; N] {
-        let Run { plan, part, .. } = *self;
+        let Execution { plan, part, .. } = *self;
         let slots = &mut self.memory.slots;
         if slots.len() < plan.slots.len() {
             slots.resize(plan.slots.len(), Vec::new());

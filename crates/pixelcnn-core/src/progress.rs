@@ -8,7 +8,10 @@ use std::ops::ControlFlow;
 pub struct Stopped;
 
 /// Whether work goes on after it has told how far it is.
-pub(crate) fn go_on(told: ControlFlow<()>) -> Result<(), Stopped> {
+///
+/// # Errors
+/// Where it was told to stop.
+pub fn go_on(told: ControlFlow<()>) -> Result<(), Stopped> {
     match told {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Stopped),

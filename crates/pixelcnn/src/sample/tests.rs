@@ -1,18 +1,15 @@
 //! Sampling and completion: the incremental evaluator against the parallel network and against
 //! one pass per pixel, on real images.
 
-use std::ops::ControlFlow;
+use pixelcnn_core::kernels::simd::{self, Level};
+use pixelcnn_core::likelihood::from_level;
+use pixelcnn_core::{ModelConfig, Nonlinearity};
 
-use pixelcnn::Stopped;
-use pixelcnn::complete::{Completion, complete};
-use pixelcnn::data::{DataConfig, Dataset, Split};
-use pixelcnn::device::Device;
-use pixelcnn::incremental::Evaluator;
-use pixelcnn::kernels::simd::{self, Level};
-use pixelcnn::likelihood::{Mixture, from_level};
-use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
-use pixelcnn::sample::{DrawError, Progress, Rows, Sampling, sample, sample_by_passes};
-use pixelcnn::{ModelConfig, Nonlinearity};
+use super::*;
+use crate::complete::{Completion, complete};
+use crate::data::{DataConfig, Dataset, Split};
+use crate::device::Device;
+use crate::network::{Batch, Network, draw_parameters, initialise};
 
 /// Images of CIFAR-10, u8 [n, 32, 32, 3].
 fn cifar10(n: usize) -> Vec<u8> {
@@ -90,7 +87,7 @@ fn model(config: &ModelConfig) -> Vec<Vec<f32>> {
     parameters
 }
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn unheard(_: Drawn) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -100,10 +97,10 @@ fn forced(evaluator: &Evaluator, level: Level, threads: usize, batch: Batch) -> 
     let (pixels, channels) = (config.height * config.width, config.channels);
     let output = config.output_channels();
     let n = batch.images.len() / config.dims();
-    let mut run = evaluator.run_at(level, batch.labels, threads).unwrap();
+    let mut raster = evaluator.begin_at(level, batch.labels, threads).unwrap();
     let mut all = vec![0.0; n * pixels * output];
     for pixel in 0..pixels {
-        for (image, logits) in run.logits().chunks_exact(output).enumerate() {
+        for (image, logits) in raster.logits().chunks_exact(output).enumerate() {
             all[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
         }
         let levels: Vec<u8> = batch
@@ -111,9 +108,9 @@ fn forced(evaluator: &Evaluator, level: Level, threads: usize, batch: Batch) -> 
             .chunks_exact(config.dims())
             .flat_map(|image| image[pixel * channels..][..channels].iter().copied())
             .collect();
-        run.push(&levels);
+        raster.push(&levels);
     }
-    assert_eq!(run.position(), None);
+    assert_eq!(raster.position(), None);
     all
 }
 
@@ -156,6 +153,50 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
     }
 }
 
+/// Draws the same images by one pass of the network for every pixel, over the rows so far, as the
+/// original does.
+fn sample_by_passes(config: &ModelConfig, parameters: &[Vec<f32>], sampling: &Sampling) -> Vec<u8> {
+    let (height, width, channels) = (config.height, config.width, config.channels);
+    let mut uniforms = Uniforms::new(Mixture::of(config));
+    let n = sampling.labels.len();
+    let mut generators: Vec<_> = (0..n as u64)
+        .map(|image| generator(sampling.seed, Purpose::Sample, image))
+        .collect();
+    let mut images = vec![0; n * config.dims()];
+    for y in 0..height {
+        // No pixel depends on the rows below it: they need not be computed.
+        let rows = (y + 1).next_multiple_of(4);
+        let top = ModelConfig {
+            height: rows,
+            ..config.clone()
+        };
+        let top = Network::new(&top, parameters, &Device::Cpu).unwrap();
+        for x in 0..width {
+            let seen: Vec<u8> = images
+                .chunks_exact(config.dims())
+                .flat_map(|image| &image[..rows * width * channels])
+                .copied()
+                .collect();
+            let batch = Batch {
+                images: &seen,
+                labels: &sampling.labels,
+            };
+            let logits = top.logits(batch).unwrap();
+            for (image, random) in generators.iter_mut().enumerate() {
+                let pixel = (image * rows + y) * width + x;
+                let size = config.output_channels();
+                let logits = &logits[pixel * size..][..size];
+                let values = uniforms.sample(random, logits, sampling.temperature);
+                let target = ((image * height + y) * width + x) * channels;
+                for (level, value) in images[target..][..channels].iter_mut().zip(values) {
+                    *level = to_level(value);
+                }
+            }
+        }
+    }
+    images
+}
+
 #[test]
 fn samples_are_those_of_one_pass_per_pixel() {
     for config in configs() {
@@ -168,10 +209,8 @@ fn samples_are_those_of_one_pass_per_pixel() {
             temperature: 0.9,
             seed: 11,
         };
-        let drawn = sample(&evaluator, &sampling, &mut go_on).unwrap();
-        let go_on = &mut |_| ControlFlow::Continue(());
-        let passes = sample_by_passes(&config, &parameters, &sampling, go_on);
-        let passes = passes.unwrap().unwrap();
+        let drawn = sample(&evaluator, &sampling, &mut unheard).unwrap();
+        let passes = sample_by_passes(&config, &parameters, &sampling);
         // A value half-way between two levels could be rounded either way; with this seed none is.
         assert_eq!(drawn, passes, "{config:?}");
         let levels: std::collections::HashSet<u8> = drawn.iter().copied().collect();
@@ -231,11 +270,11 @@ fn an_image_does_not_hang_on_those_beside_it() {
     // More than are drawn at a time.
     let many = sampling(70);
     let mut last = 0;
-    let mut progress = |Progress {
+    let mut progress = |Drawn {
                             done,
                             total,
                             images,
-                        }: Progress| {
+                        }: Drawn| {
         assert_eq!(total, 70 * config.height * config.width);
         assert_eq!(images.len(), 70 * config.dims());
         assert!(done > last && done <= total);
@@ -244,7 +283,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
     };
     let drawn = sample(&evaluator, &many, &mut progress).unwrap();
     assert_eq!(last, 70 * config.height * config.width);
-    let few = sample(&evaluator, &sampling(3), &mut go_on).unwrap();
+    let few = sample(&evaluator, &sampling(3), &mut unheard).unwrap();
     assert_eq!(few, drawn[..few.len()]);
 
     let rows: Vec<Vec<u8>> = Rows::new(&evaluator, &many, 66..68).unwrap().collect();
@@ -262,7 +301,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
         labels: vec![3],
         ..many
     };
-    assert!(sample(&evaluator, &wrong, &mut go_on).is_err());
+    assert!(sample(&evaluator, &wrong, &mut unheard).is_err());
 }
 
 #[test]
@@ -279,7 +318,7 @@ fn completions_keep_what_is_known_and_go_on_from_it() {
         temperature: 1.0,
         seed: 8,
     };
-    let run = |completion: &Completion| complete(&evaluator, completion, &mut go_on).unwrap();
+    let run = |completion: &Completion| complete(&evaluator, completion, &mut unheard).unwrap();
 
     // All known but one: everything else stays.
     let one = run(&completion(&|pixel| pixel != 30, 3));
