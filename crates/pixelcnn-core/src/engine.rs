@@ -98,6 +98,19 @@ pub enum EngineError {
     /// The loss or its gradient is not a number; the state is as it was before the step.
     #[error("the loss or its gradient is not a number")]
     NotANumber,
+    /// More images at a time than the device has memory for.
+    #[error(
+        "{images} images at a time need more memory than the device has: it has room for {room}"
+    )]
+    Memory {
+        /// Images in the batch.
+        images: usize,
+        /// As many would fit.
+        room: usize,
+    },
+    /// The device fails.
+    #[error("{0}")]
+    Device(String),
     /// There is nothing loaded to work with.
     #[error("the engine has no {0}: load it first")]
     NotLoaded(&'static str),

@@ -18,3 +18,10 @@ pub mod reference;
 
 pub use config::{ConfigError, ModelConfig, Nonlinearity};
 pub use progress::{Stopped, go_on};
+
+// The tests of all engines are also those of this crate's, and know it by its name.
+#[cfg(test)]
+extern crate self as pixelcnn_core;
+#[cfg(test)]
+#[path = "../tests/suite/mod.rs"]
+mod suite;

@@ -457,7 +457,7 @@ impl Planner<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incremental::tests::configs;
+    use crate::suite::configs;
 
     fn plans() -> impl Iterator<Item = Plan> {
         let plans = |config: &ModelConfig| [Plan::evaluation(config), Plan::training(config)];

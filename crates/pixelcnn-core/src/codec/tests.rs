@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::*;
 use crate::config::ModelConfig;
-use crate::incremental::tests::{Images, configs, parameters};
 use crate::kernels::simd;
+use crate::suite::{Images, configs, parameters};
 use constriction::stream::model::DecoderModel;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -3,103 +3,18 @@
 
 use super::*;
 use crate::engine::Batch;
-use crate::network::ParameterKind;
 use crate::reference;
+use crate::suite::{Images, configs, parameters};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_chacha::rand_core::SeedableRng;
 
-/// Small models of every kind; with filters on both sides of a panel's width.
-pub(crate) fn configs() -> Vec<ModelConfig> {
-    let base = ModelConfig {
-        height: 8,
-        width: 12,
-        channels: 3,
-        nr_resnet: 1,
-        nr_filters: 5,
-        nr_logistic_mix: 2,
-        nonlinearity: Nonlinearity::ConcatElu,
-        nr_classes: 0,
+/// The images' pixels with one number, \[images, channels\].
+fn pixels(images: &Images, config: &ModelConfig, range: Range<usize>, pixel: usize) -> Vec<u8> {
+    let levels = |image: usize| {
+        let at = image * config.dims() + pixel * config.channels;
+        images.levels[at..at + config.channels].iter().copied()
     };
-    vec![
-        base.clone(),
-        ModelConfig {
-            height: 4,
-            width: 4,
-            channels: 1,
-            nr_resnet: 2,
-            nr_classes: 3,
-            ..base.clone()
-        },
-        ModelConfig {
-            nonlinearity: Nonlinearity::Elu,
-            nr_filters: 16,
-            nr_classes: 2,
-            width: 8,
-            ..base.clone()
-        },
-        ModelConfig {
-            nonlinearity: Nonlinearity::Relu,
-            channels: 1,
-            nr_filters: 37,
-            height: 4,
-            width: 8,
-            ..base.clone()
-        },
-        // Wide enough for pairs of columns, in one and in two resolutions.
-        ModelConfig {
-            height: 4,
-            width: 20,
-            nr_filters: 18,
-            ..base.clone()
-        },
-        ModelConfig {
-            nonlinearity: Nonlinearity::Elu,
-            nr_classes: 2,
-            width: 32,
-            ..base
-        },
-    ]
-}
-
-pub(crate) fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
-    let layout = Layout::new(config).parameters;
-    let mut value = |scale: f32| scale * (random.next_u32() as i32) as f32 / 2f32.powi(31);
-    let drawn = layout.iter().map(|parameter| {
-        let draw = |_| match parameter.kind {
-            ParameterKind::V => value(0.1),
-            ParameterKind::G => 0.7 + value(0.3),
-            ParameterKind::B | ParameterKind::Hw => value(0.5),
-        };
-        (0..parameter.len()).map(draw).collect()
-    });
-    drawn.collect()
-}
-
-pub(crate) struct Images {
-    pub levels: Vec<u8>,
-    pub labels: Vec<u32>,
-}
-
-impl Images {
-    pub fn random(config: &ModelConfig, n: usize, random: &mut ChaCha8Rng) -> Images {
-        let classes = config.nr_classes.max(1) as u32;
-        Images {
-            levels: (0..n * config.dims())
-                .map(|_| random.next_u32() as u8)
-                .collect(),
-            labels: (0..n).map(|_| random.next_u32() % classes).collect(),
-        }
-    }
-
-    /// The images' pixels with one number, \[images, channels\].
-    fn pixels(&self, config: &ModelConfig, images: Range<usize>, pixel: usize) -> Vec<u8> {
-        images
-            .flat_map(|image| {
-                let at = image * config.dims() + pixel * config.channels;
-                self.levels[at..at + config.channels].iter().copied()
-            })
-            .collect()
-    }
+    range.flat_map(levels).collect()
 }
 
 /// Forces some of the images through an evaluator: their logits \[pixels, images, output\].
@@ -116,7 +31,7 @@ fn forced(
     let mut all = Vec::new();
     while let Some([y, x]) = raster.position() {
         all.push(raster.logits().to_vec());
-        raster.push(&images.pixels(config, range.clone(), y * config.width + x));
+        raster.push(&pixels(images, config, range.clone(), y * config.width + x));
     }
     assert_eq!(all.len(), config.height * config.width);
     all
@@ -205,7 +120,7 @@ fn what_is_not_asked_for_is_computed_all_the_same() {
     let want = forced(&evaluator, simd::level(), 1, &images, 0..2);
     let mut raster = evaluator.begin(&images.labels, 1).unwrap();
     for pixel in 0..config.height * config.width - 1 {
-        raster.push(&images.pixels(config, 0..2, pixel));
+        raster.push(&pixels(&images, config, 0..2, pixel));
     }
     assert_eq!(
         raster.position(),

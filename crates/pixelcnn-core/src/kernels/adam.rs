@@ -37,20 +37,38 @@ impl Default for Adam {
     }
 }
 
-/// [`Adam`] as its inner loop takes it.
-#[derive(Clone, Copy)]
-struct Rates {
-    take_1: f32,
-    take_2: f32,
+/// [`Adam`] as its inner loop takes it: `mean += take_1 * (gradient - mean)`, alike the mean of
+/// squares and the average, and `parameter -= rate * mean / sqrt(square * correction_2 + epsilon)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// 1 - `beta_1`.
+    pub take_1: f32,
+    /// 1 - `beta_2`.
+    pub take_2: f32,
     /// The learning rate, corrected for the first moment's start at zero.
-    rate: f32,
+    pub rate: f32,
     /// Corrects the second moment for its start at zero.
-    correction_2: f32,
-    epsilon: f32,
-    take_average: f32,
+    pub correction_2: f32,
+    /// `epsilon`.
+    pub epsilon: f32,
+    /// 1 - `polyak_decay`.
+    pub take_average: f32,
 }
 
 impl Adam {
+    /// The step in single precision.
+    pub fn rates(&self) -> Rates {
+        let step = self.step as f64;
+        Rates {
+            take_1: (1.0 - self.beta_1) as f32,
+            take_2: (1.0 - self.beta_2) as f32,
+            rate: (self.learning_rate / (1.0 - self.beta_1.powf(step))) as f32,
+            correction_2: (1.0 / (1.0 - self.beta_2.powf(step))) as f32,
+            epsilon: self.epsilon as f32,
+            take_average: (1.0 - self.polyak_decay) as f32,
+        }
+    }
+
     /// Moves parameters along their `gradient`, with its `first` and `second` moments, and then
     /// their `average` towards them. All are values of the same parameters, in the same order.
     ///
@@ -66,15 +84,7 @@ impl Adam {
     ) {
         let lengths = [gradient.len(), first.len(), second.len(), average.len()];
         assert_eq!(lengths, [parameter.len(); 4], "one of each a parameter");
-        let step = self.step as f64;
-        let rates = Rates {
-            take_1: (1.0 - self.beta_1) as f32,
-            take_2: (1.0 - self.beta_2) as f32,
-            rate: (self.learning_rate / (1.0 - self.beta_1.powf(step))) as f32,
-            correction_2: (1.0 / (1.0 - self.beta_2.powf(step))) as f32,
-            epsilon: self.epsilon as f32,
-            take_average: (1.0 - self.polyak_decay) as f32,
-        };
+        let rates = self.rates();
         parameter
             .par_chunks_mut(TASK)
             .zip(gradient.par_chunks(TASK))

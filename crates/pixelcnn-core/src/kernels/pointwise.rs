@@ -42,7 +42,8 @@ impl Dropout {
             .for_each(|(task, mask)| mask_task(factors, (task * TASK) as u32, mask));
     }
 
-    fn factors(self) -> Dropped {
+    /// What the values' places are hashed with.
+    pub fn factors(self) -> Dropped {
         Dropped {
             keys: [
                 (mix(self.seed) as u32).wrapping_add(self.first as u32),
@@ -62,18 +63,22 @@ fn mix(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What each value of a map is multiplied by.
-#[derive(Clone, Copy)]
-struct Dropped {
-    keys: [u32; 2],
-    threshold: u32,
-    scale: f32,
+/// What each value of a map is multiplied by: 0 where its place's hash of 24 bits is below a
+/// threshold.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropped {
+    /// What the hash takes besides the place.
+    pub keys: [u32; 2],
+    /// `rate` of all hashes are below it.
+    pub threshold: u32,
+    /// 1 / (1 - `rate`).
+    pub scale: f32,
 }
 
 impl Dropped {
     /// A hash of the index (Wellons' "lowbias32" with a key before each round), cut to 24 bits.
     #[inline(always)]
-    fn at(self, index: u32) -> f32 {
+    pub fn at(self, index: u32) -> f32 {
         let h = index.wrapping_add(self.keys[0]);
         let h = (h ^ (h >> 16)).wrapping_mul(0x7feb_352d);
         let h = h ^ (h >> 15) ^ self.keys[1];

@@ -1,7 +1,7 @@
 //! The judge judged: its gradients are slopes of its nats.
 
 use super::*;
-use crate::incremental::tests::{Images, configs, parameters};
+use crate::suite::{Images, configs, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 

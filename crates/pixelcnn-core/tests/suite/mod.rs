@@ -1,0 +1,303 @@
+//! What every engine must do, against the reference: a function for each, to be called by a test.
+
+mod models;
+
+use pixelcnn_core::engine::{Batch, Engine, EngineError, State};
+use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::network::{Layout, ParameterKind};
+use pixelcnn_core::{ModelConfig, Nonlinearity, reference};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+pub use models::{Images, configs, parameters};
+
+pub fn batch(images: &Images) -> Batch<'_> {
+    Batch {
+        images: &images.levels,
+        labels: &images.labels,
+    }
+}
+
+fn state(parameters: &[Vec<f32>]) -> State {
+    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
+    State {
+        parameters: parameters.to_vec(),
+        average: parameters.to_vec(),
+        first: zeros.clone(),
+        second: zeros,
+    }
+}
+
+/// Makes an engine for a model.
+pub type Make = fn(&ModelConfig) -> Result<Box<dyn Engine>, EngineError>;
+
+/// An engine that can be trained and evaluated.
+pub fn loaded(make: Make, config: &ModelConfig, parameters: &[Vec<f32>]) -> Box<dyn Engine> {
+    let mut engine = make(config).unwrap();
+    engine.load(state(parameters)).unwrap();
+    engine.load_weights(parameters).unwrap();
+    engine
+}
+
+pub fn widened(arrays: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let widened = |values: &Vec<f32>| values.iter().copied().map(f64::from).collect();
+    arrays.iter().map(widened).collect()
+}
+
+pub fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// Asserts that values differ by less than a share of the length of what they should be.
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], share: f64, length: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let difference = norm(got.iter().zip(want).map(|(a, b)| f64::from(*a) - b));
+    assert!(
+        difference <= share * length,
+        "{what}: {difference} of {length}"
+    );
+}
+
+/// An engine's forward and backward pass are the reference's.
+fn check(make: Make, config: &ModelConfig, images: usize, dropout: Option<Dropout>, seed: u64) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let parameters = parameters(config, &mut random);
+    let images = Images::random(config, images, &mut random);
+    let batch = batch(&images);
+    let mut engine = loaded(make, config, &parameters);
+    let plain = reference::run(config, &widened(&parameters), batch, None).unwrap();
+    let length = |values: &[f64]| norm(values.iter().copied());
+    let logits = engine.logits(batch).unwrap();
+    assert_close(
+        "logits",
+        &logits,
+        &plain.logits,
+        2e-6,
+        length(&plain.logits),
+    );
+    let maps = engine.feature_maps(batch).unwrap();
+    assert_eq!(maps.len(), plain.feature_maps.len());
+    for (got, want) in maps.iter().zip(&plain.feature_maps) {
+        assert_close("feature map", got, want, 2e-6, length(want));
+    }
+    let nats = engine.nats_per_image(batch).unwrap();
+    assert_eq!(nats.len(), plain.nats.len());
+    for (got, want) in nats.iter().zip(&plain.nats) {
+        assert!((got / want - 1.0).abs() < 1e-5, "{got}, {want}");
+    }
+    let pixels = engine.nats_per_pixel(batch).unwrap();
+    let pixels = pixels.chunks(config.height * config.width);
+    for (pixels, nats) in pixels.zip(&nats) {
+        assert!((pixels.iter().copied().map(f64::from).sum::<f64>() / nats - 1.0).abs() < 1e-9);
+    }
+
+    let dropped = reference::run(config, &widened(&parameters), batch, dropout).unwrap();
+    let nats = engine.backward(batch, dropout).unwrap();
+    let want: f64 = dropped.nats.iter().sum();
+    assert!((nats / want - 1.0).abs() < 1e-5, "{nats}, {want}");
+    let gradients = engine.gradients().unwrap();
+    // The whole gradient's length is the scale: single ones can be tiny.
+    let length = norm(dropped.gradients.iter().flatten().copied());
+    for (number, (got, want)) in gradients.iter().zip(&dropped.gradients).enumerate() {
+        assert_close(&format!("gradient {number}"), got, want, 1e-4, length);
+    }
+}
+
+pub const DROPOUT: Dropout = Dropout {
+    rate: 0.4,
+    seed: 9,
+    first: 0,
+};
+
+/// Small models of every kind.
+pub fn every_kind_is_the_reference(make: Make) {
+    for (seed, config) in configs().into_iter().enumerate() {
+        check(make, &config, 3, Some(DROPOUT), seed as u64);
+    }
+}
+
+/// Models of random shapes.
+pub fn every_shape_is_the_reference(make: Make) {
+    let nonlinearities = [
+        Nonlinearity::ConcatElu,
+        Nonlinearity::Elu,
+        Nonlinearity::Relu,
+    ];
+    let shapes = (
+        [1..4usize, 1..4usize],
+        any::<bool>(),
+        1..3usize,
+        1..20usize,
+        1..4usize,
+    );
+    let rest = (0..3usize, 0..3usize, 1..4usize, any::<u32>());
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 12,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let ran = runner.run(&(shapes, rest), |(shape, (f, nr_classes, images, seed))| {
+        let (size, rgb, nr_resnet, nr_filters, nr_logistic_mix) = shape;
+        let config = ModelConfig {
+            height: 4 * size[0],
+            width: 4 * size[1],
+            channels: if rgb { 3 } else { 1 },
+            nr_resnet,
+            nr_filters,
+            nr_logistic_mix,
+            nonlinearity: nonlinearities[f],
+            nr_classes,
+        };
+        let dropout = (seed % 2 == 0).then_some(DROPOUT);
+        check(make, &config, images, dropout, seed.into());
+        Ok(())
+    });
+    ran.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// A step is Adam's on the gradients, and one that cannot be taken leaves the state as it was.
+pub fn steps_move_the_state_by_the_gradients(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let config = &configs()[1];
+    let parameters = parameters(config, &mut random);
+    let images = Images::random(config, 5, &mut random);
+    let mut engine = loaded(make, config, &parameters);
+    let adam = Adam::default();
+    assert_eq!(
+        engine.update(&adam),
+        Err(EngineError::NotLoaded("gradients"))
+    );
+    let nats = engine.backward(batch(&images), None).unwrap();
+    let gradients = engine.gradients().unwrap();
+    assert_eq!(engine.step(batch(&images), None, &adam).unwrap(), nats);
+    let forgotten = engine.logits(batch(&images));
+    assert_eq!(forgotten, Err(EngineError::NotLoaded("weights")));
+    let stepped = engine.unload().unwrap();
+    assert_eq!(engine.unload(), Err(EngineError::NotLoaded("state")));
+    let mut want = state(&parameters);
+    for (i, gradient) in gradients.iter().enumerate() {
+        let (first, second) = (&mut want.first[i], &mut want.second[i]);
+        adam.update(
+            &mut want.parameters[i],
+            gradient,
+            first,
+            second,
+            &mut want.average[i],
+        );
+    }
+    let pairs = |a: &State, b: &State| {
+        let arrays = |state: &State| {
+            let State {
+                parameters,
+                average,
+                first,
+                second,
+            } = state.clone();
+            [parameters, average, first, second].concat().concat()
+        };
+        arrays(a).into_iter().zip(arrays(b)).collect::<Vec<_>>()
+    };
+    for (got, want) in pairs(&stepped, &want) {
+        assert!(
+            (got - want).abs() <= 1e-6 * (1e-3 + want.abs()),
+            "{got}, {want}"
+        );
+    }
+
+    let mut broken = stepped.clone();
+    broken.parameters[2][0] = f32::NAN;
+    engine.load(broken.clone()).unwrap();
+    let error = engine.step(batch(&images), None, &adam);
+    assert_eq!(error, Err(EngineError::NotANumber));
+    let after = engine.unload().unwrap();
+    assert_eq!(after.average, broken.average);
+    assert_eq!(after.first, broken.first);
+    engine.load(stepped).unwrap();
+    assert!(engine.step(batch(&images), None, &adam).is_ok());
+}
+
+/// After it, every layer's output has mean 0 and deviation `init_scale`: initialised again, nothing
+/// changes.
+pub fn initialisation_is_done_once(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    for config in configs() {
+        let images = Images::random(&config, 24, &mut random);
+        let layout = Layout::new(&config);
+        let mut drawn = parameters(&config, &mut random);
+        for (values, parameter) in drawn.iter_mut().zip(&layout.parameters) {
+            match parameter.kind {
+                ParameterKind::G => values.fill(1.0),
+                ParameterKind::B => values.fill(0.0),
+                ParameterKind::V | ParameterKind::Hw => {}
+            }
+        }
+        let mut engine = make(&config).unwrap();
+        let out = engine.initialise(&mut drawn, batch(&images), None).unwrap();
+        engine.load_weights(&drawn).unwrap();
+        let length = norm(out.iter().copied().map(f64::from));
+        let wide: Vec<f64> = out.iter().copied().map(f64::from).collect();
+        assert_close(
+            "output",
+            &engine.logits(batch(&images)).unwrap(),
+            &wide,
+            1e-4,
+            length,
+        );
+        let once = drawn.clone();
+        engine.initialise(&mut drawn, batch(&images), None).unwrap();
+        for (parameter, (once, twice)) in layout.parameters.iter().zip(once.iter().zip(&drawn)) {
+            for (once, twice) in once.iter().zip(twice) {
+                assert!(
+                    (once - twice).abs() < 1e-3 * (1.0 + once.abs()),
+                    "{}",
+                    parameter.name
+                );
+            }
+        }
+    }
+}
+
+/// What is not the model's is refused, and whoever has nothing says so.
+pub fn what_does_not_fit_is_refused(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    let config = &configs()[1];
+    let parameters = parameters(config, &mut random);
+    let images = Images::random(config, 2, &mut random);
+    let mut engine = make(config).unwrap();
+    let nothing = EngineError::NotLoaded("weights");
+    assert_eq!(engine.logits(batch(&images)), Err(nothing));
+    let missing = engine.load_weights(&parameters[..3]);
+    assert!(matches!(
+        missing,
+        Err(EngineError::Parameters { found: 0, .. })
+    ));
+    engine.load_weights(&parameters).unwrap();
+    let refused = |images: &[u8], labels: &[u32]| engine.nats_per_image(Batch { images, labels });
+    let (values, dims) = (images.levels.len() - 1, config.dims());
+    assert_eq!(
+        refused(&images.levels[1..], &images.labels),
+        Err(EngineError::Images { values, dims })
+    );
+    let (labels, found) = (1, 2);
+    assert_eq!(
+        refused(&images.levels, &images.labels[..1]),
+        Err(EngineError::Labels {
+            labels,
+            images: found
+        })
+    );
+    let (class, nr_classes) = (3, 3);
+    assert_eq!(
+        refused(&images.levels, &[0, 3]),
+        Err(EngineError::Class { class, nr_classes })
+    );
+    assert_eq!(refused(&[], &[]), Ok(vec![]));
+    let odd = ModelConfig {
+        height: 6,
+        ..config.clone()
+    };
+    assert!(make(&odd).is_err());
+}

@@ -1,0 +1,90 @@
+//! Models, parameters and images to test with.
+
+use pixelcnn_core::network::{Layout, ParameterKind};
+use pixelcnn_core::{ModelConfig, Nonlinearity};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+
+/// Small models of every kind; with filters on both sides of a panel's width.
+pub fn configs() -> Vec<ModelConfig> {
+    let base = ModelConfig {
+        height: 8,
+        width: 12,
+        channels: 3,
+        nr_resnet: 1,
+        nr_filters: 5,
+        nr_logistic_mix: 2,
+        nonlinearity: Nonlinearity::ConcatElu,
+        nr_classes: 0,
+    };
+    vec![
+        base.clone(),
+        ModelConfig {
+            height: 4,
+            width: 4,
+            channels: 1,
+            nr_resnet: 2,
+            nr_classes: 3,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            nr_filters: 16,
+            nr_classes: 2,
+            width: 8,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Relu,
+            channels: 1,
+            nr_filters: 37,
+            height: 4,
+            width: 8,
+            ..base.clone()
+        },
+        // Wide enough for pairs of columns, in one and in two resolutions.
+        ModelConfig {
+            height: 4,
+            width: 20,
+            nr_filters: 18,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            nr_classes: 2,
+            width: 32,
+            ..base
+        },
+    ]
+}
+
+pub fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
+    let layout = Layout::new(config).parameters;
+    let mut value = |scale: f32| scale * (random.next_u32() as i32) as f32 / 2f32.powi(31);
+    let drawn = layout.iter().map(|parameter| {
+        let draw = |_| match parameter.kind {
+            ParameterKind::V => value(0.1),
+            ParameterKind::G => 0.7 + value(0.3),
+            ParameterKind::B | ParameterKind::Hw => value(0.5),
+        };
+        (0..parameter.len()).map(draw).collect()
+    });
+    drawn.collect()
+}
+
+pub struct Images {
+    pub levels: Vec<u8>,
+    pub labels: Vec<u32>,
+}
+
+impl Images {
+    pub fn random(config: &ModelConfig, n: usize, random: &mut ChaCha8Rng) -> Images {
+        let classes = config.nr_classes.max(1) as u32;
+        Images {
+            levels: (0..n * config.dims())
+                .map(|_| random.next_u32() as u8)
+                .collect(),
+            labels: (0..n).map(|_| random.next_u32() % classes).collect(),
+        }
+    }
+}

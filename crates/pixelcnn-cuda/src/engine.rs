@@ -1,0 +1,1007 @@
+//! The engine: the plan, carried out on a GPU.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pixelcnn_core::ModelConfig;
+use pixelcnn_core::cpu::Cpu;
+use pixelcnn_core::engine::{Batch, Engine, EngineError, State, expect_parameters};
+use pixelcnn_core::kernels::adam::{Adam, Rates};
+use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
+use pixelcnn_core::kernels::weight_norm::WeightNorm;
+use pixelcnn_core::network::{GatedResnet, Layer, Layout};
+use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
+
+use crate::CudaError;
+use crate::driver::Driver;
+use crate::gpu::{Gpu, Memory};
+use crate::kernels::{self, Address, Channels, Geometry, Norm};
+
+/// Bytes of a value.
+const VALUE: usize = size_of::<f32>();
+/// Arrays begin at multiples of so many values: a cache line of the GPU.
+const ALIGNED: usize = 32;
+/// Images that are evaluated at a time, at most: enough to fill any GPU.
+const SIDE_BY_SIDE: usize = 256;
+
+/// The engine on a GPU.
+pub struct Cuda {
+    gpu: Arc<dyn Gpu>,
+    config: ModelConfig,
+    layout: Layout,
+    training: Plan,
+    evaluation: Plan,
+    /// Where each parameter begins among all, in values.
+    starts: Vec<usize>,
+    /// Values of all parameters together, gaps included.
+    values: usize,
+    norms: Norms,
+    state: Option<Trained>,
+    /// Whether the gradients of a batch are in the state's memory.
+    has_gradients: bool,
+    /// The parameters to evaluate with.
+    loaded: Option<Weights>,
+    maps: Mutex<Option<Maps>>,
+}
+
+/// The weight-normalised layers, for the kernels.
+struct Norms {
+    table: Memory,
+    layers: u32,
+    /// Outputs of all layers.
+    outputs: usize,
+    /// Outputs of the widest layer.
+    widest: i64,
+    /// Values of the largest V.
+    largest: i64,
+}
+
+/// Parameters with the weights that they make.
+struct Weights {
+    /// All parameters, at their starts.
+    parameters: Memory,
+    /// The weights, each where its V begins.
+    made: Memory,
+    /// A factor for each output of each layer.
+    scales: Memory,
+}
+
+/// The state of training.
+struct Trained {
+    weights: Weights,
+    average: Memory,
+    first: Memory,
+    second: Memory,
+    /// By the parameters.
+    gradients: Memory,
+    /// By the weights.
+    by_weights: Memory,
+    /// For each output of each layer, twice.
+    factors: Memory,
+    /// What a step is given: the rates of Adam, then each block's dropout.
+    step: Memory,
+    /// Raised where something is not a number.
+    wrong: Memory,
+}
+
+/// Memory for the maps of some images.
+struct Maps {
+    images: usize,
+    training: bool,
+    /// Where each slot begins in `memory`, in values.
+    slots: Vec<usize>,
+    /// Where the memory of one operation begins.
+    scratch: usize,
+    memory: Memory,
+    /// u8 \[images, H, W, C\].
+    levels: Memory,
+    /// The images' classes.
+    labels: Memory,
+    /// Nats of every pixel.
+    nats: Memory,
+    /// Nats of every image, in double precision.
+    sums: Memory,
+}
+
+impl From<CudaError> for EngineError {
+    fn from(error: CudaError) -> EngineError {
+        EngineError::Device(error.to_string())
+    }
+}
+
+impl Cuda {
+    /// An engine for a model on a device by its number. Compiled kernels are kept in the folder
+    /// `cache`.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`], and [`EngineError::Device`] where CUDA is missing or refuses.
+    pub fn new(
+        config: &ModelConfig,
+        device: usize,
+        cache: Option<&Path>,
+    ) -> Result<Cuda, EngineError> {
+        config.validate()?;
+        Cuda::on(Arc::new(Driver::open(device, cache)?), config)
+    }
+
+    /// An engine on whatever is a GPU.
+    pub(crate) fn on(gpu: Arc<dyn Gpu>, config: &ModelConfig) -> Result<Cuda, EngineError> {
+        config.validate()?;
+        let layout = Layout::new(config);
+        let mut values = 0;
+        let starts = layout.parameters.iter().map(|parameter| {
+            let start = values;
+            values += parameter.len().next_multiple_of(ALIGNED);
+            start
+        });
+        let starts: Vec<usize> = starts.collect();
+        let norms = Norms::new(&gpu, &layout, &starts)?;
+        Ok(Cuda {
+            config: config.clone(),
+            training: Plan::training(config),
+            evaluation: Plan::evaluation(config),
+            gpu,
+            layout,
+            starts,
+            values,
+            norms,
+            state: None,
+            has_gradients: false,
+            loaded: None,
+            maps: Mutex::new(None),
+        })
+    }
+
+    fn zeros(&self, values: usize) -> Result<Memory, CudaError> {
+        Memory::zeroed(&self.gpu, values * VALUE)
+    }
+
+    /// Copies arrays of all parameters to the GPU.
+    fn upload(&self, arrays: &[Vec<f32>]) -> Result<Memory, EngineError> {
+        expect_parameters(&self.layout, arrays)?;
+        let memory = self.zeros(self.values)?;
+        for (array, start) in arrays.iter().zip(&self.starts) {
+            memory.write(start * VALUE, array)?;
+        }
+        Ok(memory)
+    }
+
+    /// And back.
+    fn download(&self, memory: &Memory) -> Result<Vec<Vec<f32>>, EngineError> {
+        let arrays = self.layout.parameters.iter().zip(&self.starts);
+        let read = |(parameter, start): (&pixelcnn_core::network::Parameter, &usize)| {
+            let mut array = vec![0.0; parameter.len()];
+            memory.read(start * VALUE, &mut array)?;
+            Ok(array)
+        };
+        arrays.map(read).collect()
+    }
+
+    fn weights(&self, parameters: &[Vec<f32>]) -> Result<Weights, EngineError> {
+        Ok(Weights {
+            parameters: self.upload(parameters)?,
+            made: self.zeros(self.values)?,
+            scales: self.zeros(self.norms.outputs)?,
+        })
+    }
+
+    /// Makes the weights of the parameters.
+    fn make(&self, weights: &Weights) -> Result<(), CudaError> {
+        let (parameters, scales) = (weights.parameters.address(), weights.scales.address());
+        let Norms {
+            ref table,
+            layers,
+            widest,
+            largest,
+            ..
+        } = self.norms;
+        let (gpu, norms) = (&*self.gpu, table.address());
+        // SAFETY: the table says where in memory of `values` the layers' arrays are, and there is a
+        // scale for each output.
+        unsafe {
+            kernels::scales(gpu, parameters, scales, norms, layers, widest)?;
+            let made = weights.made.address();
+            kernels::weights(gpu, parameters, scales, made, norms, layers, largest)
+        }
+    }
+
+    /// Values of scratch memory that the blocks of a plan need for each image.
+    fn scratch(&self, plan: &Plan) -> usize {
+        let outputs = |n| self.config.nonlinearity.outputs(n);
+        let blocks = plan.forward.iter().map(|operation| match operation {
+            Operation::GatedResnet { x, a, .. } => {
+                outputs(plan.buffers[*x].values() * a.len().max(1))
+            }
+            _ => 0,
+        });
+        blocks.max().unwrap_or(0)
+    }
+
+    /// Bytes for each image.
+    fn bytes_per_image(&self, plan: &Plan) -> usize {
+        let pixels = self.config.height * self.config.width;
+        let values = plan.values() + self.scratch(plan) + pixels;
+        values * VALUE + self.config.dims() + size_of::<u32>() + size_of::<f64>()
+    }
+
+    /// Memory for the maps of so many images.
+    fn maps(
+        &self,
+        plan: &Plan,
+        images: usize,
+    ) -> Result<MutexGuard<'_, Option<Maps>>, EngineError> {
+        let mut held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let training = plan.d_logits.is_some();
+        let fits = |maps: &Maps| maps.images >= images && maps.training == training;
+        if held.as_ref().is_some_and(fits) {
+            return Ok(held);
+        }
+        // Before it is taken anew.
+        *held = None;
+        let mut values = 0;
+        let mut take = |size: usize| {
+            let start = values;
+            values += (size * images).next_multiple_of(ALIGNED);
+            start
+        };
+        let slots = plan.slots.iter().map(|size| take(*size)).collect();
+        let scratch = take(self.scratch(plan));
+        let pixels = images * self.config.height * self.config.width;
+        *held = Some(Maps {
+            images,
+            training,
+            slots,
+            scratch,
+            memory: self.zeros(values)?,
+            levels: Memory::zeroed(&self.gpu, images * self.config.dims())?,
+            labels: Memory::zeroed(&self.gpu, images * size_of::<u32>())?,
+            nats: self.zeros(pixels)?,
+            sums: Memory::zeroed(&self.gpu, images * size_of::<f64>())?,
+        });
+        Ok(held)
+    }
+
+    /// How many images there is memory for, what is held already counted.
+    fn room(&self, plan: &Plan) -> Result<usize, EngineError> {
+        let held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.as_ref().map_or(0, |maps| {
+            let plan = if maps.training {
+                &self.training
+            } else {
+                &self.evaluation
+            };
+            maps.images * self.bytes_per_image(plan)
+        });
+        // A little is lost between allocations.
+        let available = (self.gpu.available()? + held) / 16 * 15;
+        Ok(available / self.bytes_per_image(plan))
+    }
+
+    /// Carries the forward pass of an evaluation out over a few images at a time. `take` is given
+    /// each, after every operation, with the images' numbers.
+    fn evaluate(
+        &self,
+        batch: Batch,
+        mut take: impl FnMut(&Pass, &Operation, std::ops::Range<usize>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let count = batch.len(&self.config)?;
+        let loaded = self.loaded.as_ref();
+        let weights = loaded.ok_or(EngineError::NotLoaded("weights"))?;
+        let plan = &self.evaluation;
+        if count == 0 {
+            return Ok(());
+        }
+        let most = self.room(plan)?.min(SIDE_BY_SIDE);
+        if most == 0 {
+            return Err(EngineError::Memory { images: 1, room: 0 });
+        }
+        for first in (0..count).step_by(most) {
+            let images = first..count.min(first + most);
+            let held = self.maps(plan, images.len())?;
+            let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
+            let pass = Pass {
+                engine: self,
+                plan,
+                maps,
+                images: images.len(),
+                weights,
+                dropout: None,
+            };
+            pass.write(batch, images.start)?;
+            for operation in &plan.forward {
+                pass.operation(operation)?;
+                take(&pass, operation, images.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Norms {
+    fn new(gpu: &Arc<dyn Gpu>, layout: &Layout, starts: &[usize]) -> Result<Norms, CudaError> {
+        let long = |n: usize| n as i64;
+        let mut outputs = 0;
+        let norms = layout.layers.iter().map(|layer| {
+            let norm = WeightNorm::of(layer);
+            let first = outputs;
+            outputs += norm.outputs;
+            Norm {
+                v: long(starts[layer.parameter]),
+                g: long(starts[layer.parameter + 1]),
+                first: long(first),
+                rows: long(norm.rows),
+                outputs: long(norm.outputs),
+                inner: long(norm.inner),
+                floor: norm.floor,
+            }
+        });
+        let norms: Vec<Norm> = norms.collect();
+        let table = Memory::zeroed(gpu, norms.len() * size_of::<Norm>())?;
+        table.write(0, &norms)?;
+        let largest = norms
+            .iter()
+            .map(|norm| norm.rows * norm.outputs * norm.inner);
+        Ok(Norms {
+            table,
+            layers: norms.len() as u32,
+            outputs,
+            widest: norms.iter().map(|norm| norm.outputs).max().unwrap_or(0),
+            largest: largest.max().unwrap_or(0),
+        })
+    }
+}
+
+/// A plan being carried out on some images.
+struct Pass<'a> {
+    engine: &'a Cuda,
+    plan: &'a Plan,
+    maps: &'a Maps,
+    images: usize,
+    weights: &'a Weights,
+    /// Where the blocks' dropout is.
+    dropout: Option<Address>,
+}
+
+impl Pass<'_> {
+    fn gpu(&self) -> &dyn Gpu {
+        &*self.engine.gpu
+    }
+
+    /// Writes images of a batch, from one on, and their classes.
+    fn write(&self, batch: Batch, first: usize) -> Result<(), CudaError> {
+        let dims = self.engine.config.dims();
+        let levels = &batch.images[first * dims..(first + self.images) * dims];
+        self.maps.levels.write(0, levels)?;
+        if self.engine.config.nr_classes > 0 {
+            let labels = &batch.labels[first..first + self.images];
+            self.maps.labels.write(0, labels)?;
+        }
+        Ok(())
+    }
+
+    /// Where a buffer is.
+    fn at(&self, buffer: usize) -> Address {
+        let start = self.maps.slots[self.plan.buffers[buffer].slot];
+        self.maps.memory.address() + (start * VALUE) as u64
+    }
+
+    fn scratch(&self) -> Address {
+        self.maps.memory.address() + (self.maps.scratch * VALUE) as u64
+    }
+
+    /// Values of a buffer.
+    fn len(&self, buffer: usize) -> usize {
+        self.images * self.plan.buffers[buffer].values()
+    }
+
+    fn values(&self, buffer: usize) -> i64 {
+        self.len(buffer) as i64
+    }
+
+    /// What a buffer holds.
+    fn read(&self, buffer: usize) -> Result<Vec<f32>, CudaError> {
+        let mut values = vec![0.0; self.len(buffer)];
+        let start = self.maps.slots[self.plan.buffers[buffer].slot];
+        self.maps.memory.read(start * VALUE, &mut values)?;
+        Ok(values)
+    }
+
+    /// \[images, rows, columns\] of a buffer.
+    fn size(&self, buffer: usize) -> [usize; 3] {
+        let [h, w] = self.plan.buffers[buffer].size;
+        [self.images, h, w]
+    }
+
+    fn pixels_per_image(&self, buffer: usize) -> i64 {
+        let [h, w] = self.plan.buffers[buffer].size;
+        (h * w) as i64
+    }
+
+    /// Where a parameter is in some memory of all.
+    fn parameter(&self, memory: &Memory, number: usize) -> Address {
+        memory.address() + (self.engine.starts[number] * VALUE) as u64
+    }
+
+    /// The class projection of a block and the images' classes, or nothing.
+    fn classes(&self, block: &GatedResnet) -> [Address; 2] {
+        match block.conditional {
+            Some(hw) => [
+                self.parameter(&self.weights.parameters, hw),
+                self.maps.labels.address(),
+            ],
+            None => [0, 0],
+        }
+    }
+
+    fn dropout_of(&self, block: &GatedResnet) -> Address {
+        let at = |first: Address| first + (block.number * size_of::<kernels::Drop>()) as u64;
+        self.dropout.map_or(0, at)
+    }
+
+    /// Of a map with a block's filters, which is part of a concatenation.
+    fn channels(&self, block: &GatedResnet, part: usize, parts: usize) -> Channels {
+        let count = block.conv_1.outputs;
+        Channels {
+            count: count as i32,
+            first: (part * count) as i32,
+            of: (parts * count) as i32,
+        }
+    }
+
+    /// Writes f of some maps, as one, to the scratch memory.
+    ///
+    /// # Safety
+    /// The maps are the block's: their number of channels is its filters'.
+    unsafe fn bend(
+        &self,
+        block: &GatedResnet,
+        dropout: Address,
+        maps: &[usize],
+    ) -> Result<Address, CudaError> {
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let y = self.scratch();
+        for (part, &map) in maps.iter().enumerate() {
+            let channels = self.channels(block, part, maps.len());
+            let (x, values) = (self.at(map), self.values(map));
+            // SAFETY: the scratch memory has room for f of the widest concatenation.
+            unsafe { kernels::bend(self.gpu(), x, dropout, y, values, channels, f)? };
+        }
+        Ok(y)
+    }
+
+    /// # Safety
+    /// `from` and `to` are maps of the layer's sizes.
+    unsafe fn convolve(
+        &self,
+        layer: &Layer,
+        size: [usize; 3],
+        from: Address,
+        to: Address,
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        let weight = self.parameter(&self.weights.made, layer.parameter);
+        let bias = self.parameter(&self.weights.parameters, layer.parameter + 2);
+        let geometry = Geometry::of(layer, size);
+        // SAFETY: weight and bias are the layer's; the caller knows the maps.
+        unsafe {
+            kernels::convolve(
+                self.gpu(),
+                from,
+                weight,
+                bias,
+                to,
+                geometry,
+                accumulate.into(),
+            )
+        }
+    }
+
+    /// One operation of the forward pass.
+    fn operation(&self, operation: &Operation) -> Result<(), CudaError> {
+        let gpu = self.gpu();
+        let to = operation.to();
+        // SAFETY: the plan's buffers have memory for their values, and the operations are on buffers
+        // of the sizes that their layers take.
+        unsafe {
+            match operation {
+                Operation::Images { .. } => {
+                    let pixels = self.images as i64 * self.pixels_per_image(to);
+                    let (levels, channels) = (
+                        self.maps.levels.address(),
+                        self.engine.config.channels as i32,
+                    );
+                    kernels::images(gpu, levels, self.at(to), pixels, channels)
+                }
+                Operation::Layer { layer, from, .. } => {
+                    let size = self.size(*from);
+                    self.convolve(layer, size, self.at(*from), self.at(to), false)
+                }
+                Operation::GatedResnet {
+                    block,
+                    x,
+                    a,
+                    c1,
+                    c2,
+                    ..
+                } => {
+                    let size = self.size(*x);
+                    let f_x = self.bend(block, 0, &[*x])?;
+                    self.convolve(&block.conv_1, size, f_x, self.at(*c1), false)?;
+                    if let Some(nin) = &block.nin {
+                        let f_a = self.bend(block, 0, a)?;
+                        self.convolve(nin, size, f_a, self.at(*c1), true)?;
+                    }
+                    let f_c1 = self.bend(block, self.dropout_of(block), &[*c1])?;
+                    self.convolve(&block.conv_2, size, f_c1, self.at(*c2), false)?;
+                    let [hw, labels] = self.classes(block);
+                    kernels::gate(
+                        gpu,
+                        self.at(*x),
+                        self.at(*c2),
+                        hw,
+                        labels,
+                        self.at(to),
+                        self.values(to),
+                        block.conv_1.outputs as i32,
+                        self.pixels_per_image(to),
+                    )
+                }
+                &Operation::Shift { by, from, .. } => {
+                    let [_, h, w] = self.size(to).map(|n| n as i32);
+                    let [down, right] = by.map(|n| n as i32);
+                    let channels = self.plan.buffers[to].channels as i32;
+                    let (from, to, values) = (self.at(from), self.at(to), self.values(to));
+                    kernels::shift(gpu, from, to, values, h, w, channels, down, right)
+                }
+                Operation::Add { from, .. } => {
+                    kernels::add(gpu, self.at(*from), self.at(to), self.values(to))
+                }
+                Operation::Elu { from, .. } => {
+                    kernels::elu(gpu, self.at(*from), self.at(to), self.values(to))
+                }
+            }
+        }
+    }
+
+    /// Nats of every pixel, and the gradient by the logits where the plan has one.
+    fn likelihood(&self) -> Result<(), CudaError> {
+        let pixels = self.pixels_per_image(self.plan.logits);
+        let config = &self.engine.config;
+        let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
+        // SAFETY: the maps' memory is that of so many images.
+        unsafe {
+            kernels::likelihood(
+                self.gpu(),
+                self.maps.levels.address(),
+                self.at(self.plan.logits),
+                self.maps.nats.address(),
+                gradient,
+                self.images as i64 * pixels,
+                config.channels as i32,
+                config.nr_logistic_mix as i32,
+            )?;
+            let (nats, sums) = (self.maps.nats.address(), self.maps.sums.address());
+            kernels::sum_images(self.gpu(), nats, sums, pixels, self.images as i32)
+        }
+    }
+
+    /// Nats of every image.
+    fn nats(&self) -> Result<Vec<f64>, CudaError> {
+        let mut nats = vec![0.0; self.images];
+        self.maps.sums.read(0, &mut nats)?;
+        Ok(nats)
+    }
+
+    /// The gradients by a layer's weight and bias, given that by its output.
+    ///
+    /// # Safety
+    /// `from` and `d_to` are maps of the layer's sizes.
+    unsafe fn layer_gradients(
+        &self,
+        state: &Trained,
+        layer: &Layer,
+        size: [usize; 3],
+        from: Address,
+        d_to: Address,
+    ) -> Result<(), CudaError> {
+        let geometry = Geometry::of(layer, size);
+        let weight = self.parameter(&state.by_weights, layer.parameter);
+        let bias = self.parameter(&state.gradients, layer.parameter + 2);
+        let [h, w, channels] = geometry.to;
+        let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
+        // SAFETY: the gradients are the layer's; the caller knows the maps.
+        unsafe {
+            kernels::convolve_weight(self.gpu(), from, d_to, weight, geometry)?;
+            kernels::sum_pixels(self.gpu(), d_to, bias, pixels, channels)
+        }
+    }
+
+    /// The gradient by a layer's input.
+    ///
+    /// # Safety
+    /// `d_to` and `d_from` are maps of the layer's sizes.
+    unsafe fn input_gradient(
+        &self,
+        layer: &Layer,
+        size: [usize; 3],
+        d_to: Address,
+        d_from: Address,
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        let weight = self.parameter(&self.weights.made, layer.parameter);
+        let geometry = Geometry::of(layer, size).backwards();
+        let accumulate = accumulate.into();
+        // SAFETY: the weight is the layer's; the caller knows the maps.
+        unsafe { kernels::convolve(self.gpu(), d_to, weight, 0, d_from, geometry, accumulate) }
+    }
+
+    /// One operation of the backward pass.
+    fn backward_step(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
+        let gpu = self.gpu();
+        let dy = self.at(step.output);
+        let operation = &self.plan.forward[step.operation];
+        // SAFETY: as in the forward pass; gradients are shaped as what they are by.
+        unsafe {
+            match operation {
+                Operation::Layer { layer, from, .. } => {
+                    let size = self.size(*from);
+                    self.layer_gradients(state, layer, size, self.at(*from), dy)?;
+                    for Gradient { buffer, accumulate } in &step.inputs {
+                        self.input_gradient(layer, size, dy, self.at(*buffer), *accumulate)?;
+                    }
+                }
+                Operation::GatedResnet { .. } => self.backward_block(state, step)?,
+                &Operation::Shift { by, .. } => {
+                    for &Gradient { buffer, accumulate } in &step.inputs {
+                        let [_, h, w] = self.size(buffer).map(|n| n as i32);
+                        let [down, right] = by.map(|n| n as i32);
+                        let channels = self.plan.buffers[buffer].channels as i32;
+                        let (dx, values) = (self.at(buffer), self.values(buffer));
+                        let accumulate = accumulate.into();
+                        kernels::shift_backward(
+                            gpu, dy, dx, values, h, w, channels, down, right, accumulate,
+                        )?;
+                    }
+                }
+                Operation::Elu { from, .. } => {
+                    for &Gradient { buffer, accumulate } in &step.inputs {
+                        let (x, dx, values) =
+                            (self.at(*from), self.at(buffer), self.values(buffer));
+                        kernels::elu_backward(gpu, x, dy, dx, values, accumulate.into())?;
+                    }
+                }
+                Operation::Images { .. } | Operation::Add { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// The step is a block's.
+    unsafe fn backward_block(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
+        let &Operation::GatedResnet {
+            ref block,
+            x,
+            ref a,
+            c1,
+            c2,
+            ..
+        } = &self.plan.forward[step.operation]
+        else {
+            unreachable!("the caller looked");
+        };
+        let [by_x, ref by_a @ ..] = step.inputs[..] else {
+            unreachable!("a block has a gradient by x");
+        };
+        let gpu = self.gpu();
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let (size, d_out) = (self.size(x), self.at(step.output));
+        let pixels = self.pixels_per_image(x);
+        let [hw, labels] = self.classes(block);
+        // In the same memory as c2, and then as the gradient by c1: what was there is not needed.
+        let (d_c2, d_c1) = (self.at(c2), self.at(c2));
+        // SAFETY: the block's maps are of `size`, with its channels.
+        unsafe {
+            let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
+            kernels::gate_backward(gpu, d_out, hw, labels, d_c2, values, filters, pixels)?;
+            if let Some(hw) = block.conditional {
+                let d_hw = self.parameter(&state.gradients, hw);
+                let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
+                let channels = block.conv_2.outputs as i32;
+                kernels::class_backward(
+                    gpu, d_c2, labels, d_hw, classes, channels, images, pixels,
+                )?;
+            }
+            // Each f(x) and then the gradient by it, one after the other in the same memory.
+            let dropout = self.dropout_of(block);
+            let f_c1 = self.bend(block, dropout, &[c1])?;
+            self.layer_gradients(state, &block.conv_2, size, f_c1, d_c2)?;
+            self.input_gradient(&block.conv_2, size, d_c2, f_c1, false)?;
+            let whole = self.channels(block, 0, 1);
+            let (c1_, values) = (self.at(c1), self.values(c1));
+            kernels::bend_backward(gpu, c1_, dropout, f_c1, d_c1, values, whole, f, 0)?;
+
+            if let Some(nin) = &block.nin {
+                let f_a = self.bend(block, 0, a)?;
+                self.layer_gradients(state, nin, size, f_a, d_c1)?;
+                self.input_gradient(nin, size, d_c1, f_a, false)?;
+                for (part, (&a_, gradient)) in a.iter().zip(by_a).enumerate() {
+                    let channels = self.channels(block, part, a.len());
+                    let (from, to) = (self.at(a_), self.at(gradient.buffer));
+                    let (values, accumulate) = (self.values(a_), gradient.accumulate.into());
+                    kernels::bend_backward(gpu, from, 0, f_a, to, values, channels, f, accumulate)?;
+                }
+            }
+            let f_x = self.bend(block, 0, &[x])?;
+            self.layer_gradients(state, &block.conv_1, size, f_x, d_c1)?;
+            self.input_gradient(&block.conv_1, size, d_c1, f_x, false)?;
+            // The residual connection hands the output's gradient on as it is.
+            kernels::bend_backward(gpu, self.at(x), 0, f_x, d_out, self.values(x), whole, f, 1)?;
+            if by_x.buffer != step.output {
+                kernels::add(gpu, d_out, self.at(by_x.buffer), self.values(x))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine for Cuda {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// On the CPU, so that a seed means the same on every device: it is one forward pass.
+    fn initialise(
+        &self,
+        parameters: &mut [Vec<f32>],
+        batch: Batch,
+        dropout: Option<Dropout>,
+    ) -> Result<Vec<f32>, EngineError> {
+        Cpu::new(&self.config)?.initialise(parameters, batch, dropout)
+    }
+
+    fn load(&mut self, state: State) -> Result<(), EngineError> {
+        for arrays in [
+            &state.parameters,
+            &state.average,
+            &state.first,
+            &state.second,
+        ] {
+            expect_parameters(&self.layout, arrays)?;
+        }
+        let drops = self.training.forward.len() * size_of::<kernels::Drop>();
+        self.has_gradients = false;
+        // Before memory for the new one is taken.
+        (self.state, self.loaded) = (None, None);
+        self.state = Some(Trained {
+            weights: self.weights(&state.parameters)?,
+            average: self.upload(&state.average)?,
+            first: self.upload(&state.first)?,
+            second: self.upload(&state.second)?,
+            gradients: self.zeros(self.values)?,
+            by_weights: self.zeros(self.values)?,
+            factors: self.zeros(2 * self.norms.outputs)?,
+            step: Memory::zeroed(&self.gpu, size_of::<kernels::Rates>() + drops)?,
+            wrong: Memory::zeroed(&self.gpu, size_of::<u32>())?,
+        });
+        Ok(())
+    }
+
+    fn unload(&mut self) -> Result<State, EngineError> {
+        let state = self.state.take();
+        let state = state.ok_or(EngineError::NotLoaded("state"))?;
+        self.has_gradients = false;
+        Ok(State {
+            parameters: self.download(&state.weights.parameters)?,
+            average: self.download(&state.average)?,
+            first: self.download(&state.first)?,
+            second: self.download(&state.second)?,
+        })
+    }
+
+    fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError> {
+        let images = batch.len(&self.config)?;
+        let state = self.state.as_ref();
+        let state = state.ok_or(EngineError::NotLoaded("state"))?;
+        self.loaded = None;
+        let room = self.room(&self.training)?;
+        if images > room {
+            return Err(EngineError::Memory { images, room });
+        }
+        let held = self.maps(&self.training, images)?;
+        let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
+        let drops = size_of::<kernels::Rates>();
+        if let Some(dropout) = dropout {
+            state.step.write(drops, &self.drops(dropout))?;
+        }
+        let pass = Pass {
+            engine: self,
+            plan: &self.training,
+            maps,
+            images,
+            weights: &state.weights,
+            dropout: dropout.map(|_| state.step.address() + drops as u64),
+        };
+        pass.write(batch, 0)?;
+        self.make(&state.weights)?;
+        for operation in &pass.plan.forward {
+            pass.operation(operation)?;
+        }
+        pass.likelihood()?;
+        for step in &pass.plan.backward {
+            pass.backward_step(state, step)?;
+        }
+        self.by_parameters(state)?;
+        let nats = pass.nats()?.iter().sum();
+        drop(held);
+        self.has_gradients = true;
+        Ok(nats)
+    }
+
+    fn gradients(&self) -> Result<Vec<Vec<f32>>, EngineError> {
+        match &self.state {
+            Some(state) if self.has_gradients => self.download(&state.gradients),
+            _ => Err(EngineError::NotLoaded("gradients")),
+        }
+    }
+
+    fn update(&mut self, adam: &Adam) -> Result<(), EngineError> {
+        let state = self.state.as_ref();
+        let state = state.ok_or(EngineError::NotLoaded("state"))?;
+        if !std::mem::take(&mut self.has_gradients) {
+            return Err(EngineError::NotLoaded("gradients"));
+        }
+        let Rates {
+            take_1,
+            take_2,
+            rate,
+            correction_2,
+            epsilon,
+            take_average,
+        } = adam.rates();
+        let rates = kernels::Rates {
+            take_1,
+            take_2,
+            rate,
+            correction_2,
+            epsilon,
+            take_average,
+        };
+        state.step.write(0, &[rates])?;
+        state.wrong.write(0, &[0u32])?;
+        let (gpu, count) = (&*self.gpu, self.values as i64);
+        let (gradients, wrong) = (state.gradients.address(), state.wrong.address());
+        // SAFETY: all are arrays of all parameters.
+        unsafe {
+            kernels::find_wrong(gpu, gradients, count, wrong)?;
+            kernels::adam(
+                gpu,
+                state.step.address(),
+                wrong,
+                state.weights.parameters.address(),
+                gradients,
+                state.first.address(),
+                state.second.address(),
+                state.average.address(),
+                count,
+            )?;
+        }
+        let mut found = [0u32];
+        state.wrong.read(0, &mut found)?;
+        match found {
+            [0] => Ok(()),
+            _ => Err(EngineError::NotANumber),
+        }
+    }
+
+    fn load_weights(&mut self, parameters: &[Vec<f32>]) -> Result<(), EngineError> {
+        expect_parameters(&self.layout, parameters)?;
+        self.loaded = None;
+        let weights = self.weights(parameters)?;
+        self.make(&weights)?;
+        self.loaded = Some(weights);
+        Ok(())
+    }
+
+    fn logits(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
+        let mut logits = Vec::new();
+        self.evaluate(batch, |pass, operation, _| {
+            if operation.to() == self.evaluation.logits {
+                logits.extend(pass.read(self.evaluation.logits)?);
+            }
+            Ok(())
+        })?;
+        Ok(logits)
+    }
+
+    fn nats_per_image(&self, batch: Batch) -> Result<Vec<f64>, EngineError> {
+        let mut nats = Vec::new();
+        self.evaluate(batch, |pass, operation, _| {
+            if operation.to() == self.evaluation.logits {
+                pass.likelihood()?;
+                nats.extend(pass.nats()?);
+            }
+            Ok(())
+        })?;
+        Ok(nats)
+    }
+
+    fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
+        let mut nats = Vec::new();
+        self.evaluate(batch, |pass, operation, images| {
+            if operation.to() == self.evaluation.logits {
+                pass.likelihood()?;
+                let pixels = self.config.height * self.config.width;
+                let mut own = vec![0.0; images.len() * pixels];
+                pass.maps.nats.read(0, &mut own)?;
+                nats.extend(own);
+            }
+            Ok(())
+        })?;
+        Ok(nats)
+    }
+
+    fn feature_maps(&self, batch: Batch) -> Result<Vec<Vec<f32>>, EngineError> {
+        let recorded = &self.evaluation.recorded;
+        let mut maps = vec![Vec::new(); recorded.len()];
+        self.evaluate(batch, |pass, operation, images| {
+            // Before its memory is another's; and again, where another one is added to it.
+            for (map, &buffer) in maps.iter_mut().zip(recorded) {
+                if buffer == operation.to() {
+                    map.truncate(images.start * self.evaluation.buffers[buffer].values());
+                    map.extend(pass.read(buffer)?);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(maps)
+    }
+}
+
+impl Cuda {
+    /// The dropout of every block.
+    fn drops(&self, dropout: Dropout) -> Vec<kernels::Drop> {
+        let drop = |block: usize| {
+            let seed = dropout.seed.wrapping_add(block as u64);
+            let Dropped {
+                keys,
+                threshold,
+                scale,
+            } = Dropout { seed, ..dropout }.factors();
+            kernels::Drop {
+                keys,
+                threshold,
+                scale,
+            }
+        };
+        (0..self.training.forward.len()).map(drop).collect()
+    }
+
+    /// Turns the gradients by the weights into those by the parameters.
+    fn by_parameters(&self, state: &Trained) -> Result<(), CudaError> {
+        let Norms {
+            ref table,
+            layers,
+            outputs,
+            widest,
+            largest,
+        } = self.norms;
+        let (gpu, norms) = (&*self.gpu, table.address());
+        let (parameters, by_weights, gradients) = (
+            state.weights.parameters.address(),
+            state.by_weights.address(),
+            state.gradients.address(),
+        );
+        let by_weight = state.factors.address();
+        let by_v = by_weight + (outputs * VALUE) as u64;
+        // SAFETY: as in `make`; there are two factors for each output.
+        unsafe {
+            kernels::scales_backward(
+                gpu, parameters, by_weights, gradients, by_weight, by_v, norms, layers, widest,
+            )?;
+            kernels::weights_backward(
+                gpu, parameters, by_weights, by_weight, by_v, gradients, norms, layers, largest,
+            )
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! A GPU as the engine sees it: memory, and kernels that run in the order in which they are asked
+//! for. Tests have another one, which runs the same kernels on the CPU.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use crate::CudaError;
+
+/// What an engine asks of a GPU.
+///
+/// # Safety
+/// Addresses are those of memory that [`Gpu::allocate`] gave and [`Gpu::free`] has not taken back.
+pub(crate) trait Gpu: Send + Sync {
+    /// Takes memory; what it holds is not said.
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
+
+    /// Gives memory back, once the kernels that were asked for are done with it.
+    ///
+    /// # Safety
+    /// Nobody uses it afterwards.
+    unsafe fn free(&self, address: u64);
+
+    /// Bytes that can still be allocated.
+    fn available(&self) -> Result<usize, CudaError>;
+
+    /// Writes bytes to memory.
+    ///
+    /// # Safety
+    /// So many bytes were allocated there.
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), CudaError>;
+
+    /// Reads bytes from memory, once all kernels are done.
+    ///
+    /// # Safety
+    /// So many bytes were allocated there.
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
+
+    /// Writes zeros to memory.
+    ///
+    /// # Safety
+    /// So many bytes were allocated there.
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<(), CudaError>;
+
+    /// Runs a kernel in so many blocks of so many threads.
+    ///
+    /// # Safety
+    /// The arguments point to those that the kernel takes, and it stays within the memory at their
+    /// addresses.
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        blocks: [u32; 3],
+        threads: u32,
+        arguments: &[*mut c_void],
+    ) -> Result<(), CudaError>;
+}
+
+/// Memory of a GPU, given back when dropped.
+pub(crate) struct Memory {
+    gpu: Arc<dyn Gpu>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// So many bytes, all zero.
+    pub fn zeroed(gpu: &Arc<dyn Gpu>, bytes: usize) -> Result<Memory, CudaError> {
+        let address = gpu.allocate(bytes)?;
+        let gpu = Arc::clone(gpu);
+        let memory = Memory {
+            gpu,
+            address,
+            bytes,
+        };
+        // SAFETY: it is as long.
+        unsafe { memory.gpu.clear(address, bytes)? };
+        Ok(memory)
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Writes values from a byte on.
+    ///
+    /// # Panics
+    /// Where they don't fit.
+    pub fn write<T: Plain>(&self, at: usize, values: &[T]) -> Result<(), CudaError> {
+        let bytes = size_of_val(values);
+        assert!(
+            at <= self.bytes && bytes <= self.bytes - at,
+            "within the memory"
+        );
+        // SAFETY: values of such types are so many bytes, and the memory has them.
+        unsafe {
+            let values = std::slice::from_raw_parts(values.as_ptr().cast(), bytes);
+            self.gpu.upload(self.address + at as u64, values)
+        }
+    }
+
+    /// Reads values from a byte on.
+    ///
+    /// # Panics
+    /// Where there are not as many.
+    pub fn read<T: Plain>(&self, at: usize, values: &mut [T]) -> Result<(), CudaError> {
+        let bytes = size_of_val(values);
+        assert!(
+            at <= self.bytes && bytes <= self.bytes - at,
+            "within the memory"
+        );
+        // SAFETY: any bytes are values of such types, and the memory has so many.
+        unsafe {
+            let values = std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), bytes);
+            self.gpu.download(self.address + at as u64, values)
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: nobody has it any more.
+        unsafe { self.gpu.free(self.address) };
+    }
+}
+
+/// Types without padding, of which any bytes are values.
+///
+/// # Safety
+/// The type is one.
+pub(crate) unsafe trait Plain: Copy {}
+
+// SAFETY: numbers are.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for f64 {}

@@ -1,0 +1,317 @@
+//! The kernels, as they are called. Addresses are of memory on the GPU, 0 where a kernel takes none;
+//! the files in `kernels/` say what each computes.
+
+use std::ptr;
+
+use pixelcnn_core::Nonlinearity;
+use pixelcnn_core::network::{Layer, LayerKind};
+
+use crate::CudaError;
+use crate::gpu::{Gpu, Plain};
+
+/// Their source, without what it begins with on a device.
+pub(crate) const SOURCES: [&str; 4] = [
+    include_str!("kernels/pointwise.cu"),
+    include_str!("kernels/convolution.cu"),
+    include_str!("kernels/likelihood.cu"),
+    include_str!("kernels/parameters.cu"),
+];
+
+/// Threads in a block.
+const THREADS: u32 = 256;
+
+/// Where something is on the GPU.
+pub(crate) type Address = u64;
+
+/// `Drop` of `kernels/pointwise.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Drop {
+    pub keys: [u32; 2],
+    pub threshold: u32,
+    pub scale: f32,
+}
+
+// SAFETY: four numbers of as many bytes.
+unsafe impl Plain for Drop {}
+
+/// `Channels` of `kernels/pointwise.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Channels {
+    pub count: i32,
+    pub first: i32,
+    pub of: i32,
+}
+
+/// `Geometry` of `kernels/convolution.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Geometry {
+    pub images: i32,
+    pub from: [i32; 3],
+    pub to: [i32; 3],
+    pub kernel: [i32; 2],
+    pub offset: [i32; 2],
+    pub stride: i32,
+    pub from_finer: i32,
+    pub backward: i32,
+}
+
+impl Geometry {
+    /// A layer's convolution of a map of so many images, rows and columns.
+    pub fn of(layer: &Layer, [images, h, w]: [usize; 3]) -> Geometry {
+        let int = |n: usize| n as i32;
+        let stride = layer.window.stride;
+        let transposed = layer.kind == LayerKind::Deconv;
+        let to = [h, w].map(|n| if transposed { n * stride } else { n / stride });
+        Geometry {
+            images: int(images),
+            from: [h, w, layer.inputs].map(int),
+            to: [to[0], to[1], layer.outputs].map(int),
+            kernel: layer.window.kernel.map(int),
+            offset: layer.window.offset.map(int),
+            stride: int(stride),
+            from_finer: (!transposed).into(),
+            backward: 0,
+        }
+    }
+
+    /// The convolution that makes the gradient by its input of that by its output.
+    pub fn backwards(self) -> Geometry {
+        Geometry {
+            from: self.to,
+            to: self.from,
+            from_finer: 1 - self.from_finer,
+            backward: 1,
+            ..self
+        }
+    }
+
+    /// Values that it writes.
+    fn outputs(&self) -> i64 {
+        i64::from(self.images) * self.to.map(i64::from).iter().product::<i64>()
+    }
+
+    /// Values of its weight.
+    fn weights(&self) -> i64 {
+        let [kernel_h, kernel_w] = self.kernel.map(i64::from);
+        kernel_h * kernel_w * i64::from(self.from[2]) * i64::from(self.to[2])
+    }
+}
+
+/// `Norm` of `kernels/parameters.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Norm {
+    pub v: i64,
+    pub g: i64,
+    pub first: i64,
+    pub rows: i64,
+    pub outputs: i64,
+    pub inner: i64,
+    pub floor: f64,
+}
+
+// SAFETY: seven numbers of eight bytes.
+unsafe impl Plain for Norm {}
+
+/// `Rates` of `kernels/parameters.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Rates {
+    pub take_1: f32,
+    pub take_2: f32,
+    pub rate: f32,
+    pub correction_2: f32,
+    pub epsilon: f32,
+    pub take_average: f32,
+}
+
+// SAFETY: six numbers of four bytes.
+unsafe impl Plain for Rates {}
+
+/// A nonlinearity's number in `kernels/pointwise.cu`.
+pub(crate) fn number(f: Nonlinearity) -> i32 {
+    match f {
+        Nonlinearity::ConcatElu => 0,
+        Nonlinearity::Elu => 1,
+        Nonlinearity::Relu => 2,
+    }
+}
+
+/// Blocks of [`THREADS`] for so many threads.
+fn blocks(threads: i64) -> [u32; 3] {
+    let blocks = threads.unsigned_abs().div_ceil(THREADS.into());
+    [blocks.try_into().unwrap_or(u32::MAX), 1, 1]
+}
+
+/// Blocks of 32 columns.
+fn columns(count: i64) -> u32 {
+    let blocks = count.unsigned_abs().div_ceil(32);
+    blocks.try_into().unwrap_or(u32::MAX)
+}
+
+macro_rules! kernels {
+    ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) in $blocks:expr;)*) => {
+        /// The names of all.
+        pub(crate) const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        $(
+            /// Runs the kernel of this name.
+            ///
+            /// # Safety
+            /// The memory at its addresses is as long as the numbers say.
+            #[allow(clippy::too_many_arguments)]
+            pub(crate) unsafe fn $name(
+                gpu: &dyn Gpu,
+                $($argument: $type),*
+            ) -> Result<(), CudaError> {
+                let blocks: [u32; 3] = $blocks;
+                if blocks.contains(&0) {
+                    return Ok(());
+                }
+                let arguments = [$(ptr::from_ref(&$argument).cast_mut().cast()),*];
+                // SAFETY: these are the kernel's arguments; the caller knows the memory.
+                unsafe { gpu.launch(stringify!($name), blocks, THREADS, &arguments) }
+            }
+        )*
+    };
+}
+
+kernels! {
+    fn images(levels: Address, out: Address, pixels: i64, channels: i32)
+        in blocks(pixels * i64::from(channels + 1));
+    fn bend(x: Address, drop: Address, y: Address, values: i64, channels: Channels, f: i32)
+        in blocks(values);
+    fn bend_backward(
+        x: Address,
+        drop: Address,
+        dy: Address,
+        dx: Address,
+        values: i64,
+        channels: Channels,
+        f: i32,
+        accumulate: i32,
+    ) in blocks(values);
+    fn gate(
+        x: Address,
+        c2: Address,
+        hw: Address,
+        labels: Address,
+        y: Address,
+        values: i64,
+        channels: i32,
+        pixels_per_image: i64,
+    ) in blocks(values);
+    fn gate_backward(
+        dy: Address,
+        hw: Address,
+        labels: Address,
+        c2: Address,
+        values: i64,
+        channels: i32,
+        pixels_per_image: i64,
+    ) in blocks(values);
+    fn class_backward(
+        d_c2: Address,
+        labels: Address,
+        d_hw: Address,
+        classes: i32,
+        channels: i32,
+        images: i32,
+        pixels_per_image: i64,
+    ) in blocks(i64::from(classes) * i64::from(channels));
+    fn shift(
+        from: Address,
+        to: Address,
+        values: i64,
+        h: i32,
+        w: i32,
+        channels: i32,
+        down: i32,
+        right: i32,
+    ) in blocks(values);
+    fn shift_backward(
+        dy: Address,
+        dx: Address,
+        values: i64,
+        h: i32,
+        w: i32,
+        channels: i32,
+        down: i32,
+        right: i32,
+        accumulate: i32,
+    ) in blocks(values);
+    fn add(from: Address, to: Address, values: i64) in blocks(values);
+    fn elu(x: Address, y: Address, values: i64) in blocks(values);
+    fn elu_backward(x: Address, dy: Address, dx: Address, values: i64, accumulate: i32)
+        in blocks(values);
+
+    fn convolve(
+        from: Address,
+        weight: Address,
+        bias: Address,
+        to: Address,
+        geometry: Geometry,
+        accumulate: i32,
+    ) in blocks(geometry.outputs());
+    fn convolve_weight(from: Address, d_to: Address, d_weight: Address, geometry: Geometry)
+        in blocks(geometry.weights());
+    fn sum_pixels(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
+        in [columns(channels.into()), 1, 1];
+
+    fn likelihood(
+        levels: Address,
+        logits: Address,
+        nats: Address,
+        gradient: Address,
+        pixels: i64,
+        channels: i32,
+        components: i32,
+    ) in blocks(pixels);
+    fn sum_images(nats: Address, sums: Address, pixels_per_image: i64, images: i32)
+        in [images.unsigned_abs(), 1, 1];
+
+    fn scales(parameters: Address, scales: Address, norms: Address, layers: u32, widest: i64)
+        in [columns(widest), layers, 1];
+    fn weights(
+        parameters: Address,
+        scales: Address,
+        weights: Address,
+        norms: Address,
+        layers: u32,
+        largest: i64,
+    ) in [blocks(largest)[0].min(1024), layers, 1];
+    fn scales_backward(
+        parameters: Address,
+        d_weights: Address,
+        gradients: Address,
+        by_weight: Address,
+        by_v: Address,
+        norms: Address,
+        layers: u32,
+        widest: i64,
+    ) in [columns(widest), layers, 1];
+    fn weights_backward(
+        parameters: Address,
+        d_weights: Address,
+        by_weight: Address,
+        by_v: Address,
+        gradients: Address,
+        norms: Address,
+        layers: u32,
+        largest: i64,
+    ) in [blocks(largest)[0].min(1024), layers, 1];
+    fn find_wrong(values: Address, count: i64, flag: Address) in blocks(count);
+    fn adam(
+        rates: Address,
+        flag: Address,
+        parameters: Address,
+        gradients: Address,
+        first: Address,
+        second: Address,
+        average: Address,
+        count: i64,
+    ) in blocks(count);
+}
