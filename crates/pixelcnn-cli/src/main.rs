@@ -29,8 +29,8 @@ mod trained;
 
 use advice::advice;
 use commands::{
-    complete, completions, compress, decompress, eval, export, import, info, plot, sample, score,
-    train,
+    complete, completions, compress, decompress, devices, eval, export, import, info, plot, sample,
+    score, train,
 };
 use terminal::{INTERRUPTED, Result, colours, note};
 
@@ -47,7 +47,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where the network is trained and evaluated: cpu, or auto, the best that this build has
+    /// Where the network is trained and evaluated: cpu, cuda:N, or auto, the best that there is
     #[arg(
         long,
         global = true,
@@ -56,6 +56,16 @@ struct Cli {
     )]
     #[arg(default_value = "auto")]
     device: String,
+    /// Folder with CUDA's libraries, where they are neither the system's nor in the active Python
+    /// environment
+    #[cfg(feature = "cuda")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    cuda_libs: Option<std::path::PathBuf>,
     /// Messages to show on standard error: error, warn, info, debug or trace, or of one part only,
     /// such as pixelcnn=debug
     #[arg(
@@ -92,6 +102,7 @@ enum Command {
     Plot(plot::Plot),
     Import(import::Import),
     Export(export::Export),
+    Devices(devices::Devices),
     Completions(completions::Completions),
 }
 
@@ -154,6 +165,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
     tracing_subscriber::registry()
         .with(messages.with_filter(shown))
         .init();
+    #[cfg(feature = "cuda")]
+    if let Some(folder) = &cli.cuda_libs {
+        pixelcnn::device::look_for_cuda_in(folder);
+    }
     match cli.command {
         Command::Train(train) => train.run(&cli.device),
         Command::Eval(eval) => eval.run(&cli.device),
@@ -166,6 +181,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),
+        Command::Devices(devices) => devices.run(),
         Command::Completions(completions) => completions.run(),
     }
 }

@@ -78,6 +78,33 @@ fn shells_get_completions() {
 }
 
 #[test]
+fn devices_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = succeeds(folder.path(), "devices");
+    assert_eq!(listed.lines().next(), Some("cpu     2 threads"));
+}
+
+/// What is missing is said before any data are looked for. The tests run where no GPU has this
+/// number.
+#[test]
+fn a_gpu_that_can_not_be_used_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = fails(folder.path(), "eval --device cuda:1000 --data nowhere");
+    #[cfg(not(feature = "cuda"))]
+    contains(
+        &error,
+        "choose auto or cpu (GPUs need the cargo feature cuda)",
+    );
+    #[cfg(feature = "cuda")]
+    assert!(
+        error.contains("the NVIDIA driver (libcuda) is not found: install the driver")
+            || error.contains("is not found: install the CUDA toolkit, or `pip install")
+            || error.contains("there is no GPU number 1000: this machine has"),
+        "{error}"
+    );
+}
+
+#[test]
 fn wrong_usage_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let misused = |arguments: &str| misused(folder.path(), arguments);
@@ -126,7 +153,6 @@ fn settings_out_of_range_are_one_line() {
             "36 training images do not fill a batch of 64",
         ),
         ("--device abacus", "device abacus"),
-        ("--device cuda", "choose auto or cpu"),
         ("--log pixelcnn=loud", "--log pixelcnn=loud"),
     ] {
         let data = if flags.starts_with("--data") {

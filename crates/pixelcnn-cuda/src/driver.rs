@@ -50,6 +50,19 @@ pub fn devices() -> Result<Vec<Device>, CudaError> {
     devices.collect::<Result<_, _>>().map_err(refused)
 }
 
+/// Checks that a GPU is there, and all that it needs.
+///
+/// # Errors
+/// [`CudaError::Missing`] and [`CudaError::NoDevice`].
+pub fn expect(number: usize) -> Result<(), CudaError> {
+    libraries::load()?;
+    let found = devices()?.len();
+    match number < found {
+        true => Ok(()),
+        false => Err(CudaError::NoDevice { number, found }),
+    }
+}
+
 /// A GPU with the kernels.
 pub(crate) struct Driver {
     context: Arc<CudaContext>,
@@ -67,11 +80,7 @@ unsafe impl Sync for Driver {}
 impl Driver {
     /// A device by its number. Compiled kernels are kept in the folder `cache`.
     pub fn open(number: usize, cache: Option<&Path>) -> Result<Driver, CudaError> {
-        libraries::load()?;
-        let found = devices()?.len();
-        if number >= found {
-            return Err(CudaError::NoDevice { number, found });
-        }
+        expect(number)?;
         let context = CudaContext::new(number).map_err(refused)?;
         let capability = context.compute_capability().map_err(refused)?;
         let image = compiler::compiled(capability, cache)?;

@@ -14,7 +14,7 @@ mod gpu;
 mod kernels;
 mod libraries;
 
-pub use driver::{Device, devices};
+pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
 pub use libraries::look_in;
 

@@ -1,5 +1,9 @@
 //! Where the network runs, chosen at run time among what this build has.
 
+use std::fmt;
+#[cfg(feature = "cuda")]
+use std::path::Path;
+
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
 use pixelcnn_core::engine::{Engine, EngineError};
@@ -10,6 +14,20 @@ use pixelcnn_core::engine::{Engine, EngineError};
 pub enum Device {
     /// The processor, by the hand-written kernels.
     Cpu,
+    /// An NVIDIA GPU by its number, from 0.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    /// The name that [`parse`] takes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
 }
 
 /// A device that can't be used.
@@ -17,32 +35,123 @@ pub enum Device {
 #[non_exhaustive]
 pub enum DeviceError {
     /// A name that no device of this build has.
-    #[error("device {0}: this build has none of that name: choose auto or cpu")]
+    #[error("device {0}: this build has none of that name: choose {NAMES}")]
     Name(String),
     /// The system gives no threads for the CPU.
     #[error("threads can't be started: {0}")]
     Threads(String),
+    /// The GPUs can't be told.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] pixelcnn_cuda::CudaError),
 }
 
-/// The device of a name: `cpu`; or `auto`, the best that this build has.
+#[cfg(feature = "cuda")]
+const NAMES: &str = "auto, cpu, or cuda:N";
+#[cfg(not(feature = "cuda"))]
+const NAMES: &str = "auto or cpu (GPUs need the cargo feature cuda)";
+
+/// The device of a name: `cpu`; `cuda:N` for a GPU, where the build has the feature `cuda`; or
+/// `auto`, the first GPU that is there or else the CPU.
 ///
 /// # Errors
-/// [`DeviceError::Name`] where this build has none of that name.
+/// [`DeviceError::Name`] where this build has none of that name, [`DeviceError::Cuda`] where there is
+/// no such GPU or not what it needs.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
     match name {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        _ => Err(DeviceError::Name(name.into())),
+        "auto" => Ok(best()),
+        "cpu" => Ok(Device::Cpu),
+        name => gpu(name),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn best() -> Device {
+    // Where the driver can't tell, it can't be used either.
+    match pixelcnn_cuda::devices() {
+        Ok(found) if !found.is_empty() => Device::Cuda(0),
+        _ => Device::Cpu,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn best() -> Device {
+    Device::Cpu
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(name: &str) -> Result<Device, DeviceError> {
+    let number = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(number) => number.strip_prefix(':').and_then(|n| n.parse().ok()),
+        None => None,
+    };
+    let number = number.ok_or_else(|| DeviceError::Name(name.into()))?;
+    pixelcnn_cuda::expect(number)?;
+    Ok(Device::Cuda(number))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(name: &str) -> Result<Device, DeviceError> {
+    Err(DeviceError::Name(name.into()))
+}
+
+/// Looks for CUDA's libraries in a folder too, before all other places.
+#[cfg(feature = "cuda")]
+pub fn look_for_cuda_in(folder: &Path) {
+    pixelcnn_cuda::look_in(folder);
+}
+
+/// A device of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// It.
+    pub device: Device,
+    /// What it is called.
+    pub name: String,
+    /// Its memory in bytes, where that is its own.
+    pub memory: Option<usize>,
+}
+
+/// The devices of this machine that this build can use, the CPU first.
+///
+/// # Errors
+/// [`DeviceError::Cuda`] where the driver refuses.
+pub fn devices() -> Result<Vec<Found>, DeviceError> {
+    let threads = match rayon::current_num_threads() {
+        1 => "1 thread".into(),
+        threads => format!("{threads} threads"),
+    };
+    let cpu = Found {
+        device: Device::Cpu,
+        name: threads,
+        memory: None,
+    };
+    #[cfg(feature = "cuda")]
+    let gpus = pixelcnn_cuda::devices()?.into_iter().map(|gpu| Found {
+        device: Device::Cuda(gpu.number),
+        name: gpu.name,
+        memory: Some(gpu.memory),
+    });
+    #[cfg(not(feature = "cuda"))]
+    let gpus = [];
+    Ok([cpu].into_iter().chain(gpus).collect())
 }
 
 impl Device {
     /// An engine on the device.
     ///
     /// # Errors
-    /// A configuration that no model can have.
+    /// A configuration that no model can have, or a device that can't be used.
     pub fn engine(&self, config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
         match self {
             Device::Cpu => Ok(Box::new(Cpu::new(config)?)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(number) => {
+                let cache = crate::data::cache_dir().map(|cache| cache.join("cuda"));
+                let cuda = pixelcnn_cuda::Cuda::new(config, *number, cache.as_deref())?;
+                Ok(Box::new(cuda))
+            }
         }
     }
 }
@@ -84,13 +193,15 @@ mod tests {
     #[test]
     fn names_are_devices_or_say_what_there_is() {
         assert_eq!(parse("cpu"), Ok(Device::Cpu));
-        assert_eq!(parse("auto"), Ok(Device::Cpu));
-        for wrong in ["", "gpu", "cpu:1", "cuda", "wgpu:1"] {
-            let error = parse(wrong).unwrap_err().to_string();
-            assert!(
-                error.contains("auto or cpu") && error.contains(wrong),
-                "{error}"
-            );
+        for found in devices().unwrap() {
+            assert_eq!(parse(&found.device.to_string()), Ok(found.device));
         }
+        assert!(parse("auto").is_ok());
+        for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda1", "wgpu:1"] {
+            let error = parse(wrong).unwrap_err().to_string();
+            assert!(error.contains("cpu") && error.contains(wrong), "{error}");
+        }
+        #[cfg(feature = "cuda")]
+        assert!(matches!(parse("cuda:1000"), Err(DeviceError::Cuda(_))));
     }
 }

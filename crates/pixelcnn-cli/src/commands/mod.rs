@@ -4,6 +4,7 @@ pub mod complete;
 pub mod completions;
 pub mod compress;
 pub mod decompress;
+pub mod devices;
 pub mod eval;
 pub mod export;
 pub mod import;

@@ -82,10 +82,13 @@ impl Train {
         };
 
         let layout = Layout::new(&config.model);
-        say(format_args!(
-            "device  cpu, {}",
-            counted(rayon::current_num_threads(), "thread")
-        ))?;
+        let name = device::devices()?
+            .into_iter()
+            .find(|found| found.device == device);
+        let name = name
+            .map(|found| format!(", {}", found.name))
+            .unwrap_or_default();
+        say(format_args!("device  {device}{name}"))?;
         say(format_args!("data    {}", train.describe()))?;
         say(format_args!("        {}", test.describe()))?;
         say(format_args!(
