@@ -10,17 +10,25 @@ use cudarc::nvrtc::result::{
 use cudarc::nvrtc::sys;
 use sha2::{Digest, Sha256};
 
-use crate::CudaError;
 use crate::kernels::SOURCES;
+use crate::{CudaError, Precision};
 
 /// Bytes of a checksum.
 const CHECKSUM: usize = 32;
 
 /// All kernels, compiled for devices of a compute capability: from `cache` where they were kept
 /// there, else to be kept there.
-pub(crate) fn compiled(capability: (i32, i32), cache: Option<&Path>) -> Result<Vec<u8>, CudaError> {
-    let source = [&[include_str!("kernels/device.h")], &SOURCES[..]].concat();
-    let source = source.concat();
+pub(crate) fn compiled(
+    capability: (i32, i32),
+    precision: Precision,
+    cache: Option<&Path>,
+) -> Result<Vec<u8>, CudaError> {
+    let defined = match precision {
+        Precision::Bf16 => "#define BF16\n",
+        Precision::F32 | Precision::Tf32 => "",
+    };
+    let begin = [defined, include_str!("kernels/device.h")];
+    let source = [&begin, &SOURCES[..]].concat().concat();
     let (mut major, mut minor) = (0, 0);
     // SAFETY: they live long enough.
     let version = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
@@ -118,12 +126,15 @@ mod tests {
         libraries::load_compiler().unwrap();
         let folder = tempfile::tempdir().unwrap();
         for capability in [(8, 0), (9, 0), (10, 0)] {
-            let image = compiled(capability, Some(folder.path())).unwrap();
-            assert!(image.starts_with(b"\x7fELF"), "{capability:?}");
-            assert_eq!(compiled(capability, Some(folder.path())).unwrap(), image);
+            for precision in [Precision::F32, Precision::Bf16] {
+                let compiled = || compiled(capability, precision, Some(folder.path())).unwrap();
+                let image = compiled();
+                assert!(image.starts_with(b"\x7fELF"), "{capability:?}");
+                assert_eq!(compiled(), image);
+            }
         }
         let kept: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().collect();
-        assert_eq!(kept.len(), 3);
+        assert_eq!(kept.len(), 6);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, sys};
 
 use crate::gpu::Gpu;
 use crate::kernels::NAMES;
-use crate::{CudaError, compiler, libraries};
+use crate::{CudaError, Precision, compiler, libraries};
 
 /// A GPU of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +79,15 @@ unsafe impl Sync for Driver {}
 
 impl Driver {
     /// A device by its number. Compiled kernels are kept in the folder `cache`.
-    pub fn open(number: usize, cache: Option<&Path>) -> Result<Driver, CudaError> {
+    pub fn open(
+        number: usize,
+        precision: Precision,
+        cache: Option<&Path>,
+    ) -> Result<Driver, CudaError> {
         expect(number)?;
         let context = CudaContext::new(number).map_err(refused)?;
         let capability = context.compute_capability().map_err(refused)?;
-        let image = compiler::compiled(capability, cache)?;
+        let image = compiler::compiled(capability, precision, cache)?;
         // SAFETY: the image is what NVRTC made, or was checked to be so.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
         let module = module.map_err(refused)?;

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use crate::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::SOURCES;
+use crate::{CudaError, Precision};
 
 /// A kernel as the emulator exports it: blocks, threads, arguments.
 type Kernel = unsafe extern "C" fn(*const u32, u32, *const *mut c_void);
@@ -20,13 +20,17 @@ type Kernel = unsafe extern "C" fn(*const u32, u32, *const *mut c_void);
 /// Pretends to be a GPU with so many bytes.
 pub(crate) struct Emulator {
     bytes: usize,
+    precision: Precision,
     allocated: Mutex<BTreeMap<u64, Layout>>,
 }
 
 impl Emulator {
-    pub fn new(bytes: usize) -> Arc<Emulator> {
-        let allocated = Mutex::default();
-        Arc::new(Emulator { bytes, allocated })
+    pub fn new(bytes: usize, precision: Precision) -> Arc<Emulator> {
+        Arc::new(Emulator {
+            bytes,
+            precision,
+            allocated: Mutex::default(),
+        })
     }
 
     fn allocated(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Layout>> {
@@ -37,9 +41,10 @@ impl Emulator {
 }
 
 /// The kernels, one at a time: they keep their threads' numbers in one place.
-fn library() -> &'static Mutex<Library> {
-    static LIBRARY: OnceLock<Mutex<Library>> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
+fn library(precision: Precision) -> &'static Mutex<Library> {
+    static LIBRARIES: [OnceLock<Mutex<Library>>; 2] = [const { OnceLock::new() }; 2];
+    let half = precision == Precision::Bf16;
+    LIBRARIES[usize::from(half)].get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let (source, library) = (folder.path().join("all.cpp"), folder.path().join("all.so"));
         let begin = include_str!("kernels/emulator.h");
@@ -49,12 +54,14 @@ fn library() -> &'static Mutex<Library> {
                 "-std=c++17",
                 "-O2",
                 "-Wall",
+                "-Wno-unused-function",
                 "-Werror",
                 "-shared",
                 "-fPIC",
                 "-o",
             ])
             .args([&library, &source])
+            .args(half.then_some("-DBF16"))
             .output()
             .expect("the tests need a C++ compiler");
         let said = String::from_utf8_lossy(&compiler.stderr);
@@ -116,7 +123,9 @@ impl Gpu for Emulator {
         threads: u32,
         arguments: &[*mut c_void],
     ) -> Result<(), CudaError> {
-        let library = library().lock().unwrap_or_else(PoisonError::into_inner);
+        let library = library(self.precision)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // SAFETY: all that it exports are such functions; the caller knows the arguments.
         unsafe {
             let kernel: Symbol<Kernel> = library.get(format!("emulated_{kernel}")).unwrap();

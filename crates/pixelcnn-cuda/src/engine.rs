@@ -1,5 +1,6 @@
 //! The engine: the plan, carried out on a GPU.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,13 +10,14 @@ use pixelcnn_core::engine::{Batch, Engine, EngineError, State, expect_parameters
 use pixelcnn_core::kernels::adam::{Adam, Rates};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
-use pixelcnn_core::network::{GatedResnet, Layer, Layout};
+use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Layout, Parameter};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 
-use crate::CudaError;
+use crate::convolution::Convolution;
 use crate::driver::Driver;
 use crate::gpu::{Gpu, Memory};
-use crate::kernels::{self, Address, Channels, Geometry, Norm};
+use crate::kernels::{self, Added, Address, Biases, Channels, Geometry, Norm};
+use crate::{CudaError, Precision};
 
 /// Bytes of a value.
 const VALUE: usize = size_of::<f32>();
@@ -118,10 +120,11 @@ impl Cuda {
     pub fn new(
         config: &ModelConfig,
         device: usize,
+        precision: Precision,
         cache: Option<&Path>,
     ) -> Result<Cuda, EngineError> {
         config.validate()?;
-        Cuda::on(Arc::new(Driver::open(device, cache)?), config)
+        Cuda::on(Arc::new(Driver::open(device, precision, cache)?), config)
     }
 
     /// An engine on whatever is a GPU.
@@ -135,11 +138,12 @@ impl Cuda {
             start
         });
         let starts: Vec<usize> = starts.collect();
-        let norms = Norms::new(&gpu, &layout, &starts)?;
+        let evaluation = Plan::evaluation(config);
+        let norms = Norms::new(&gpu, &layout, &evaluation, &starts)?;
         Ok(Cuda {
             config: config.clone(),
             training: Plan::training(config),
-            evaluation: Plan::evaluation(config),
+            evaluation,
             gpu,
             layout,
             starts,
@@ -169,7 +173,7 @@ impl Cuda {
     /// And back.
     fn download(&self, memory: &Memory) -> Result<Vec<Vec<f32>>, EngineError> {
         let arrays = self.layout.parameters.iter().zip(&self.starts);
-        let read = |(parameter, start): (&pixelcnn_core::network::Parameter, &usize)| {
+        let read = |(parameter, start): (&Parameter, &usize)| {
             let mut array = vec![0.0; parameter.len()];
             memory.read(start * VALUE, &mut array)?;
             Ok(array)
@@ -318,17 +322,39 @@ impl Cuda {
 }
 
 impl Norms {
-    fn new(gpu: &Arc<dyn Gpu>, layout: &Layout, starts: &[usize]) -> Result<Norms, CudaError> {
+    fn new(
+        gpu: &Arc<dyn Gpu>,
+        layout: &Layout,
+        plan: &Plan,
+        starts: &[usize],
+    ) -> Result<Norms, CudaError> {
         let long = |n: usize| n as i64;
+        // Only the blocks' convolutions take maps.
+        let in_blocks: HashSet<usize> = plan
+            .forward
+            .iter()
+            .filter_map(|operation| match operation {
+                Operation::GatedResnet { block, .. } => Some(block),
+                _ => None,
+            })
+            .flat_map(|block| {
+                let nin = block.nin.as_ref();
+                [&block.conv_1, &block.conv_2].into_iter().chain(nin)
+            })
+            .map(|layer| layer.parameter)
+            .collect();
         let mut outputs = 0;
         let norms = layout.layers.iter().map(|layer| {
             let norm = WeightNorm::of(layer);
+            let in_block = in_blocks.contains(&layer.parameter);
             let first = outputs;
             outputs += norm.outputs;
             Norm {
                 v: long(starts[layer.parameter]),
                 g: long(starts[layer.parameter + 1]),
                 first: long(first),
+                wide: (!in_block).into(),
+                transposed: (layer.kind == LayerKind::Deconv).into(),
                 rows: long(norm.rows),
                 outputs: long(norm.outputs),
                 inner: long(norm.inner),
@@ -422,14 +448,26 @@ impl Pass<'_> {
         memory.address() + (self.engine.starts[number] * VALUE) as u64
     }
 
-    /// The class projection of a block and the images' classes, or nothing.
-    fn classes(&self, block: &GatedResnet) -> [Address; 2] {
-        match block.conditional {
-            Some(hw) => [
-                self.parameter(&self.weights.parameters, hw),
-                self.maps.labels.address(),
-            ],
-            None => [0, 0],
+    fn bias(&self, layer: &Layer) -> Address {
+        self.parameter(&self.weights.parameters, layer.parameter + 2)
+    }
+
+    /// What the layers before a block's second nonlinearity add to it.
+    fn biases(&self, block: &GatedResnet) -> Biases {
+        let nin = block.nin.as_ref();
+        Biases {
+            first: self.bias(&block.conv_1),
+            second: nin.map_or(0, |nin| self.bias(nin)),
+        }
+    }
+
+    /// What a block adds to its second convolution's output.
+    fn added(&self, block: &GatedResnet) -> Added {
+        let hw = block.conditional;
+        Added {
+            bias: self.bias(&block.conv_2),
+            hw: hw.map_or(0, |hw| self.parameter(&self.weights.parameters, hw)),
+            labels: self.maps.labels.address(),
         }
     }
 
@@ -448,51 +486,124 @@ impl Pass<'_> {
         }
     }
 
-    /// Writes f of some maps, as one, to the scratch memory.
-    ///
-    /// # Safety
-    /// The maps are the block's: their number of channels is its filters'.
-    unsafe fn bend(
-        &self,
-        block: &GatedResnet,
-        dropout: Address,
-        maps: &[usize],
-    ) -> Result<Address, CudaError> {
+    /// Writes f of some maps of the residual stream, as one, to the scratch memory.
+    fn bend(&self, block: &GatedResnet, maps: &[usize]) -> Result<Address, CudaError> {
         let f = kernels::number(self.engine.config.nonlinearity);
-        let y = self.scratch();
+        let (y, none) = (self.scratch(), Biases::default());
         for (part, &map) in maps.iter().enumerate() {
             let channels = self.channels(block, part, maps.len());
             let (x, values) = (self.at(map), self.values(map));
-            // SAFETY: the scratch memory has room for f of the widest concatenation.
-            unsafe { kernels::bend(self.gpu(), x, dropout, y, values, channels, f)? };
+            // SAFETY: the maps have the block's filters; the scratch memory has room for f of the
+            // widest concatenation.
+            unsafe { kernels::bend_wide(self.gpu(), x, none, 0, y, values, channels, f)? };
         }
         Ok(y)
     }
 
+    /// Writes f of what comes before a block's second nonlinearity, with dropout.
+    fn bend_inner(&self, block: &GatedResnet, c1: usize) -> Result<Address, CudaError> {
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let (x, y, values) = (self.at(c1), self.scratch(), self.values(c1));
+        let (biases, drop) = (self.biases(block), self.dropout_of(block));
+        let channels = self.channels(block, 0, 1);
+        // SAFETY: as above.
+        unsafe { kernels::bend_map(self.gpu(), x, biases, drop, y, values, channels, f)? };
+        Ok(y)
+    }
+
+    /// A layer's weight.
+    fn weight(&self, layer: &Layer) -> Address {
+        self.parameter(&self.weights.made, layer.parameter)
+    }
+
+    /// `to` = a layer of `from` without its bias, or `to` += it. `wide` is whether they are of the
+    /// residual stream.
+    ///
     /// # Safety
     /// `from` and `to` are maps of the layer's sizes.
-    unsafe fn convolve(
+    unsafe fn layer(
         &self,
         layer: &Layer,
+        wide: bool,
         size: [usize; 3],
-        from: Address,
-        to: Address,
+        [from, to]: [Address; 2],
         accumulate: bool,
     ) -> Result<(), CudaError> {
-        let weight = self.parameter(&self.weights.made, layer.parameter);
-        let bias = self.parameter(&self.weights.parameters, layer.parameter + 2);
-        let geometry = Geometry::of(layer, size);
-        // SAFETY: weight and bias are the layer's; the caller knows the maps.
+        let convolution = Convolution {
+            geometry: Geometry::of(layer, size),
+            wide,
+        };
+        // SAFETY: the weight is the layer's; the caller knows the maps.
         unsafe {
-            kernels::convolve(
-                self.gpu(),
-                from,
-                weight,
-                bias,
-                to,
-                geometry,
-                accumulate.into(),
-            )
+            match layer.kind {
+                LayerKind::Deconv => {
+                    convolution.up(self.gpu(), from, self.weight(layer), to, accumulate)
+                }
+                LayerKind::Conv | LayerKind::Dense => {
+                    convolution.down(self.gpu(), from, self.weight(layer), to, accumulate)
+                }
+            }
+        }
+    }
+
+    /// The gradient by a layer's input, given that by its output.
+    ///
+    /// # Safety
+    /// `d_to` and `d_from` are maps of the layer's sizes.
+    unsafe fn layer_backward(
+        &self,
+        layer: &Layer,
+        wide: bool,
+        size: [usize; 3],
+        [d_to, d_from]: [Address; 2],
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        let convolution = Convolution {
+            geometry: Geometry::of(layer, size),
+            wide,
+        };
+        // SAFETY: the weight is the layer's; the caller knows the maps.
+        unsafe {
+            match layer.kind {
+                LayerKind::Deconv => {
+                    convolution.down(self.gpu(), d_to, self.weight(layer), d_from, accumulate)
+                }
+                LayerKind::Conv | LayerKind::Dense => {
+                    convolution.up(self.gpu(), d_to, self.weight(layer), d_from, accumulate)
+                }
+            }
+        }
+    }
+
+    /// The gradients by a layer's weight and bias, given that by its output.
+    ///
+    /// # Safety
+    /// `from` and `d_to` are maps of the layer's sizes.
+    unsafe fn layer_gradients(
+        &self,
+        state: &Trained,
+        layer: &Layer,
+        wide: bool,
+        size: [usize; 3],
+        [from, d_to]: [Address; 2],
+    ) -> Result<(), CudaError> {
+        let geometry = Geometry::of(layer, size);
+        let convolution = Convolution { geometry, wide };
+        let d_weight = self.parameter(&state.by_weights, layer.parameter);
+        let d_bias = self.parameter(&state.gradients, layer.parameter + 2);
+        let (fine, coarse, [h, w, channels]) = match layer.kind {
+            LayerKind::Deconv => (d_to, from, geometry.fine),
+            LayerKind::Conv | LayerKind::Dense => (from, d_to, geometry.coarse),
+        };
+        let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
+        let sum = match wide {
+            true => kernels::sum_pixels_wide,
+            false => kernels::sum_pixels_map,
+        };
+        // SAFETY: the gradients are the layer's; the caller knows the maps.
+        unsafe {
+            convolution.by_weight(self.gpu(), fine, coarse, d_weight)?;
+            sum(self.gpu(), d_to, d_bias, pixels, channels)
         }
     }
 
@@ -513,8 +624,10 @@ impl Pass<'_> {
                     kernels::images(gpu, levels, self.at(to), pixels, channels)
                 }
                 Operation::Layer { layer, from, .. } => {
-                    let size = self.size(*from);
-                    self.convolve(layer, size, self.at(*from), self.at(to), false)
+                    let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
+                    self.layer(layer, true, size, ends, false)?;
+                    let (values, channels) = (self.values(to), layer.outputs as i32);
+                    kernels::add_bias(gpu, self.bias(layer), self.at(to), values, channels)
                 }
                 Operation::GatedResnet {
                     block,
@@ -525,21 +638,19 @@ impl Pass<'_> {
                     ..
                 } => {
                     let size = self.size(*x);
-                    let f_x = self.bend(block, 0, &[*x])?;
-                    self.convolve(&block.conv_1, size, f_x, self.at(*c1), false)?;
+                    let f_x = self.bend(block, &[*x])?;
+                    self.layer(&block.conv_1, false, size, [f_x, self.at(*c1)], false)?;
                     if let Some(nin) = &block.nin {
-                        let f_a = self.bend(block, 0, a)?;
-                        self.convolve(nin, size, f_a, self.at(*c1), true)?;
+                        let f_a = self.bend(block, a)?;
+                        self.layer(nin, false, size, [f_a, self.at(*c1)], true)?;
                     }
-                    let f_c1 = self.bend(block, self.dropout_of(block), &[*c1])?;
-                    self.convolve(&block.conv_2, size, f_c1, self.at(*c2), false)?;
-                    let [hw, labels] = self.classes(block);
+                    let f_c1 = self.bend_inner(block, *c1)?;
+                    self.layer(&block.conv_2, false, size, [f_c1, self.at(*c2)], false)?;
                     kernels::gate(
                         gpu,
                         self.at(*x),
                         self.at(*c2),
-                        hw,
-                        labels,
+                        self.added(block),
                         self.at(to),
                         self.values(to),
                         block.conv_1.outputs as i32,
@@ -592,49 +703,6 @@ impl Pass<'_> {
         Ok(nats)
     }
 
-    /// The gradients by a layer's weight and bias, given that by its output.
-    ///
-    /// # Safety
-    /// `from` and `d_to` are maps of the layer's sizes.
-    unsafe fn layer_gradients(
-        &self,
-        state: &Trained,
-        layer: &Layer,
-        size: [usize; 3],
-        from: Address,
-        d_to: Address,
-    ) -> Result<(), CudaError> {
-        let geometry = Geometry::of(layer, size);
-        let weight = self.parameter(&state.by_weights, layer.parameter);
-        let bias = self.parameter(&state.gradients, layer.parameter + 2);
-        let [h, w, channels] = geometry.to;
-        let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
-        // SAFETY: the gradients are the layer's; the caller knows the maps.
-        unsafe {
-            kernels::convolve_weight(self.gpu(), from, d_to, weight, geometry)?;
-            kernels::sum_pixels(self.gpu(), d_to, bias, pixels, channels)
-        }
-    }
-
-    /// The gradient by a layer's input.
-    ///
-    /// # Safety
-    /// `d_to` and `d_from` are maps of the layer's sizes.
-    unsafe fn input_gradient(
-        &self,
-        layer: &Layer,
-        size: [usize; 3],
-        d_to: Address,
-        d_from: Address,
-        accumulate: bool,
-    ) -> Result<(), CudaError> {
-        let weight = self.parameter(&self.weights.made, layer.parameter);
-        let geometry = Geometry::of(layer, size).backwards();
-        let accumulate = accumulate.into();
-        // SAFETY: the weight is the layer's; the caller knows the maps.
-        unsafe { kernels::convolve(self.gpu(), d_to, weight, 0, d_from, geometry, accumulate) }
-    }
-
     /// One operation of the backward pass.
     fn backward_step(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
         let gpu = self.gpu();
@@ -645,9 +713,10 @@ impl Pass<'_> {
             match operation {
                 Operation::Layer { layer, from, .. } => {
                     let size = self.size(*from);
-                    self.layer_gradients(state, layer, size, self.at(*from), dy)?;
+                    self.layer_gradients(state, layer, true, size, [self.at(*from), dy])?;
                     for Gradient { buffer, accumulate } in &step.inputs {
-                        self.input_gradient(layer, size, dy, self.at(*buffer), *accumulate)?;
+                        let ends = [dy, self.at(*buffer)];
+                        self.layer_backward(layer, true, size, ends, *accumulate)?;
                     }
                 }
                 Operation::GatedResnet { .. } => self.backward_block(state, step)?,
@@ -697,46 +766,51 @@ impl Pass<'_> {
         let f = kernels::number(self.engine.config.nonlinearity);
         let (size, d_out) = (self.size(x), self.at(step.output));
         let pixels = self.pixels_per_image(x);
-        let [hw, labels] = self.classes(block);
         // In the same memory as c2, and then as the gradient by c1: what was there is not needed.
         let (d_c2, d_c1) = (self.at(c2), self.at(c2));
         // SAFETY: the block's maps are of `size`, with its channels.
         unsafe {
             let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
-            kernels::gate_backward(gpu, d_out, hw, labels, d_c2, values, filters, pixels)?;
+            let added = self.added(block);
+            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels)?;
             if let Some(hw) = block.conditional {
                 let d_hw = self.parameter(&state.gradients, hw);
                 let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
-                let channels = block.conv_2.outputs as i32;
+                let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
                 kernels::class_backward(
                     gpu, d_c2, labels, d_hw, classes, channels, images, pixels,
                 )?;
             }
             // Each f(x) and then the gradient by it, one after the other in the same memory.
-            let dropout = self.dropout_of(block);
-            let f_c1 = self.bend(block, dropout, &[c1])?;
-            self.layer_gradients(state, &block.conv_2, size, f_c1, d_c2)?;
-            self.input_gradient(&block.conv_2, size, d_c2, f_c1, false)?;
+            let f_c1 = self.bend_inner(block, c1)?;
+            self.layer_gradients(state, &block.conv_2, false, size, [f_c1, d_c2])?;
+            self.layer_backward(&block.conv_2, false, size, [d_c2, f_c1], false)?;
             let whole = self.channels(block, 0, 1);
-            let (c1_, values) = (self.at(c1), self.values(c1));
-            kernels::bend_backward(gpu, c1_, dropout, f_c1, d_c1, values, whole, f, 0)?;
+            let (biases, drop, values) =
+                (self.biases(block), self.dropout_of(block), self.values(c1));
+            let c1 = self.at(c1);
+            kernels::bend_map_backward(gpu, c1, biases, drop, f_c1, d_c1, values, whole, f, 0)?;
 
+            let none = Biases::default();
             if let Some(nin) = &block.nin {
-                let f_a = self.bend(block, 0, a)?;
-                self.layer_gradients(state, nin, size, f_a, d_c1)?;
-                self.input_gradient(nin, size, d_c1, f_a, false)?;
+                let f_a = self.bend(block, a)?;
+                self.layer_gradients(state, nin, false, size, [f_a, d_c1])?;
+                self.layer_backward(nin, false, size, [d_c1, f_a], false)?;
                 for (part, (&a_, gradient)) in a.iter().zip(by_a).enumerate() {
                     let channels = self.channels(block, part, a.len());
                     let (from, to) = (self.at(a_), self.at(gradient.buffer));
                     let (values, accumulate) = (self.values(a_), gradient.accumulate.into());
-                    kernels::bend_backward(gpu, from, 0, f_a, to, values, channels, f, accumulate)?;
+                    kernels::bend_wide_backward(
+                        gpu, from, none, 0, f_a, to, values, channels, f, accumulate,
+                    )?;
                 }
             }
-            let f_x = self.bend(block, 0, &[x])?;
-            self.layer_gradients(state, &block.conv_1, size, f_x, d_c1)?;
-            self.input_gradient(&block.conv_1, size, d_c1, f_x, false)?;
+            let f_x = self.bend(block, &[x])?;
+            self.layer_gradients(state, &block.conv_1, false, size, [f_x, d_c1])?;
+            self.layer_backward(&block.conv_1, false, size, [d_c1, f_x], false)?;
             // The residual connection hands the output's gradient on as it is.
-            kernels::bend_backward(gpu, self.at(x), 0, f_x, d_out, self.values(x), whole, f, 1)?;
+            let (x_, values) = (self.at(x), self.values(x));
+            kernels::bend_wide_backward(gpu, x_, none, 0, f_x, d_out, values, whole, f, 1)?;
             if by_x.buffer != step.output {
                 kernels::add(gpu, d_out, self.at(by_x.buffer), self.values(x))?;
             }

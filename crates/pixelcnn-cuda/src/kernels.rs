@@ -10,7 +10,8 @@ use crate::CudaError;
 use crate::gpu::{Gpu, Plain};
 
 /// Their source, without what it begins with on a device.
-pub(crate) const SOURCES: [&str; 4] = [
+pub(crate) const SOURCES: [&str; 5] = [
+    include_str!("kernels/numbers.cu"),
     include_str!("kernels/pointwise.cu"),
     include_str!("kernels/convolution.cu"),
     include_str!("kernels/likelihood.cu"),
@@ -44,59 +45,75 @@ pub(crate) struct Channels {
     pub of: i32,
 }
 
-/// `Geometry` of `kernels/convolution.cu`.
+/// `Biases` of `kernels/pointwise.cu`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Biases {
+    pub first: Address,
+    pub second: Address,
+}
+
+/// `Added` of `kernels/pointwise.cu`.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Added {
+    pub bias: Address,
+    pub hw: Address,
+    pub labels: Address,
+}
+
+/// `Geometry` of `kernels/convolution.cu`: rows, columns and channels of the coarser and the finer
+/// map of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub(crate) struct Geometry {
     pub images: i32,
-    pub from: [i32; 3],
-    pub to: [i32; 3],
+    pub coarse: [i32; 3],
+    pub fine: [i32; 3],
     pub kernel: [i32; 2],
     pub offset: [i32; 2],
     pub stride: i32,
-    pub from_finer: i32,
-    pub backward: i32,
 }
 
 impl Geometry {
-    /// A layer's convolution of a map of so many images, rows and columns.
+    /// Of a layer that reads a map of so many images, rows and columns.
     pub fn of(layer: &Layer, [images, h, w]: [usize; 3]) -> Geometry {
         let int = |n: usize| n as i32;
         let stride = layer.window.stride;
-        let transposed = layer.kind == LayerKind::Deconv;
-        let to = [h, w].map(|n| if transposed { n * stride } else { n / stride });
+        let (coarse, fine) = match layer.kind {
+            LayerKind::Deconv => (
+                [h, w, layer.inputs],
+                [h * stride, w * stride, layer.outputs],
+            ),
+            LayerKind::Conv | LayerKind::Dense => (
+                [h / stride, w / stride, layer.outputs],
+                [h, w, layer.inputs],
+            ),
+        };
         Geometry {
             images: int(images),
-            from: [h, w, layer.inputs].map(int),
-            to: [to[0], to[1], layer.outputs].map(int),
+            coarse: coarse.map(int),
+            fine: fine.map(int),
             kernel: layer.window.kernel.map(int),
             offset: layer.window.offset.map(int),
             stride: int(stride),
-            from_finer: (!transposed).into(),
-            backward: 0,
         }
     }
 
-    /// The convolution that makes the gradient by its input of that by its output.
-    pub fn backwards(self) -> Geometry {
-        Geometry {
-            from: self.to,
-            to: self.from,
-            from_finer: 1 - self.from_finer,
-            backward: 1,
-            ..self
-        }
+    /// Values of the coarser map.
+    pub fn coarse_values(&self) -> i64 {
+        i64::from(self.images) * self.coarse.map(i64::from).iter().product::<i64>()
     }
 
-    /// Values that it writes.
-    fn outputs(&self) -> i64 {
-        i64::from(self.images) * self.to.map(i64::from).iter().product::<i64>()
+    /// Values of the finer map.
+    pub fn fine_values(&self) -> i64 {
+        i64::from(self.images) * self.fine.map(i64::from).iter().product::<i64>()
     }
 
-    /// Values of its weight.
-    fn weights(&self) -> i64 {
+    /// Values of the weight.
+    pub fn weights(&self) -> i64 {
         let [kernel_h, kernel_w] = self.kernel.map(i64::from);
-        kernel_h * kernel_w * i64::from(self.from[2]) * i64::from(self.to[2])
+        kernel_h * kernel_w * i64::from(self.coarse[2]) * i64::from(self.fine[2])
     }
 }
 
@@ -107,13 +124,15 @@ pub(crate) struct Norm {
     pub v: i64,
     pub g: i64,
     pub first: i64,
+    pub wide: i64,
+    pub transposed: i64,
     pub rows: i64,
     pub outputs: i64,
     pub inner: i64,
     pub floor: f64,
 }
 
-// SAFETY: seven numbers of eight bytes.
+// SAFETY: nine numbers of eight bytes.
 unsafe impl Plain for Norm {}
 
 /// `Rates` of `kernels/parameters.cu`.
@@ -182,10 +201,38 @@ macro_rules! kernels {
 kernels! {
     fn images(levels: Address, out: Address, pixels: i64, channels: i32)
         in blocks(pixels * i64::from(channels + 1));
-    fn bend(x: Address, drop: Address, y: Address, values: i64, channels: Channels, f: i32)
-        in blocks(values);
-    fn bend_backward(
+    fn bend_wide(
         x: Address,
+        biases: Biases,
+        drop: Address,
+        y: Address,
+        values: i64,
+        channels: Channels,
+        f: i32,
+    ) in blocks(values);
+    fn bend_map(
+        x: Address,
+        biases: Biases,
+        drop: Address,
+        y: Address,
+        values: i64,
+        channels: Channels,
+        f: i32,
+    ) in blocks(values);
+    fn bend_wide_backward(
+        x: Address,
+        biases: Biases,
+        drop: Address,
+        dy: Address,
+        dx: Address,
+        values: i64,
+        channels: Channels,
+        f: i32,
+        accumulate: i32,
+    ) in blocks(values);
+    fn bend_map_backward(
+        x: Address,
+        biases: Biases,
         drop: Address,
         dy: Address,
         dx: Address,
@@ -197,8 +244,7 @@ kernels! {
     fn gate(
         x: Address,
         c2: Address,
-        hw: Address,
-        labels: Address,
+        more: Added,
         y: Address,
         values: i64,
         channels: i32,
@@ -206,8 +252,7 @@ kernels! {
     ) in blocks(values);
     fn gate_backward(
         dy: Address,
-        hw: Address,
-        labels: Address,
+        more: Added,
         c2: Address,
         values: i64,
         channels: i32,
@@ -243,22 +288,47 @@ kernels! {
         right: i32,
         accumulate: i32,
     ) in blocks(values);
+    fn add_bias(bias: Address, to: Address, values: i64, channels: i32) in blocks(values);
     fn add(from: Address, to: Address, values: i64) in blocks(values);
     fn elu(x: Address, y: Address, values: i64) in blocks(values);
     fn elu_backward(x: Address, dy: Address, dx: Address, values: i64, accumulate: i32)
         in blocks(values);
 
-    fn convolve(
-        from: Address,
+    fn convolve_wide(
+        fine: Address,
         weight: Address,
-        bias: Address,
-        to: Address,
+        coarse: Address,
         geometry: Geometry,
         accumulate: i32,
-    ) in blocks(geometry.outputs());
-    fn convolve_weight(from: Address, d_to: Address, d_weight: Address, geometry: Geometry)
+    ) in blocks(geometry.coarse_values());
+    fn transposed_wide(
+        coarse: Address,
+        weight: Address,
+        fine: Address,
+        geometry: Geometry,
+        accumulate: i32,
+    ) in blocks(geometry.fine_values());
+    fn by_weight_wide(fine: Address, coarse: Address, d_weight: Address, geometry: Geometry)
         in blocks(geometry.weights());
-    fn sum_pixels(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
+    fn sum_pixels_wide(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
+        in [columns(channels.into()), 1, 1];
+    fn convolve_map(
+        fine: Address,
+        weight: Address,
+        coarse: Address,
+        geometry: Geometry,
+        accumulate: i32,
+    ) in blocks(geometry.coarse_values());
+    fn transposed_map(
+        coarse: Address,
+        weight: Address,
+        fine: Address,
+        geometry: Geometry,
+        accumulate: i32,
+    ) in blocks(geometry.fine_values());
+    fn by_weight_map(fine: Address, coarse: Address, d_weight: Address, geometry: Geometry)
+        in blocks(geometry.weights());
+    fn sum_pixels_map(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
         in [columns(channels.into()), 1, 1];
 
     fn likelihood(

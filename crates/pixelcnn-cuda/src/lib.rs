@@ -6,6 +6,7 @@
 //! compiled for the device at hand, once, and kept in the user's cache folder.
 
 mod compiler;
+mod convolution;
 mod driver;
 #[cfg(test)]
 mod emulator;
@@ -17,6 +18,20 @@ mod libraries;
 pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
 pub use libraries::look_in;
+
+/// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the
+/// first layers, the logits and the loss are in single precision in any case, as are all sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Single precision everywhere, as on the CPU.
+    #[default]
+    F32,
+    /// The blocks' convolutions round what they multiply to 10 bits behind the binary point.
+    Tf32,
+    /// The blocks' convolutions take and give bfloat16: 7 bits.
+    Bf16,
+}
 
 /// Why a GPU can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

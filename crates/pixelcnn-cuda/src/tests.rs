@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
-use pixelcnn_core::ModelConfig;
-use pixelcnn_core::engine::{Engine, EngineError};
+use pixelcnn_core::engine::{Batch, Engine, EngineError};
+use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::{ModelConfig, reference};
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::Precision;
 use crate::emulator::Emulator;
 use crate::engine::Cuda;
 use crate::suite;
 
+fn on(bytes: usize, precision: Precision, config: &ModelConfig) -> Result<Cuda, EngineError> {
+    let emulator: Arc<Emulator> = Emulator::new(bytes, precision);
+    Cuda::on(emulator, config)
+}
+
 fn make(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
-    let emulator: Arc<Emulator> = Emulator::new(1 << 30);
-    Ok(Box::new(Cuda::on(emulator, config)?))
+    Ok(Box::new(on(1 << 30, Precision::F32, config)?))
 }
 
 #[test]
@@ -37,4 +46,71 @@ fn initialised_again_nothing_changes() {
 #[test]
 fn what_is_not_the_models_is_refused() {
     suite::what_does_not_fit_is_refused(make);
+}
+
+/// With maps of 7 bits behind the point, everything is within a few percent.
+#[test]
+fn bf16_is_near_the_reference() {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    for config in suite::configs() {
+        let parameters = suite::parameters(&config, &mut random);
+        let images = suite::Images::random(&config, 4, &mut random);
+        let batch = suite::batch(&images);
+        let mut engine = on(1 << 30, Precision::Bf16, &config).unwrap();
+        engine.load(suite::state(&parameters)).unwrap();
+        let nats = engine.backward(batch, Some(suite::DROPOUT)).unwrap();
+        let gradients = engine.gradients().unwrap();
+        let wide = suite::widened(&parameters);
+        let want = reference::run(&config, &wide, batch, Some(suite::DROPOUT)).unwrap();
+        let wanted: f64 = want.nats.iter().sum();
+        assert!((nats / wanted - 1.0).abs() < 3e-3, "{nats}, {wanted}");
+        let length = suite::norm(want.gradients.iter().flatten().copied());
+        for (got, want) in gradients.iter().zip(&want.gradients) {
+            suite::assert_close("gradient", got, want, 2e-2, length);
+        }
+        engine.load_weights(&parameters).unwrap();
+        let logits = engine.logits(batch).unwrap();
+        let want = reference::run(&config, &wide, batch, None).unwrap();
+        let length = suite::norm(want.logits.iter().copied());
+        suite::assert_close("logits", &logits, &want.logits, 1e-2, length);
+        // And they are maps of fewer bits.
+        let mut exact = make(&config).unwrap();
+        exact.load_weights(&parameters).unwrap();
+        assert_ne!(exact.logits(batch).unwrap(), logits);
+    }
+}
+
+/// As many images are evaluated at a time as there is memory for, with the same bits; a batch to
+/// train on must fit whole.
+#[test]
+fn little_memory_is_enough_or_said_to_be_too_little() {
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let config = &suite::configs()[0];
+    let parameters = suite::parameters(config, &mut random);
+    let images = suite::Images::random(config, 30, &mut random);
+    let batch = suite::batch(&images);
+    let (large, small) = (1 << 30, 3 << 20);
+    let evaluated = |bytes| {
+        let mut engine = on(bytes, Precision::F32, config).unwrap();
+        engine.load_weights(&parameters).unwrap();
+        (
+            engine.logits(batch).unwrap(),
+            engine.nats_per_image(batch).unwrap(),
+            engine.nats_per_pixel(batch).unwrap(),
+            engine.feature_maps(batch).unwrap(),
+        )
+    };
+    assert!(evaluated(large) == evaluated(small));
+
+    let mut engine = on(small, Precision::F32, config).unwrap();
+    engine.load(suite::state(&parameters)).unwrap();
+    let Err(EngineError::Memory { images: 30, room }) = engine.backward(batch, None) else {
+        panic!("30 images do not fit");
+    };
+    assert!((1..30).contains(&room), "{room}");
+    let fits = Batch {
+        images: &images.levels[..room * config.dims()],
+        labels: &images.labels[..room],
+    };
+    engine.step(fits, None, &Adam::default()).unwrap();
 }

@@ -149,7 +149,12 @@ impl Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(number) => {
                 let cache = crate::data::cache_dir().map(|cache| cache.join("cuda"));
-                let cuda = pixelcnn_cuda::Cuda::new(config, *number, cache.as_deref())?;
+                let cuda = pixelcnn_cuda::Cuda::new(
+                    config,
+                    *number,
+                    pixelcnn_cuda::Precision::F32,
+                    cache.as_deref(),
+                )?;
                 Ok(Box::new(cuda))
             }
         }

@@ -21,7 +21,7 @@ pub fn batch(images: &Images) -> Batch<'_> {
     }
 }
 
-fn state(parameters: &[Vec<f32>]) -> State {
+pub fn state(parameters: &[Vec<f32>]) -> State {
     let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
     State {
         parameters: parameters.to_vec(),

@@ -1,97 +1,145 @@
-// Convolutions, plainly: a thread computes one value. They judge cuDNN's on the device, and take
-// its place where it is absent.
+// Convolutions, plainly: a thread computes one value. They judge a library's on the device, and take
+// its place where there is none.
 
-// A convolution reads the map `from` and writes the map `to`, the finer or the coarser one: tap
-// (ky, kx) joins the coarser map's pixel (y, x) with the finer one's at
-// (y * stride + ky - offset_y, x * stride + kx - offset_x). See Window in pixelcnn-core's network.rs.
+// Two maps that lie over each other: tap (ky, kx) joins the coarser one's pixel (y, x) with the finer
+// one's at (y * stride + ky - offset_y, x * stride + kx - offset_x). See Window in pixelcnn-core's
+// network.rs. The weight is [coarse_channels, kernel_h, kernel_w, fine_channels].
 struct Geometry {
     int images;
-    int from_h, from_w, from_channels;
-    int to_h, to_w, to_channels;
+    int coarse_h, coarse_w, coarse_channels;
+    int fine_h, fine_w, fine_channels;
     int kernel_h, kernel_w;
     int offset_y, offset_x;
     int stride;
-    // Whether `from` is the finer map.
-    int from_finer;
-    // Whether weights are [taps, to_channels, from_channels], and not the other way round.
-    int backward;
 };
 
-// The place along one axis that tap k joins with `to`, or -1.
-__device__ int joined(int to, int k, int offset, int stride, int from_finer, int from_size) {
-    int from = from_finer ? to * stride + k - offset : to + offset - k;
-    if (!from_finer) {
-        if (from < 0 || from % stride) return -1;
-        from /= stride;
-    }
-    return from >= 0 && from < from_size ? from : -1;
+__device__ bool within(int at, int size) {
+    return at >= 0 && at < size;
 }
 
-// `to` = the convolution of `from` plus `bias`, if that is not null; or `to` += it.
-KERNEL convolve(
-    const float* from, const float* weight, const float* bias, float* to, Geometry g, int accumulate
-) {
+// `coarse` = the convolution of `fine`, or `coarse` += it.
+template <class T, class W>
+__device__ void convolve(const T* fine, const W* weight, T* coarse, Geometry g, int accumulate) {
     i64 at = index();
-    if (at >= (i64)g.images * g.to_h * g.to_w * g.to_channels) return;
-    int channel = at % g.to_channels;
-    i64 pixel = at / g.to_channels;
-    int x = pixel % g.to_w, y = pixel / g.to_w % g.to_h;
-    i64 image = pixel / g.to_w / g.to_h;
-    float sum = bias ? bias[channel] : 0;
+    if (at >= (i64)g.images * g.coarse_h * g.coarse_w * g.coarse_channels) return;
+    int channel = at % g.coarse_channels;
+    i64 pixel = at / g.coarse_channels;
+    int x = pixel % g.coarse_w, y = pixel / g.coarse_w % g.coarse_h;
+    i64 image = pixel / g.coarse_w / g.coarse_h;
+    float sum = 0;
     for (int ky = 0; ky < g.kernel_h; ky++) {
-        int from_y = joined(y, ky, g.offset_y, g.stride, g.from_finer, g.from_h);
-        if (from_y < 0) continue;
+        int fine_y = y * g.stride + ky - g.offset_y;
+        if (!within(fine_y, g.fine_h)) continue;
         for (int kx = 0; kx < g.kernel_w; kx++) {
-            int from_x = joined(x, kx, g.offset_x, g.stride, g.from_finer, g.from_w);
-            if (from_x < 0) continue;
-            const float* values = from + ((image * g.from_h + from_y) * g.from_w + from_x) * g.from_channels;
-            const float* tap = weight + (i64)(ky * g.kernel_w + kx) * g.from_channels * g.to_channels;
-            const float* column = g.backward ? tap + (i64)channel * g.from_channels : tap + channel;
-            i64 step = g.backward ? 1 : g.to_channels;
-            for (int i = 0; i < g.from_channels; i++) sum += values[i] * column[i * step];
+            int fine_x = x * g.stride + kx - g.offset_x;
+            if (!within(fine_x, g.fine_w)) continue;
+            const T* values = fine + ((image * g.fine_h + fine_y) * g.fine_w + fine_x) * g.fine_channels;
+            const W* tap =
+                weight + (((i64)channel * g.kernel_h + ky) * g.kernel_w + kx) * g.fine_channels;
+            for (int i = 0; i < g.fine_channels; i++) sum += get(values[i]) * get(tap[i]);
         }
     }
-    to[at] = accumulate ? to[at] + sum : sum;
+    put(coarse[at], accumulate ? get(coarse[at]) + sum : sum);
 }
-EXPORT(convolve)
 
-// The gradient by the weight [taps, from_channels, to_channels] of a forward convolution, given that
-// by `to`.
-KERNEL convolve_weight(const float* from, const float* d_to, float* d_weight, Geometry g) {
+// `fine` = the transposed convolution of `coarse`, or `fine` += it.
+template <class T, class W>
+__device__ void transposed(const T* coarse, const W* weight, T* fine, Geometry g, int accumulate) {
     i64 at = index();
-    if (at >= (i64)g.kernel_h * g.kernel_w * g.from_channels * g.to_channels) return;
-    int o = at % g.to_channels, i = at / g.to_channels % g.from_channels;
-    int tap = at / g.to_channels / g.from_channels;
-    int ky = tap / g.kernel_w, kx = tap % g.kernel_w;
+    if (at >= (i64)g.images * g.fine_h * g.fine_w * g.fine_channels) return;
+    int channel = at % g.fine_channels;
+    i64 pixel = at / g.fine_channels;
+    int x = pixel % g.fine_w, y = pixel / g.fine_w % g.fine_h;
+    i64 image = pixel / g.fine_w / g.fine_h;
+    float sum = 0;
+    for (int ky = 0; ky < g.kernel_h; ky++) {
+        int from_y = y + g.offset_y - ky;
+        if (from_y < 0 || from_y % g.stride || from_y / g.stride >= g.coarse_h) continue;
+        for (int kx = 0; kx < g.kernel_w; kx++) {
+            int from_x = x + g.offset_x - kx;
+            if (from_x < 0 || from_x % g.stride || from_x / g.stride >= g.coarse_w) continue;
+            i64 from = (image * g.coarse_h + from_y / g.stride) * g.coarse_w + from_x / g.stride;
+            const T* values = coarse + from * g.coarse_channels;
+            const W* tap = weight + ((i64)ky * g.kernel_w + kx) * g.fine_channels + channel;
+            i64 step = (i64)g.kernel_h * g.kernel_w * g.fine_channels;
+            for (int i = 0; i < g.coarse_channels; i++) sum += get(values[i]) * get(tap[i * step]);
+        }
+    }
+    put(fine[at], accumulate ? get(fine[at]) + sum : sum);
+}
+
+// The gradient by the weight, given the two maps, one of which is a gradient itself.
+template <class T>
+__device__ void by_weight(const T* fine, const T* coarse, float* d_weight, Geometry g) {
+    i64 at = index();
+    if (at >= (i64)g.coarse_channels * g.kernel_h * g.kernel_w * g.fine_channels) return;
+    int i = at % g.fine_channels, kx = at / g.fine_channels % g.kernel_w;
+    int ky = at / g.fine_channels / g.kernel_w % g.kernel_h;
+    int o = at / g.fine_channels / g.kernel_w / g.kernel_h;
     double sum = 0;
     for (i64 image = 0; image < g.images; image++) {
-        for (int y = 0; y < g.to_h; y++) {
-            int from_y = joined(y, ky, g.offset_y, g.stride, g.from_finer, g.from_h);
-            if (from_y < 0) continue;
+        for (int y = 0; y < g.coarse_h; y++) {
+            int fine_y = y * g.stride + ky - g.offset_y;
+            if (!within(fine_y, g.fine_h)) continue;
             // A row's sum in single precision loses nothing.
             float row = 0;
-            for (int x = 0; x < g.to_w; x++) {
-                int from_x = joined(x, kx, g.offset_x, g.stride, g.from_finer, g.from_w);
-                if (from_x < 0) continue;
-                row += from[((image * g.from_h + from_y) * g.from_w + from_x) * g.from_channels + i]
-                    * d_to[((image * g.to_h + y) * g.to_w + x) * g.to_channels + o];
+            for (int x = 0; x < g.coarse_w; x++) {
+                int fine_x = x * g.stride + kx - g.offset_x;
+                if (!within(fine_x, g.fine_w)) continue;
+                row += get(fine[((image * g.fine_h + fine_y) * g.fine_w + fine_x) * g.fine_channels + i])
+                    * get(coarse[((image * g.coarse_h + y) * g.coarse_w + x) * g.coarse_channels + o]);
             }
             sum += row;
         }
     }
     d_weight[at] = sum;
 }
-EXPORT(convolve_weight)
+
+KERNEL convolve_wide(
+    const float* fine, const float* weight, float* coarse, Geometry g, int accumulate
+) {
+    convolve(fine, weight, coarse, g, accumulate);
+}
+EXPORT(convolve_wide)
+
+KERNEL convolve_map(const map* fine, const map* weight, map* coarse, Geometry g, int accumulate) {
+    convolve(fine, weight, coarse, g, accumulate);
+}
+EXPORT(convolve_map)
+
+KERNEL transposed_wide(
+    const float* coarse, const float* weight, float* fine, Geometry g, int accumulate
+) {
+    transposed(coarse, weight, fine, g, accumulate);
+}
+EXPORT(transposed_wide)
+
+KERNEL transposed_map(const map* coarse, const map* weight, map* fine, Geometry g, int accumulate) {
+    transposed(coarse, weight, fine, g, accumulate);
+}
+EXPORT(transposed_map)
+
+KERNEL by_weight_wide(const float* fine, const float* coarse, float* d_weight, Geometry g) {
+    by_weight(fine, coarse, d_weight, g);
+}
+EXPORT(by_weight_wide)
+
+KERNEL by_weight_map(const map* fine, const map* coarse, float* d_weight, Geometry g) {
+    by_weight(fine, coarse, d_weight, g);
+}
+EXPORT(by_weight_map)
 
 // The gradient by the bias: the sum of `d_to` [pixels, channels] over the pixels. A block takes 32
 // channels, each row of its threads every eighth pixel.
-KERNEL sum_pixels(const float* d_to, float* d_bias, i64 pixels, int channels) {
-    __shared__ double sums[8][32];
+template <class T>
+__device__ void sum_pixels(
+    const T* d_to, float* d_bias, i64 pixels, int channels, double (*sums)[32]
+) {
     int lane = threadIdx.x % 32, row = threadIdx.x / 32;
     int channel = blockIdx.x * 32 + lane;
     double sum = 0;
     if (channel < channels) {
-        for (i64 pixel = row; pixel < pixels; pixel += 8) sum += d_to[pixel * channels + channel];
+        for (i64 pixel = row; pixel < pixels; pixel += 8) sum += get(d_to[pixel * channels + channel]);
     }
     sums[row][lane] = sum;
     __syncthreads();
@@ -100,4 +148,15 @@ KERNEL sum_pixels(const float* d_to, float* d_bias, i64 pixels, int channels) {
         d_bias[channel] = sum;
     }
 }
-EXPORT_TOGETHER(sum_pixels)
+
+KERNEL sum_pixels_wide(const float* d_to, float* d_bias, i64 pixels, int channels) {
+    __shared__ double sums[8][32];
+    sum_pixels(d_to, d_bias, pixels, channels, sums);
+}
+EXPORT_TOGETHER(sum_pixels_wide)
+
+KERNEL sum_pixels_map(const map* d_to, float* d_bias, i64 pixels, int channels) {
+    __shared__ double sums[8][32];
+    sum_pixels(d_to, d_bias, pixels, channels, sums);
+}
+EXPORT_TOGETHER(sum_pixels_map)

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -14,6 +15,18 @@ typedef long long i64;
 #define KERNEL static void
 #define __device__ static
 #define __shared__ static
+
+__device__ u32 bits_of(float value) {
+    u32 bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+__device__ float float_of(u32 bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 struct Numbers {
     u32 x, y, z;

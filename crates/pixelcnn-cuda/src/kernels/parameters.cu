@@ -2,18 +2,23 @@
 // kernels/weight_norm.rs and kernels/adam.rs say what is computed.
 
 // Where the arrays of a weight-normalised layer begin among all parameters, and their shape: V is
-// [rows, outputs, inner], the weight [taps, inputs, outputs].
+// [rows, outputs, inner]. A convolution's V is [taps, inputs, outputs], a transposed one's
+// [taps, outputs, inputs]. Weights are [coarse channels, taps, fine channels], see convolution.cu.
 struct Norm {
     i64 v, g;
     // The number of its first output among all layers' outputs.
     i64 first;
+    // Whether the weight is in single precision, and not as maps are.
+    i64 wide;
+    i64 transposed;
     i64 rows, outputs, inner;
     double floor;
 };
 
-// Where a value of V lies in the weight: a transposed convolution's V is [taps, outputs, inputs].
+// Where a value of V lies in the weight: a transposed convolution's outputs are its fine channels.
 __device__ i64 in_weight(const Norm* norm, i64 row, i64 output, i64 inner) {
-    return (row * norm->inner + inner) * norm->outputs + output;
+    return norm->transposed ? (inner * norm->rows + row) * norm->outputs + output
+                            : output * norm->rows + row;
 }
 
 // For each output of each layer, what W and the gradients take from the sums over V: a block of
@@ -61,7 +66,11 @@ KERNEL weights(const float* parameters, const float* scales, float* weights, con
         i64 inner = at % norm->inner, output = at / norm->inner % norm->outputs;
         i64 row = at / norm->inner / norm->outputs;
         float value = parameters[norm->v + at] * scales[norm->first + output];
-        weights[norm->v + in_weight(norm, row, output, inner)] = value;
+        i64 to = in_weight(norm, row, output, inner);
+        // Each begins where V does, in bytes.
+        float* wide = weights + norm->v;
+        if (norm->wide) wide[to] = value;
+        else put(((map*)wide)[to], value);
     }
 }
 EXPORT(weights)

@@ -42,94 +42,143 @@ KERNEL images(const unsigned char* levels, float* out, i64 pixels, int channels)
 }
 EXPORT(images)
 
+// What is added to a map's channels before anything else: the biases of the layers that made it.
+struct Biases {
+    const float* first;
+    const float* second;
+};
+
+__device__ float added(Biases biases, int channel) {
+    return (biases.first ? biases.first[channel] : 0) + (biases.second ? biases.second[channel] : 0);
+}
+
 // The nonlinearity with its dropout, of a map or of a part of a concatenation.
-KERNEL bend(const float* x, const Drop* drop, float* y, i64 values, Channels channels, int f) {
+template <class X>
+__device__ void bend(
+    const X* x, Biases biases, const Drop* drop, map* y, i64 values, Channels channels, int f
+) {
     i64 at = index();
     if (at >= values) return;
     i64 pixel = at / channels.count;
-    int channel = channels.first + at % channels.count;
-    float v = x[at], positive = fabsf(v);
+    int own = at % channels.count, channel = channels.first + own;
+    float v = get(x[at]) + added(biases, own), positive = fabsf(v);
     float bent = f == RELU ? 0 : expm1f(-positive);
     if (f == CONCAT_ELU) {
         i64 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
-        y[plus] = (v > 0 ? positive : bent) * kept(drop, plus);
-        y[minus] = (v > 0 ? bent : positive) * kept(drop, minus);
+        put(y[plus], (v > 0 ? positive : bent) * kept(drop, plus));
+        put(y[minus], (v > 0 ? bent : positive) * kept(drop, minus));
     } else {
         i64 to = pixel * channels.of + channel;
         // The comparisons let NaN through.
         float value = f == ELU ? (v > 0 ? v : bent) : (0 > v ? 0 : v);
-        y[to] = value * kept(drop, to);
+        put(y[to], value * kept(drop, to));
     }
 }
-EXPORT(bend)
 
-KERNEL bend_backward(
-    const float* x, const Drop* drop, const float* dy, float* dx, i64 values, Channels channels,
-    int f, int accumulate
+KERNEL bend_wide(
+    const float* x, Biases biases, const Drop* drop, map* y, i64 values, Channels channels, int f
+) {
+    bend(x, biases, drop, y, values, channels, f);
+}
+EXPORT(bend_wide)
+
+KERNEL bend_map(
+    const map* x, Biases biases, const Drop* drop, map* y, i64 values, Channels channels, int f
+) {
+    bend(x, biases, drop, y, values, channels, f);
+}
+EXPORT(bend_map)
+
+template <class X>
+__device__ void bend_backward(
+    const X* x, Biases biases, const Drop* drop, const map* dy, X* dx, i64 values,
+    Channels channels, int f, int accumulate
 ) {
     i64 at = index();
     if (at >= values) return;
     i64 pixel = at / channels.count;
-    int channel = channels.first + at % channels.count;
-    float v = x[at], through;
+    int own = at % channels.count, channel = channels.first + own;
+    float v = get(x[at]) + added(biases, own), through;
     float slope = f == RELU ? 0 : expf(-fabsf(v));
     if (f == CONCAT_ELU) {
         i64 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
-        float by_plus = dy[plus] * kept(drop, plus), by_minus = dy[minus] * kept(drop, minus);
+        float by_plus = get(dy[plus]) * kept(drop, plus);
+        float by_minus = get(dy[minus]) * kept(drop, minus);
         through = v > 0 ? by_plus - by_minus * slope : by_plus * slope - by_minus;
     } else {
         i64 from = pixel * channels.of + channel;
-        float by = dy[from] * kept(drop, from);
+        float by = get(dy[from]) * kept(drop, from);
         through = v > 0 ? by : by * slope;
     }
-    dx[at] = accumulate ? dx[at] + through : through;
+    put(dx[at], accumulate ? get(dx[at]) + through : through);
 }
-EXPORT(bend_backward)
 
-// What class conditioning adds to a pixel of the second convolution's output; null adds nothing.
-__device__ const float* class_row(const float* hw, const u32* labels, i64 image, int channels) {
-    return hw ? hw + (i64)labels[image] * 2 * channels : 0;
+KERNEL bend_wide_backward(
+    const float* x, Biases biases, const Drop* drop, const map* dy, float* dx, i64 values,
+    Channels channels, int f, int accumulate
+) {
+    bend_backward(x, biases, drop, dy, dx, values, channels, f, accumulate);
+}
+EXPORT(bend_wide_backward)
+
+KERNEL bend_map_backward(
+    const map* x, Biases biases, const Drop* drop, const map* dy, map* dx, i64 values,
+    Channels channels, int f, int accumulate
+) {
+    bend_backward(x, biases, drop, dy, dx, values, channels, f, accumulate);
+}
+EXPORT(bend_map_backward)
+
+// What a pixel of the second convolution's output has added to it: the bias, and the class's row of
+// `hw`, if that is not null.
+struct Added {
+    const float* bias;
+    const float* hw;
+    const u32* labels;
+};
+
+__device__ float added(Added added, i64 image, int channels, int channel) {
+    const float* row = added.hw ? added.hw + (i64)added.labels[image] * 2 * channels : 0;
+    return added.bias[channel] + (row ? row[channel] : 0);
 }
 
 // y = x + a sigmoid(b), with the halves of c2.
 KERNEL gate(
-    const float* x, const float* c2, const float* hw, const u32* labels, float* y, i64 values,
-    int channels, i64 pixels_per_image
+    const float* x, const map* c2, Added more, float* y, i64 values, int channels,
+    i64 pixels_per_image
 ) {
     i64 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels;
+    i64 pixel = at / channels, image = pixel / pixels_per_image;
     int channel = at % channels;
-    const float* row = class_row(hw, labels, pixel / pixels_per_image, channels);
-    const float* c = c2 + pixel * 2 * channels;
-    float a = c[channel] + (row ? row[channel] : 0);
-    float b = c[channels + channel] + (row ? row[channels + channel] : 0);
+    const map* c = c2 + pixel * 2 * channels;
+    float a = get(c[channel]) + added(more, image, channels, channel);
+    float b = get(c[channels + channel]) + added(more, image, channels, channels + channel);
     y[at] = x[at] + a * sigmoid(b);
 }
 EXPORT(gate)
 
 // The gradient by c2, which it overwrites.
 KERNEL gate_backward(
-    const float* dy, const float* hw, const u32* labels, float* c2, i64 values, int channels,
-    i64 pixels_per_image
+    const float* dy, Added more, map* c2, i64 values, int channels, i64 pixels_per_image
 ) {
     i64 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels;
+    i64 pixel = at / channels, image = pixel / pixels_per_image;
     int channel = at % channels;
-    const float* row = class_row(hw, labels, pixel / pixels_per_image, channels);
-    float* c = c2 + pixel * 2 * channels;
-    float a = c[channel] + (row ? row[channel] : 0);
-    float open = sigmoid(c[channels + channel] + (row ? row[channels + channel] : 0));
-    c[channel] = dy[at] * open;
-    c[channels + channel] = dy[at] * a * (open * (1 - open));
+    map* c = c2 + pixel * 2 * channels;
+    float a = get(c[channel]) + added(more, image, channels, channel);
+    float b = get(c[channels + channel]) + added(more, image, channels, channels + channel);
+    float open = sigmoid(b);
+    put(c[channel], dy[at] * open);
+    put(c[channels + channel], dy[at] * a * (open * (1 - open)));
 }
 EXPORT(gate_backward)
 
 // The gradient by the class projection [classes, channels], given that by c2: a thread adds up one
 // value's over all pixels of the images of its class, always in the same order.
 KERNEL class_backward(
-    const float* d_c2, const u32* labels, float* d_hw, int classes, int channels, int images,
+    const map* d_c2, const u32* labels, float* d_hw, int classes, int channels, int images,
     i64 pixels_per_image
 ) {
     i64 at = index();
@@ -139,8 +188,8 @@ KERNEL class_backward(
     double sum = 0;
     for (int image = 0; image < images; image++) {
         if (labels[image] != label) continue;
-        const float* d = d_c2 + image * pixels_per_image * channels + channel;
-        for (i64 pixel = 0; pixel < pixels_per_image; pixel++) sum += d[pixel * channels];
+        const map* d = d_c2 + image * pixels_per_image * channels + channel;
+        for (i64 pixel = 0; pixel < pixels_per_image; pixel++) sum += get(d[pixel * channels]);
     }
     d_hw[at] = sum;
 }
@@ -166,6 +215,13 @@ KERNEL shift_backward(
     dx[at] = accumulate ? dx[at] + moved : moved;
 }
 EXPORT(shift_backward)
+
+// Adds a bias to every pixel.
+KERNEL add_bias(const float* bias, float* to, i64 values, int channels) {
+    i64 at = index();
+    if (at < values) to[at] += bias[at % channels];
+}
+EXPORT(add_bias)
 
 KERNEL add(const float* from, float* to, i64 values) {
     i64 at = index();
