@@ -13,63 +13,54 @@ pub(crate) struct Convolution {
     pub wide: bool,
 }
 
+/// What is made of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    /// The coarser map of the finer one: a convolution, or the gradient by a transposed one's input.
+    Down,
+    /// The finer map of the coarser one: a transposed convolution, or the gradient by a convolution's
+    /// input.
+    Up,
+    /// The gradient by the weight, in single precision, of both maps.
+    ByWeight,
+}
+
 impl Convolution {
-    /// `coarse` = the convolution of `fine`, or `coarse` += it.
+    /// Makes one of the finer map, the weight and the coarser map of the others, by the plain
+    /// kernels; or adds it to what is there, which the gradient by the weight never is.
     ///
     /// # Safety
     /// The memory is as large as the geometry says.
-    pub unsafe fn down(
+    pub unsafe fn run(
         self,
         gpu: &dyn Gpu,
-        fine: Address,
-        weight: Address,
-        coarse: Address,
+        direction: Direction,
+        [fine, weight, coarse]: [Address; 3],
         accumulate: bool,
     ) -> Result<(), CudaError> {
-        let kernel = match self.wide {
-            true => kernels::convolve_wide,
-            false => kernels::convolve_map,
-        };
+        let (geometry, add) = (self.geometry, accumulate.into());
         // SAFETY: the caller's.
-        unsafe { kernel(gpu, fine, weight, coarse, self.geometry, accumulate.into()) }
-    }
-
-    /// `fine` = the transposed convolution of `coarse`, or `fine` += it.
-    ///
-    /// # Safety
-    /// The memory is as large as the geometry says.
-    pub unsafe fn up(
-        self,
-        gpu: &dyn Gpu,
-        coarse: Address,
-        weight: Address,
-        fine: Address,
-        accumulate: bool,
-    ) -> Result<(), CudaError> {
-        let kernel = match self.wide {
-            true => kernels::transposed_wide,
-            false => kernels::transposed_map,
-        };
-        // SAFETY: the caller's.
-        unsafe { kernel(gpu, coarse, weight, fine, self.geometry, accumulate.into()) }
-    }
-
-    /// The gradient by the weight, in single precision, given the maps, one of which is a gradient.
-    ///
-    /// # Safety
-    /// The memory is as large as the geometry says.
-    pub unsafe fn by_weight(
-        self,
-        gpu: &dyn Gpu,
-        fine: Address,
-        coarse: Address,
-        d_weight: Address,
-    ) -> Result<(), CudaError> {
-        let kernel = match self.wide {
-            true => kernels::by_weight_wide,
-            false => kernels::by_weight_map,
-        };
-        // SAFETY: the caller's.
-        unsafe { kernel(gpu, fine, coarse, d_weight, self.geometry) }
+        unsafe {
+            match (direction, self.wide) {
+                (Direction::Down, true) => {
+                    kernels::convolve_wide(gpu, fine, weight, coarse, geometry, add)
+                }
+                (Direction::Down, false) => {
+                    kernels::convolve_map(gpu, fine, weight, coarse, geometry, add)
+                }
+                (Direction::Up, true) => {
+                    kernels::transposed_wide(gpu, coarse, weight, fine, geometry, add)
+                }
+                (Direction::Up, false) => {
+                    kernels::transposed_map(gpu, coarse, weight, fine, geometry, add)
+                }
+                (Direction::ByWeight, true) => {
+                    kernels::by_weight_wide(gpu, fine, coarse, weight, geometry)
+                }
+                (Direction::ByWeight, false) => {
+                    kernels::by_weight_map(gpu, fine, coarse, weight, geometry)
+                }
+            }
+        }
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};
 
+use crate::convolution::{Convolution, Direction};
+use crate::cudnn::{Cudnn, Work};
 use crate::gpu::Gpu;
 use crate::kernels::NAMES;
 use crate::{CudaError, Precision, compiler, libraries};
@@ -70,6 +72,10 @@ pub(crate) struct Driver {
     stream: sys::CUstream,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
+    /// None where it is not to be found: the plain kernels take its place.
+    cudnn: Option<Cudnn>,
+    /// Memory for cuDNN: where, and how many bytes.
+    workspace: Mutex<(u64, usize)>,
 }
 
 // SAFETY: the driver's handles may be used by any thread that has bound the context.
@@ -102,17 +108,43 @@ impl Driver {
             .map(function)
             .collect::<Result<_, CudaError>>()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        let stream = stream.map_err(refused)?;
+        let cudnn = match libraries::load_cudnn() {
+            // SAFETY: the context is bound, and dropped after it.
+            Ok(()) => Some(unsafe { Cudnn::new(stream, precision)? }),
+            Err(_) => None,
+        };
         Ok(Driver {
             context,
-            stream: stream.map_err(refused)?,
+            stream,
             module,
             functions,
+            cudnn,
+            workspace: Mutex::default(),
         })
     }
 
     /// Every thread that calls the driver must know the context.
     fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().map_err(refused)
+    }
+
+    /// Memory for cuDNN, of so many bytes at least.
+    fn workspace(&self, bytes: usize) -> Result<u64, CudaError> {
+        let mut held = self
+            .workspace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if held.1 < bytes {
+            let (old, _) = *held;
+            *held = (0, 0);
+            if old != 0 {
+                // SAFETY: it was allocated here, and `free` waits for those that use it.
+                unsafe { self.free(old) };
+            }
+            *held = (self.allocate(bytes)?, bytes);
+        }
+        Ok(held.0)
     }
 
     fn wait(&self) -> Result<(), CudaError> {
@@ -127,8 +159,16 @@ impl Drop for Driver {
             // The driver has failed before, and that was said.
             return;
         }
+        self.cudnn = None;
+        let (workspace, _) = *self
+            .workspace
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nobody uses them any more.
         unsafe {
+            if workspace != 0 {
+                self.free(workspace);
+            }
             let _ = result::stream::destroy(self.stream);
             let _ = result::module::unload(self.module);
         }
@@ -200,6 +240,32 @@ impl Gpu for Driver {
             )
         }
         .map_err(|error| CudaError::Refused(format!("{kernel}: {}", describe(error))))
+    }
+
+    unsafe fn convolve(
+        &self,
+        convolution: Convolution,
+        direction: Direction,
+        operands: [u64; 3],
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        self.bind()?;
+        let work = Work {
+            convolution,
+            direction,
+            accumulate,
+        };
+        let workspace = self
+            .cudnn
+            .as_ref()
+            .and_then(|cudnn| Some((cudnn, cudnn.prepare(work)?)));
+        let Some((cudnn, bytes)) = workspace else {
+            // SAFETY: the caller's.
+            return unsafe { convolution.run(self, direction, operands, accumulate) };
+        };
+        let workspace = self.workspace(bytes)?;
+        // SAFETY: the caller's, and the workspace is as large.
+        unsafe { cudnn.run(work, operands, workspace) }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
+use crate::convolution::{Convolution, Direction};
 use crate::gpu::Gpu;
 use crate::kernels::SOURCES;
 use crate::{CudaError, Precision};
@@ -132,5 +133,16 @@ impl Gpu for Emulator {
             kernel(blocks.as_ptr(), threads, arguments.as_ptr());
         }
         Ok(())
+    }
+
+    unsafe fn convolve(
+        &self,
+        convolution: Convolution,
+        direction: Direction,
+        operands: [u64; 3],
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { convolution.run(self, direction, operands, accumulate) }
     }
 }

@@ -13,7 +13,7 @@ use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Layout, Parameter};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 
-use crate::convolution::Convolution;
+use crate::convolution::{Convolution, Direction};
 use crate::driver::Driver;
 use crate::gpu::{Gpu, Memory};
 use crate::kernels::{self, Added, Address, Biases, Channels, Geometry, Norm};
@@ -533,16 +533,15 @@ impl Pass<'_> {
             geometry: Geometry::of(layer, size),
             wide,
         };
+        let weight = self.weight(layer);
+        let (direction, operands) = match layer.kind {
+            LayerKind::Deconv => (Direction::Up, [to, weight, from]),
+            LayerKind::Conv | LayerKind::Dense => (Direction::Down, [from, weight, to]),
+        };
         // SAFETY: the weight is the layer's; the caller knows the maps.
         unsafe {
-            match layer.kind {
-                LayerKind::Deconv => {
-                    convolution.up(self.gpu(), from, self.weight(layer), to, accumulate)
-                }
-                LayerKind::Conv | LayerKind::Dense => {
-                    convolution.down(self.gpu(), from, self.weight(layer), to, accumulate)
-                }
-            }
+            self.gpu()
+                .convolve(convolution, direction, operands, accumulate)
         }
     }
 
@@ -562,16 +561,15 @@ impl Pass<'_> {
             geometry: Geometry::of(layer, size),
             wide,
         };
+        let weight = self.weight(layer);
+        let (direction, operands) = match layer.kind {
+            LayerKind::Deconv => (Direction::Down, [d_to, weight, d_from]),
+            LayerKind::Conv | LayerKind::Dense => (Direction::Up, [d_from, weight, d_to]),
+        };
         // SAFETY: the weight is the layer's; the caller knows the maps.
         unsafe {
-            match layer.kind {
-                LayerKind::Deconv => {
-                    convolution.down(self.gpu(), d_to, self.weight(layer), d_from, accumulate)
-                }
-                LayerKind::Conv | LayerKind::Dense => {
-                    convolution.up(self.gpu(), d_to, self.weight(layer), d_from, accumulate)
-                }
-            }
+            self.gpu()
+                .convolve(convolution, direction, operands, accumulate)
         }
     }
 
@@ -602,7 +600,10 @@ impl Pass<'_> {
         };
         // SAFETY: the gradients are the layer's; the caller knows the maps.
         unsafe {
-            convolution.by_weight(self.gpu(), fine, coarse, d_weight)?;
+            let operands = [fine, d_weight, coarse];
+            let by_weight = Direction::ByWeight;
+            self.gpu()
+                .convolve(convolution, by_weight, operands, false)?;
             sum(self.gpu(), d_to, d_bias, pixels, channels)
         }
     }

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use crate::CudaError;
+use crate::convolution::{Convolution, Direction};
 
 /// What an engine asks of a GPU.
 ///
@@ -52,6 +53,19 @@ pub(crate) trait Gpu: Send + Sync {
         blocks: [u32; 3],
         threads: u32,
         arguments: &[*mut c_void],
+    ) -> Result<(), CudaError>;
+
+    /// Makes one of a convolution's finer map, weight and coarser map of the others, or adds it to
+    /// what is there.
+    ///
+    /// # Safety
+    /// The memory is as large as the geometry says.
+    unsafe fn convolve(
+        &self,
+        convolution: Convolution,
+        direction: Direction,
+        operands: [u64; 3],
+        accumulate: bool,
     ) -> Result<(), CudaError>;
 }
 

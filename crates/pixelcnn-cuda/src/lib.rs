@@ -7,6 +7,7 @@
 
 mod compiler;
 mod convolution;
+mod cudnn;
 mod driver;
 #[cfg(test)]
 mod emulator;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use cudarc::{driver, nvrtc};
+use cudarc::{cudnn, driver, nvrtc};
 use libloading::Library;
 
 use crate::CudaError;
@@ -35,6 +35,14 @@ const COMPILER: Wanted = Wanted {
            that is active, or name the folder in which it is",
 };
 
+const CUDNN: Wanted = Wanted {
+    name: "cuDNN (libcudnn)",
+    present: cudnn::sys::is_culib_present,
+    file: "libcudnn.so",
+    help: "install cuDNN 9, or `pip install nvidia-cudnn-cu13` in the Python environment that is \
+           active, or name the folder in which it is",
+};
+
 /// Folders that the user named.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -56,6 +64,11 @@ pub(crate) fn load() -> Result<(), CudaError> {
 /// Loads the driver alone.
 pub(crate) fn load_driver() -> Result<(), CudaError> {
     DRIVER.load()
+}
+
+/// Loads cuDNN, without which everything is slower.
+pub(crate) fn load_cudnn() -> Result<(), CudaError> {
+    CUDNN.load()
 }
 
 /// Loads the compiler alone, which needs no GPU.
