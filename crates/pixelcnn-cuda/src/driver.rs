@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, sys};
 
 use crate::convolution::{Convolution, Direction};
 use crate::cudnn::{Cudnn, Work};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Graph};
 use crate::kernels::NAMES;
 use crate::{CudaError, Precision, compiler, libraries};
 
@@ -242,6 +242,31 @@ impl Gpu for Driver {
         .map_err(|error| CudaError::Refused(format!("{kernel}: {}", describe(error))))
     }
 
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<Option<Box<dyn Graph>>, CudaError> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives; what is captured is ended in any case.
+        unsafe {
+            result::stream::begin_capture(self.stream, mode).map_err(refused)?;
+            let worked = work();
+            let graph = result::stream::end_capture(self.stream).map_err(refused);
+            worked?;
+            let graph = graph?;
+            let mut executable = std::ptr::null_mut();
+            let made = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0).result();
+            result::graph::destroy(graph).map_err(refused)?;
+            made.map_err(refused)?;
+            Ok(Some(Box::new(Recorded {
+                context: Arc::clone(&self.context),
+                stream: self.stream,
+                executable,
+            })))
+        }
+    }
+
     unsafe fn convolve(
         &self,
         convolution: Convolution,
@@ -266,6 +291,35 @@ impl Gpu for Driver {
         let workspace = self.workspace(bytes)?;
         // SAFETY: the caller's, and the workspace is as large.
         unsafe { cudnn.run(work, operands, workspace) }
+    }
+}
+
+/// A graph that was captured.
+struct Recorded {
+    context: Arc<CudaContext>,
+    stream: sys::CUstream,
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: as for the driver.
+unsafe impl Send for Recorded {}
+// SAFETY: as above.
+unsafe impl Sync for Recorded {}
+
+impl Graph for Recorded {
+    unsafe fn launch(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(refused)?;
+        // SAFETY: the caller knows the memory.
+        unsafe { result::graph::launch(self.executable, self.stream) }.map_err(refused)
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: nobody uses it any more; what runs goes on.
+            let _ = unsafe { result::graph::exec_destroy(self.executable) };
+        }
     }
 }
 

@@ -6,12 +6,13 @@ use std::ffi::c_void;
 use std::fs;
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
 use crate::convolution::{Convolution, Direction};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Graph};
 use crate::kernels::SOURCES;
 use crate::{CudaError, Precision};
 
@@ -23,6 +24,8 @@ pub(crate) struct Emulator {
     bytes: usize,
     precision: Precision,
     allocated: Mutex<BTreeMap<u64, Layout>>,
+    /// While kernels are recorded they don't run, and nothing else may be asked for.
+    recording: AtomicBool,
 }
 
 impl Emulator {
@@ -31,7 +34,13 @@ impl Emulator {
             bytes,
             precision,
             allocated: Mutex::default(),
+            recording: AtomicBool::new(false),
         })
+    }
+
+    fn expect_not_recording(&self) {
+        let recording = self.recording.load(Ordering::Relaxed);
+        assert!(!recording, "a graph has kernels alone");
     }
 
     fn allocated(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Layout>> {
@@ -74,6 +83,7 @@ fn library(precision: Precision) -> &'static Mutex<Library> {
 
 impl Gpu for Emulator {
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.expect_not_recording();
         let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
         assert!(
             bytes <= self.available()?,
@@ -100,18 +110,21 @@ impl Gpu for Emulator {
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        self.expect_not_recording();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.expect_not_recording();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        self.expect_not_recording();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
@@ -124,6 +137,9 @@ impl Gpu for Emulator {
         threads: u32,
         arguments: &[*mut c_void],
     ) -> Result<(), CudaError> {
+        if self.recording.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let library = library(self.precision)
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -133,6 +149,16 @@ impl Gpu for Emulator {
             kernel(blocks.as_ptr(), threads, arguments.as_ptr());
         }
         Ok(())
+    }
+
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<Option<Box<dyn Graph>>, CudaError> {
+        self.recording.store(true, Ordering::Relaxed);
+        let worked = work();
+        self.recording.store(false, Ordering::Relaxed);
+        worked.map(|()| None)
     }
 
     unsafe fn convolve(

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pixelcnn_core::ModelConfig;
@@ -15,7 +16,7 @@ use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 
 use crate::convolution::{Convolution, Direction};
 use crate::driver::Driver;
-use crate::gpu::{Gpu, Memory};
+use crate::gpu::{Gpu, Graph, Memory};
 use crate::kernels::{self, Added, Address, Biases, Channels, Geometry, Norm};
 use crate::{CudaError, Precision};
 
@@ -44,6 +45,27 @@ pub struct Cuda {
     /// The parameters to evaluate with.
     loaded: Option<Weights>,
     maps: Mutex<Option<Maps>>,
+    /// The last step, to be taken again.
+    step: Mutex<Step>,
+    /// Numbers for maps and states, no two of which are the same.
+    next: AtomicU64,
+}
+
+/// A step as one graph.
+#[derive(Default)]
+struct Step {
+    /// What it was taken with.
+    taken: Option<Taken>,
+    graph: Option<Box<dyn Graph>>,
+}
+
+/// What a graph of a step hangs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Taken {
+    state: u64,
+    maps: u64,
+    images: usize,
+    dropout: bool,
 }
 
 /// The weight-normalised layers, for the kernels.
@@ -70,6 +92,7 @@ struct Weights {
 
 /// The state of training.
 struct Trained {
+    number: u64,
     weights: Weights,
     average: Memory,
     first: Memory,
@@ -88,6 +111,7 @@ struct Trained {
 
 /// Memory for the maps of some images.
 struct Maps {
+    number: u64,
     images: usize,
     training: bool,
     /// Where each slot begins in `memory`, in values.
@@ -103,6 +127,12 @@ struct Maps {
     nats: Memory,
     /// Nats of every image, in double precision.
     sums: Memory,
+}
+
+impl Maps {
+    fn fit(&self, plan: &Plan, images: usize) -> bool {
+        self.images >= images && self.training == plan.d_logits.is_some()
+    }
 }
 
 impl From<CudaError> for EngineError {
@@ -153,6 +183,8 @@ impl Cuda {
             has_gradients: false,
             loaded: None,
             maps: Mutex::new(None),
+            step: Mutex::default(),
+            next: AtomicU64::new(0),
         })
     }
 
@@ -236,8 +268,7 @@ impl Cuda {
     ) -> Result<MutexGuard<'_, Option<Maps>>, EngineError> {
         let mut held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let training = plan.d_logits.is_some();
-        let fits = |maps: &Maps| maps.images >= images && maps.training == training;
-        if held.as_ref().is_some_and(fits) {
+        if held.as_ref().is_some_and(|maps| maps.fit(plan, images)) {
             return Ok(held);
         }
         // Before it is taken anew.
@@ -252,6 +283,7 @@ impl Cuda {
         let scratch = take(self.scratch(plan));
         let pixels = images * self.config.height * self.config.width;
         *held = Some(Maps {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
             images,
             training,
             slots,
@@ -263,6 +295,12 @@ impl Cuda {
             sums: Memory::zeroed(&self.gpu, images * size_of::<f64>())?,
         });
         Ok(held)
+    }
+
+    /// Whether there is memory held for so many images.
+    fn has_room(&self, plan: &Plan, images: usize) -> bool {
+        let held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_some_and(|maps| maps.fit(plan, images))
     }
 
     /// How many images there is memory for, what is held already counted.
@@ -697,6 +735,31 @@ impl Pass<'_> {
         }
     }
 
+    /// All of a step but the update: the gradients by the parameters.
+    fn gradients(&self, state: &Trained) -> Result<(), CudaError> {
+        self.engine.make(&state.weights)?;
+        for operation in &self.plan.forward {
+            self.operation(operation)?;
+        }
+        self.likelihood()?;
+        for step in &self.plan.backward {
+            self.backward_step(state, step)?;
+        }
+        self.engine.by_parameters(state)
+    }
+
+    /// Raises the flag where the loss or its gradient is not a number.
+    fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+        let (gpu, wrong) = (self.gpu(), state.wrong.address());
+        let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
+        let (nats, gradients) = (self.maps.nats.address(), state.gradients.address());
+        // SAFETY: there are nats for each pixel, and the gradients are an array of all parameters.
+        unsafe {
+            kernels::find_wrong(gpu, nats, pixels, wrong)?;
+            kernels::find_wrong(gpu, gradients, self.engine.values as i64, wrong)
+        }
+    }
+
     /// Nats of every image.
     fn nats(&self) -> Result<Vec<f64>, CudaError> {
         let mut nats = vec![0.0; self.images];
@@ -849,6 +912,7 @@ impl Engine for Cuda {
         // Before memory for the new one is taken.
         (self.state, self.loaded) = (None, None);
         self.state = Some(Trained {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
             weights: self.weights(&state.parameters)?,
             average: self.upload(&state.average)?,
             first: self.upload(&state.first)?,
@@ -875,42 +939,57 @@ impl Engine for Cuda {
     }
 
     fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError> {
-        let images = batch.len(&self.config)?;
-        let state = self.state.as_ref();
-        let state = state.ok_or(EngineError::NotLoaded("state"))?;
-        self.loaded = None;
-        let room = self.room(&self.training)?;
-        if images > room {
-            return Err(EngineError::Memory { images, room });
-        }
-        let held = self.maps(&self.training, images)?;
-        let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
-        let drops = size_of::<kernels::Rates>();
-        if let Some(dropout) = dropout {
-            state.step.write(drops, &self.drops(dropout))?;
-        }
-        let pass = Pass {
-            engine: self,
-            plan: &self.training,
-            maps,
-            images,
-            weights: &state.weights,
-            dropout: dropout.map(|_| state.step.address() + drops as u64),
-        };
-        pass.write(batch, 0)?;
-        self.make(&state.weights)?;
-        for operation in &pass.plan.forward {
-            pass.operation(operation)?;
-        }
-        pass.likelihood()?;
-        for step in &pass.plan.backward {
-            pass.backward_step(state, step)?;
-        }
-        self.by_parameters(state)?;
-        let nats = pass.nats()?.iter().sum();
-        drop(held);
+        (self.loaded, self.has_gradients) = (None, false);
+        let nats = self.train(batch, dropout, |pass, state| {
+            pass.gradients(state)?;
+            Ok(pass.nats()?.iter().sum())
+        })?;
         self.has_gradients = true;
         Ok(nats)
+    }
+
+    fn step(
+        &mut self,
+        batch: Batch,
+        dropout: Option<Dropout>,
+        adam: &Adam,
+    ) -> Result<f64, EngineError> {
+        (self.loaded, self.has_gradients) = (None, false);
+        self.train(batch, dropout, |pass, state| {
+            self.write_rates(state, adam)?;
+            let mut work = || {
+                pass.gradients(state)?;
+                pass.find_wrong(state)?;
+                self.move_parameters(state)
+            };
+            let taken = Taken {
+                state: state.number,
+                maps: pass.maps.number,
+                images: pass.images,
+                dropout: pass.dropout.is_some(),
+            };
+            let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+            if step.taken != Some(taken) {
+                // The first time everything is chosen and allocated.
+                *step = Step {
+                    taken: Some(taken),
+                    graph: None,
+                };
+                work()?;
+            } else {
+                if step.graph.is_none() {
+                    step.graph = self.gpu.record(&mut work)?;
+                }
+                match &step.graph {
+                    // SAFETY: state and maps are those that it was recorded with.
+                    Some(graph) => unsafe { graph.launch()? },
+                    None => work()?,
+                }
+            }
+            let nats = pass.nats()?.iter().sum();
+            self.expect_numbers(state)?;
+            Ok(nats)
+        })
     }
 
     fn gradients(&self) -> Result<Vec<Vec<f32>>, EngineError> {
@@ -926,47 +1005,12 @@ impl Engine for Cuda {
         if !std::mem::take(&mut self.has_gradients) {
             return Err(EngineError::NotLoaded("gradients"));
         }
-        let Rates {
-            take_1,
-            take_2,
-            rate,
-            correction_2,
-            epsilon,
-            take_average,
-        } = adam.rates();
-        let rates = kernels::Rates {
-            take_1,
-            take_2,
-            rate,
-            correction_2,
-            epsilon,
-            take_average,
-        };
-        state.step.write(0, &[rates])?;
-        state.wrong.write(0, &[0u32])?;
-        let (gpu, count) = (&*self.gpu, self.values as i64);
-        let (gradients, wrong) = (state.gradients.address(), state.wrong.address());
-        // SAFETY: all are arrays of all parameters.
-        unsafe {
-            kernels::find_wrong(gpu, gradients, count, wrong)?;
-            kernels::adam(
-                gpu,
-                state.step.address(),
-                wrong,
-                state.weights.parameters.address(),
-                gradients,
-                state.first.address(),
-                state.second.address(),
-                state.average.address(),
-                count,
-            )?;
-        }
-        let mut found = [0u32];
-        state.wrong.read(0, &mut found)?;
-        match found {
-            [0] => Ok(()),
-            _ => Err(EngineError::NotANumber),
-        }
+        self.write_rates(state, adam)?;
+        let (count, wrong) = (self.values as i64, state.wrong.address());
+        // SAFETY: the gradients are an array of all parameters.
+        unsafe { kernels::find_wrong(&*self.gpu, state.gradients.address(), count, wrong)? };
+        self.move_parameters(state)?;
+        self.expect_numbers(state)
     }
 
     fn load_weights(&mut self, parameters: &[Vec<f32>]) -> Result<(), EngineError> {
@@ -1034,6 +1078,90 @@ impl Engine for Cuda {
 }
 
 impl Cuda {
+    /// Writes a batch where the plan of training reads it, and calls `f`.
+    fn train<R>(
+        &self,
+        batch: Batch,
+        dropout: Option<Dropout>,
+        f: impl FnOnce(&Pass, &Trained) -> Result<R, EngineError>,
+    ) -> Result<R, EngineError> {
+        let images = batch.len(&self.config)?;
+        let state = self.state.as_ref();
+        let state = state.ok_or(EngineError::NotLoaded("state"))?;
+        if !self.has_room(&self.training, images) {
+            let room = self.room(&self.training)?;
+            if images > room {
+                return Err(EngineError::Memory { images, room });
+            }
+        }
+        let held = self.maps(&self.training, images)?;
+        let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
+        let drops = size_of::<kernels::Rates>();
+        if let Some(dropout) = dropout {
+            state.step.write(drops, &self.drops(dropout))?;
+        }
+        let pass = Pass {
+            engine: self,
+            plan: &self.training,
+            maps,
+            images,
+            weights: &state.weights,
+            dropout: dropout.map(|_| state.step.address() + drops as u64),
+        };
+        pass.write(batch, 0)?;
+        f(&pass, state)
+    }
+
+    /// Writes what Adam takes, and takes the flag down.
+    fn write_rates(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
+        let Rates {
+            take_1,
+            take_2,
+            rate,
+            correction_2,
+            epsilon,
+            take_average,
+        } = adam.rates();
+        let rates = kernels::Rates {
+            take_1,
+            take_2,
+            rate,
+            correction_2,
+            epsilon,
+            take_average,
+        };
+        state.step.write(0, &[rates])?;
+        state.wrong.write(0, &[0u32])
+    }
+
+    /// Moves parameters, moments and average by the gradients, unless the flag is up.
+    fn move_parameters(&self, state: &Trained) -> Result<(), CudaError> {
+        // SAFETY: all are arrays of all parameters.
+        unsafe {
+            kernels::adam(
+                &*self.gpu,
+                state.step.address(),
+                state.wrong.address(),
+                state.weights.parameters.address(),
+                state.gradients.address(),
+                state.first.address(),
+                state.second.address(),
+                state.average.address(),
+                self.values as i64,
+            )
+        }
+    }
+
+    /// Looks whether the flag is up.
+    fn expect_numbers(&self, state: &Trained) -> Result<(), EngineError> {
+        let mut found = [0u32];
+        state.wrong.read(0, &mut found)?;
+        match found {
+            [0] => Ok(()),
+            _ => Err(EngineError::NotANumber),
+        }
+    }
+
     /// The dropout of every block.
     fn drops(&self, dropout: Dropout) -> Vec<kernels::Drop> {
         let drop = |block: usize| {

@@ -55,6 +55,13 @@ pub(crate) trait Gpu: Send + Sync {
         arguments: &[*mut c_void],
     ) -> Result<(), CudaError>;
 
+    /// Records the kernels that `work` asks for, without running them; none where the GPU can't. It
+    /// must ask for nothing else, and not for the first time.
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<Option<Box<dyn Graph>>, CudaError>;
+
     /// Makes one of a convolution's finer map, weight and coarser map of the others, or adds it to
     /// what is there.
     ///
@@ -67,6 +74,15 @@ pub(crate) trait Gpu: Send + Sync {
         operands: [u64; 3],
         accumulate: bool,
     ) -> Result<(), CudaError>;
+}
+
+/// Kernels with their arguments, to be run again as one.
+pub(crate) trait Graph: Send + Sync {
+    /// Runs them.
+    ///
+    /// # Safety
+    /// The memory that they were recorded with is there.
+    unsafe fn launch(&self) -> Result<(), CudaError>;
 }
 
 /// Memory of a GPU, given back when dropped.

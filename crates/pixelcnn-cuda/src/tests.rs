@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pixelcnn_core::engine::{Batch, Engine, EngineError};
 use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::{ModelConfig, reference};
 
 use rand_chacha::ChaCha8Rng;
@@ -113,4 +114,46 @@ fn little_memory_is_enough_or_said_to_be_too_little() {
         labels: &images.labels[..room],
     };
     engine.step(fits, None, &Adam::default()).unwrap();
+}
+
+/// A step is its parts, taken for the first time, for the second and after another state; and the
+/// same bits again.
+#[test]
+fn a_step_is_its_parts() {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let config = &suite::configs()[1];
+    let parameters = suite::parameters(config, &mut random);
+    let images = suite::Images::random(config, 5, &mut random);
+    let batch = suite::batch(&images);
+    let run = |whole: bool| {
+        let mut engine = make(config).unwrap();
+        engine.load(suite::state(&parameters)).unwrap();
+        let mut nats = Vec::new();
+        for step in 1..6 {
+            let dropout = (step != 4).then_some(Dropout {
+                seed: step,
+                ..suite::DROPOUT
+            });
+            let adam = Adam {
+                step,
+                ..Adam::default()
+            };
+            nats.push(match whole {
+                true => engine.step(batch, dropout, &adam).unwrap(),
+                false => {
+                    let nats = engine.backward(batch, dropout).unwrap();
+                    engine.update(&adam).unwrap();
+                    nats
+                }
+            });
+            if step == 3 {
+                let state = engine.unload().unwrap();
+                engine.load(state).unwrap();
+            }
+        }
+        (nats, engine.unload().unwrap())
+    };
+    let whole = run(true);
+    assert!(whole == run(false) && whole == run(true));
+    assert!(whole.0.windows(2).all(|nats| nats[0] != nats[1]));
 }
