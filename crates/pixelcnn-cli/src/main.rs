@@ -19,6 +19,7 @@ use tracing_subscriber::prelude::*;
 mod advice;
 mod chart;
 mod commands;
+mod device;
 mod drawing;
 mod heat;
 mod measuring;
@@ -32,6 +33,7 @@ use commands::{
     complete, completions, compress, decompress, devices, eval, export, import, info, plot, sample,
     score, train,
 };
+use device::DeviceFlags;
 use terminal::{INTERRUPTED, Result, colours, note};
 
 /// PixelCNN++: image models with exact likelihoods.
@@ -47,25 +49,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where the network is trained and evaluated: cpu, cuda:N, or auto, the best that there is
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAME",
-        help_heading = "Global options"
-    )]
-    #[arg(default_value = "auto")]
-    device: String,
-    /// Folder with CUDA's libraries, where they are neither the system's nor in the active Python
-    /// environment
-    #[cfg(feature = "cuda")]
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        help_heading = "Global options"
-    )]
-    cuda_libs: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    device: DeviceFlags,
     /// Messages to show on standard error: error, warn, info, debug or trace, or of one part only,
     /// such as pixelcnn=debug
     #[arg(
@@ -165,23 +150,22 @@ fn run(cli: Cli) -> Result<ExitCode> {
     tracing_subscriber::registry()
         .with(messages.with_filter(shown))
         .init();
-    #[cfg(feature = "cuda")]
-    if let Some(folder) = &cli.cuda_libs {
-        pixelcnn::device::look_for_cuda_in(folder);
-    }
     match cli.command {
-        Command::Train(train) => train.run(&cli.device),
-        Command::Eval(eval) => eval.run(&cli.device),
+        Command::Train(train) => train.run(cli.device.find()?),
+        Command::Eval(eval) => eval.run(cli.device.find()?),
         Command::Sample(sample) => sample.run(),
         Command::Complete(complete) => complete.run(),
         Command::Compress(compress) => compress.run(),
         Command::Decompress(decompress) => decompress.run(),
-        Command::Score(score) => score.run(&cli.device),
+        Command::Score(score) => score.run(cli.device.find()?),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),
-        Command::Export(export) => export.run(&cli.device),
-        Command::Devices(devices) => devices.run(),
+        Command::Export(export) => export.run(cli.device.find()?),
+        Command::Devices(devices) => {
+            cli.device.look();
+            devices.run()
+        }
         Command::Completions(completions) => completions.run(),
     }
 }

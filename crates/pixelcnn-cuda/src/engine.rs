@@ -127,6 +127,8 @@ struct Maps {
     nats: Memory,
     /// Nats of every image, in double precision.
     sums: Memory,
+    /// Of parts of a map, for the gradient by a bias, in double precision.
+    partial: Memory,
 }
 
 impl Maps {
@@ -253,11 +255,19 @@ impl Cuda {
         blocks.max().unwrap_or(0)
     }
 
+    /// Bytes of the sums of parts of so many pixels, for the layer with most outputs.
+    fn partial(&self, pixels: usize) -> usize {
+        let outputs = self.layout.layers.iter().map(|layer| layer.outputs);
+        let widest = outputs.max().unwrap_or(0);
+        kernels::chunks(pixels as i64) as usize * widest * size_of::<f64>()
+    }
+
     /// Bytes for each image.
     fn bytes_per_image(&self, plan: &Plan) -> usize {
         let pixels = self.config.height * self.config.width;
         let values = plan.values() + self.scratch(plan) + pixels;
-        values * VALUE + self.config.dims() + size_of::<u32>() + size_of::<f64>()
+        let sums = size_of::<u32>() + size_of::<f64>() + self.partial(pixels);
+        values * VALUE + self.config.dims() + sums
     }
 
     /// Memory for the maps of so many images.
@@ -293,6 +303,7 @@ impl Cuda {
             labels: Memory::zeroed(&self.gpu, images * size_of::<u32>())?,
             nats: self.zeros(pixels)?,
             sums: Memory::zeroed(&self.gpu, images * size_of::<f64>())?,
+            partial: Memory::zeroed(&self.gpu, self.partial(pixels))?,
         });
         Ok(held)
     }
@@ -316,7 +327,11 @@ impl Cuda {
         });
         // A little is lost between allocations.
         let available = (self.gpu.available()? + held) / 16 * 15;
-        Ok(available / self.bytes_per_image(plan))
+        // Kernels number a map's values with 31 bits.
+        let buffers = plan.buffers.iter().map(|buffer| buffer.values());
+        let largest = buffers.max().unwrap_or(0).max(self.scratch(plan));
+        let numbered = i32::MAX as usize / largest.max(1);
+        Ok((available / self.bytes_per_image(plan)).min(numbered))
     }
 
     /// Carries the forward pass of an evaluation out over a few images at a time. `take` is given
@@ -636,13 +651,15 @@ impl Pass<'_> {
             true => kernels::sum_pixels_wide,
             false => kernels::sum_pixels_map,
         };
-        // SAFETY: the gradients are the layer's; the caller knows the maps.
+        let (gpu, partial) = (self.gpu(), self.maps.partial.address());
+        let chunks = kernels::chunks(pixels) as i32;
+        // SAFETY: the gradients are the layer's, and there are sums for the chunks of the largest and
+        // widest map; the caller knows the maps.
         unsafe {
             let operands = [fine, d_weight, coarse];
-            let by_weight = Direction::ByWeight;
-            self.gpu()
-                .convolve(convolution, by_weight, operands, false)?;
-            sum(self.gpu(), d_to, d_bias, pixels, channels)
+            gpu.convolve(convolution, Direction::ByWeight, operands, false)?;
+            sum(gpu, d_to, partial, pixels, channels)?;
+            kernels::sum_chunks(gpu, partial, d_bias, chunks, channels)
         }
     }
 
@@ -693,7 +710,7 @@ impl Pass<'_> {
                         self.at(to),
                         self.values(to),
                         block.conv_1.outputs as i32,
-                        self.pixels_per_image(to),
+                        self.pixels_per_image(to) as i32,
                     )
                 }
                 &Operation::Shift { by, from, .. } => {
@@ -836,7 +853,7 @@ impl Pass<'_> {
         unsafe {
             let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
             let added = self.added(block);
-            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels)?;
+            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels as i32)?;
             if let Some(hw) = block.conditional {
                 let d_hw = self.parameter(&state.gradients, hw);
                 let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);

@@ -171,6 +171,12 @@ fn columns(count: i64) -> u32 {
     blocks.try_into().unwrap_or(u32::MAX)
 }
 
+/// Parts into which `sum_pixels` divides pixels, each with sums of its own.
+pub(crate) fn chunks(pixels: i64) -> u32 {
+    let chunks = pixels.unsigned_abs().div_ceil(512);
+    chunks.try_into().unwrap_or(u32::MAX)
+}
+
 macro_rules! kernels {
     ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) in $blocks:expr;)*) => {
         /// The names of all.
@@ -248,7 +254,7 @@ kernels! {
         y: Address,
         values: i64,
         channels: i32,
-        pixels_per_image: i64,
+        pixels_per_image: i32,
     ) in blocks(values);
     fn gate_backward(
         dy: Address,
@@ -256,7 +262,7 @@ kernels! {
         c2: Address,
         values: i64,
         channels: i32,
-        pixels_per_image: i64,
+        pixels_per_image: i32,
     ) in blocks(values);
     fn class_backward(
         d_c2: Address,
@@ -310,8 +316,8 @@ kernels! {
     ) in blocks(geometry.fine_values());
     fn by_weight_wide(fine: Address, coarse: Address, d_weight: Address, geometry: Geometry)
         in blocks(geometry.weights());
-    fn sum_pixels_wide(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
-        in [columns(channels.into()), 1, 1];
+    fn sum_pixels_wide(d_to: Address, partial: Address, pixels: i64, channels: i32)
+        in [columns(channels.into()), chunks(pixels), 1];
     fn convolve_map(
         fine: Address,
         weight: Address,
@@ -328,8 +334,11 @@ kernels! {
     ) in blocks(geometry.fine_values());
     fn by_weight_map(fine: Address, coarse: Address, d_weight: Address, geometry: Geometry)
         in blocks(geometry.weights());
-    fn sum_pixels_map(d_to: Address, d_bias: Address, pixels: i64, channels: i32)
-        in [columns(channels.into()), 1, 1];
+    fn sum_pixels_map(d_to: Address, partial: Address, pixels: i64, channels: i32)
+        in [columns(channels.into()), chunks(pixels), 1];
+
+    fn sum_chunks(partial: Address, d_bias: Address, chunks: i32, channels: i32)
+        in blocks(channels.into());
 
     fn likelihood(
         levels: Address,

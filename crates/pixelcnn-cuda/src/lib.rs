@@ -16,6 +16,8 @@ mod gpu;
 mod kernels;
 mod libraries;
 
+use std::fmt;
+
 pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
 pub use libraries::look_in;
@@ -32,6 +34,21 @@ pub enum Precision {
     Tf32,
     /// The blocks' convolutions take and give bfloat16: 7 bits.
     Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        })
+    }
 }
 
 /// Why a GPU can't be used.

@@ -1,5 +1,8 @@
 //! Where the network runs, chosen at run time among what this build has.
 
+#[cfg(feature = "cuda")]
+pub use pixelcnn_cuda::Precision;
+
 use std::fmt;
 #[cfg(feature = "cuda")]
 use std::path::Path;
@@ -14,9 +17,14 @@ use pixelcnn_core::engine::{Engine, EngineError};
 pub enum Device {
     /// The processor, by the hand-written kernels.
     Cpu,
-    /// An NVIDIA GPU by its number, from 0.
+    /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
-    Cuda(usize),
+    Cuda {
+        /// Its number, from 0.
+        number: usize,
+        /// What it computes with.
+        precision: Precision,
+    },
 }
 
 impl fmt::Display for Device {
@@ -25,7 +33,7 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
-            Device::Cuda(number) => write!(f, "cuda:{number}"),
+            Device::Cuda { number, .. } => write!(f, "cuda:{number}"),
         }
     }
 }
@@ -69,7 +77,7 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
 fn best() -> Device {
     // Where the driver can't tell, it can't be used either.
     match pixelcnn_cuda::devices() {
-        Ok(found) if !found.is_empty() => Device::Cuda(0),
+        Ok(found) if !found.is_empty() => cuda(0),
         _ => Device::Cpu,
     }
 }
@@ -88,7 +96,15 @@ fn gpu(name: &str) -> Result<Device, DeviceError> {
     };
     let number = number.ok_or_else(|| DeviceError::Name(name.into()))?;
     pixelcnn_cuda::expect(number)?;
-    Ok(Device::Cuda(number))
+    Ok(cuda(number))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(number: usize) -> Device {
+    Device::Cuda {
+        number,
+        precision: Precision::default(),
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -129,7 +145,7 @@ pub fn devices() -> Result<Vec<Found>, DeviceError> {
     };
     #[cfg(feature = "cuda")]
     let gpus = pixelcnn_cuda::devices()?.into_iter().map(|gpu| Found {
-        device: Device::Cuda(gpu.number),
+        device: cuda(gpu.number),
         name: gpu.name,
         memory: Some(gpu.memory),
     });
@@ -147,14 +163,9 @@ impl Device {
         match self {
             Device::Cpu => Ok(Box::new(Cpu::new(config)?)),
             #[cfg(feature = "cuda")]
-            Device::Cuda(number) => {
+            Device::Cuda { number, precision } => {
                 let cache = crate::data::cache_dir().map(|cache| cache.join("cuda"));
-                let cuda = pixelcnn_cuda::Cuda::new(
-                    config,
-                    *number,
-                    pixelcnn_cuda::Precision::F32,
-                    cache.as_deref(),
-                )?;
+                let cuda = pixelcnn_cuda::Cuda::new(config, *number, *precision, cache.as_deref())?;
                 Ok(Box::new(cuda))
             }
         }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
-use pixelcnn::device;
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::{Evaluation, expect_images};
 use pixelcnn::numpy::Npz;
 
@@ -76,8 +76,7 @@ fn table(path: &str) -> std::result::Result<PathBuf, String> {
 
 impl Eval {
     /// Runs the command.
-    pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device = device::parse(device)?;
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         let trained = Trained::open(self.run.as_deref(), "eval")?;
         let network = trained.network(self.raw, &device)?;
         let config = trained.data_or(&self.data)?;

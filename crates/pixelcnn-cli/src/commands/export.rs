@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use pixelcnn::data::Split;
-use pixelcnn::device;
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::train::config::TrainConfig;
@@ -85,8 +85,7 @@ enum Format {
 
 impl Export {
     /// Runs the command.
-    pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device = device::parse(device)?;
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         if self.raw && self.format == Format::Tensorflow {
             return Err(
                 "--raw: tensorflow's checkpoints hold both sets of weights: \

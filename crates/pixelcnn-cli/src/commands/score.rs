@@ -9,7 +9,7 @@ use clap::{Args, value_parser};
 use pixelcnn::Stopped;
 use pixelcnn::atomic;
 use pixelcnn::data::{DataConfig, Dataset, Listener, Split};
-use pixelcnn::device;
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
@@ -120,8 +120,7 @@ struct Scored {
 
 impl Score {
     /// Runs the command.
-    pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device = device::parse(device)?;
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         let (trained, rest) = Trained::open_first(&self.files, "score")?;
         let [data] = rest else {
             return Err(format!(

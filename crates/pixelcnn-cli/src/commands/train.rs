@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use pixelcnn::data::{DataConfig, Dataset};
-use pixelcnn::device;
+use pixelcnn::device::{self, Device};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoints::CheckpointError;
 use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
@@ -74,8 +74,7 @@ Examples:
 
 impl Train {
     /// Runs the command.
-    pub fn run(self, device: &str) -> Result<ExitCode> {
-        let device = device::parse(device)?;
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         let (run, config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
             None => self.begin()?,

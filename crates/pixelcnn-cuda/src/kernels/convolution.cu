@@ -129,34 +129,48 @@ KERNEL by_weight_map(const map* fine, const map* coarse, float* d_weight, Geomet
 }
 EXPORT(by_weight_map)
 
-// The gradient by the bias: the sum of `d_to` [pixels, channels] over the pixels. A block takes 32
-// channels, each row of its threads every eighth pixel.
+// The gradient by the bias: the sum of `d_to` [pixels, channels] over the pixels, in two stages. A
+// block takes 32 channels and a chunk of the pixels, each row of its threads every eighth of them.
+#define CHUNK 512
+
 template <class T>
 __device__ void sum_pixels(
-    const T* d_to, float* d_bias, i64 pixels, int channels, double (*sums)[32]
+    const T* d_to, double* partial, i64 pixels, int channels, double (*sums)[32]
 ) {
     int lane = threadIdx.x % 32, row = threadIdx.x / 32;
     int channel = blockIdx.x * 32 + lane;
+    i64 first = (i64)blockIdx.y * CHUNK, end = first + CHUNK < pixels ? first + CHUNK : pixels;
     double sum = 0;
     if (channel < channels) {
-        for (i64 pixel = row; pixel < pixels; pixel += 8) sum += get(d_to[pixel * channels + channel]);
+        for (i64 pixel = first + row; pixel < end; pixel += 8) {
+            sum += get(d_to[pixel * channels + channel]);
+        }
     }
     sums[row][lane] = sum;
     __syncthreads();
     if (row == 0 && channel < channels) {
         for (int other = 1; other < 8; other++) sum += sums[other][lane];
-        d_bias[channel] = sum;
+        partial[(i64)blockIdx.y * channels + channel] = sum;
     }
 }
 
-KERNEL sum_pixels_wide(const float* d_to, float* d_bias, i64 pixels, int channels) {
+KERNEL sum_pixels_wide(const float* d_to, double* partial, i64 pixels, int channels) {
     __shared__ double sums[8][32];
-    sum_pixels(d_to, d_bias, pixels, channels, sums);
+    sum_pixels(d_to, partial, pixels, channels, sums);
 }
 EXPORT_TOGETHER(sum_pixels_wide)
 
-KERNEL sum_pixels_map(const map* d_to, float* d_bias, i64 pixels, int channels) {
+KERNEL sum_pixels_map(const map* d_to, double* partial, i64 pixels, int channels) {
     __shared__ double sums[8][32];
-    sum_pixels(d_to, d_bias, pixels, channels, sums);
+    sum_pixels(d_to, partial, pixels, channels, sums);
 }
 EXPORT_TOGETHER(sum_pixels_map)
+
+KERNEL sum_chunks(const double* partial, float* d_bias, int chunks, int channels) {
+    i64 channel = index();
+    if (channel >= channels) return;
+    double sum = 0;
+    for (int chunk = 0; chunk < chunks; chunk++) sum += partial[(i64)chunk * channels + channel];
+    d_bias[channel] = sum;
+}
+EXPORT(sum_chunks)

@@ -1,5 +1,6 @@
 // What happens between the convolutions, value by value: pixelcnn-core's kernels/pointwise.rs says
-// what each function computes. A thread computes one value. Maps are [images, h, w, channels].
+// what each function computes. A thread computes one value. Maps are [images, h, w, channels], of fewer
+// than 2^31 values: places in them are numbers of 32 bits, which divide faster.
 
 // Which values of a block's map dropout drops: a function of a value's place alone, as on the CPU.
 struct Drop {
@@ -8,9 +9,9 @@ struct Drop {
     float scale;
 };
 
-__device__ float kept(const Drop* drop, i64 at) {
+__device__ float kept(const Drop* drop, u32 at) {
     if (!drop) return 1;
-    u32 h = (u32)at + drop->keys[0];
+    u32 h = at + drop->keys[0];
     h = (h ^ (h >> 16)) * 0x7feb352du;
     h = h ^ (h >> 15) ^ drop->keys[1];
     h = h * 0x846ca68bu;
@@ -34,9 +35,9 @@ __device__ float sigmoid(float x) {
 
 // Images scaled to [-1, 1], with a plane of ones: [pixels, channels + 1].
 KERNEL images(const unsigned char* levels, float* out, i64 pixels, int channels) {
-    i64 at = index();
+    u32 at = index();
     if (at >= pixels * (channels + 1)) return;
-    i64 pixel = at / (channels + 1);
+    u32 pixel = at / (channels + 1);
     int channel = at % (channels + 1);
     out[at] = channel == channels ? 1 : (levels[pixel * channels + channel] - 127.5f) / 127.5f;
 }
@@ -57,18 +58,18 @@ template <class X>
 __device__ void bend(
     const X* x, Biases biases, const Drop* drop, map* y, i64 values, Channels channels, int f
 ) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels.count;
+    u32 pixel = at / channels.count;
     int own = at % channels.count, channel = channels.first + own;
     float v = get(x[at]) + added(biases, own), positive = fabsf(v);
     float bent = f == RELU ? 0 : expm1f(-positive);
     if (f == CONCAT_ELU) {
-        i64 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
+        u32 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
         put(y[plus], (v > 0 ? positive : bent) * kept(drop, plus));
         put(y[minus], (v > 0 ? bent : positive) * kept(drop, minus));
     } else {
-        i64 to = pixel * channels.of + channel;
+        u32 to = pixel * channels.of + channel;
         // The comparisons let NaN through.
         float value = f == ELU ? (v > 0 ? v : bent) : (0 > v ? 0 : v);
         put(y[to], value * kept(drop, to));
@@ -94,19 +95,19 @@ __device__ void bend_backward(
     const X* x, Biases biases, const Drop* drop, const map* dy, X* dx, i64 values,
     Channels channels, int f, int accumulate
 ) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels.count;
+    u32 pixel = at / channels.count;
     int own = at % channels.count, channel = channels.first + own;
     float v = get(x[at]) + added(biases, own), through;
     float slope = f == RELU ? 0 : expf(-fabsf(v));
     if (f == CONCAT_ELU) {
-        i64 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
+        u32 plus = pixel * 2 * channels.of + channel, minus = plus + channels.of;
         float by_plus = get(dy[plus]) * kept(drop, plus);
         float by_minus = get(dy[minus]) * kept(drop, minus);
         through = v > 0 ? by_plus - by_minus * slope : by_plus * slope - by_minus;
     } else {
-        i64 from = pixel * channels.of + channel;
+        u32 from = pixel * channels.of + channel;
         float by = get(dy[from]) * kept(drop, from);
         through = v > 0 ? by : by * slope;
     }
@@ -137,7 +138,7 @@ struct Added {
     const u32* labels;
 };
 
-__device__ float added(Added added, i64 image, int channels, int channel) {
+__device__ float added(Added added, u32 image, int channels, int channel) {
     const float* row = added.hw ? added.hw + (i64)added.labels[image] * 2 * channels : 0;
     return added.bias[channel] + (row ? row[channel] : 0);
 }
@@ -145,11 +146,11 @@ __device__ float added(Added added, i64 image, int channels, int channel) {
 // y = x + a sigmoid(b), with the halves of c2.
 KERNEL gate(
     const float* x, const map* c2, Added more, float* y, i64 values, int channels,
-    i64 pixels_per_image
+    int pixels_per_image
 ) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels, image = pixel / pixels_per_image;
+    u32 pixel = at / channels, image = pixel / pixels_per_image;
     int channel = at % channels;
     const map* c = c2 + pixel * 2 * channels;
     float a = get(c[channel]) + added(more, image, channels, channel);
@@ -160,11 +161,11 @@ EXPORT(gate)
 
 // The gradient by c2, which it overwrites.
 KERNEL gate_backward(
-    const float* dy, Added more, map* c2, i64 values, int channels, i64 pixels_per_image
+    const float* dy, Added more, map* c2, i64 values, int channels, int pixels_per_image
 ) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
-    i64 pixel = at / channels, image = pixel / pixels_per_image;
+    u32 pixel = at / channels, image = pixel / pixels_per_image;
     int channel = at % channels;
     map* c = c2 + pixel * 2 * channels;
     float a = get(c[channel]) + added(more, image, channels, channel);
@@ -197,10 +198,10 @@ EXPORT(class_backward)
 
 // Moves every pixel down and right, zeros coming in.
 KERNEL shift(const float* from, float* to, i64 values, int h, int w, int channels, int down, int right) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
     int x = at / channels % w, y = at / channels / w % h;
-    to[at] = y < down || x < right ? 0 : from[at - ((i64)down * w + right) * channels];
+    to[at] = y < down || x < right ? 0 : from[at - (down * w + right) * channels];
 }
 EXPORT(shift)
 
@@ -208,35 +209,35 @@ KERNEL shift_backward(
     const float* dy, float* dx, i64 values, int h, int w, int channels, int down, int right,
     int accumulate
 ) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
     int x = at / channels % w, y = at / channels / w % h;
-    float moved = y + down >= h || x + right >= w ? 0 : dy[at + ((i64)down * w + right) * channels];
+    float moved = y + down >= h || x + right >= w ? 0 : dy[at + (down * w + right) * channels];
     dx[at] = accumulate ? dx[at] + moved : moved;
 }
 EXPORT(shift_backward)
 
 // Adds a bias to every pixel.
 KERNEL add_bias(const float* bias, float* to, i64 values, int channels) {
-    i64 at = index();
+    u32 at = index();
     if (at < values) to[at] += bias[at % channels];
 }
 EXPORT(add_bias)
 
 KERNEL add(const float* from, float* to, i64 values) {
-    i64 at = index();
+    u32 at = index();
     if (at < values) to[at] += from[at];
 }
 EXPORT(add)
 
 KERNEL elu(const float* x, float* y, i64 values) {
-    i64 at = index();
+    u32 at = index();
     if (at < values) y[at] = x[at] > 0 ? x[at] : expm1f(x[at]);
 }
 EXPORT(elu)
 
 KERNEL elu_backward(const float* x, const float* dy, float* dx, i64 values, int accumulate) {
-    i64 at = index();
+    u32 at = index();
     if (at >= values) return;
     float through = x[at] > 0 ? dy[at] : dy[at] * expf(x[at]);
     dx[at] = accumulate ? dx[at] + through : through;

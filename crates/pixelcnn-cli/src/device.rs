@@ -1,0 +1,86 @@
+//! The flags that say where the network runs.
+
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
+
+use clap::Args;
+#[cfg(feature = "cuda")]
+use pixelcnn::device::Precision;
+use pixelcnn::device::{self, Device};
+
+use crate::terminal::Result;
+
+/// Where the network runs, of the commands that train and evaluate.
+#[derive(Debug, Args)]
+pub struct DeviceFlags {
+    /// Where the network is trained and evaluated: cpu, cuda:N, or auto, the best that there is
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    #[arg(default_value = "auto")]
+    device: String,
+    /// What a GPU computes the blocks' convolutions with: f32, tf32 or bf16
+    #[cfg(feature = "cuda")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "TYPE",
+        help_heading = "Global options"
+    )]
+    #[arg(default_value = "f32", value_parser = precision)]
+    precision: Precision,
+    /// Folder with CUDA's libraries, where they are neither the system's nor in the active Python
+    /// environment
+    #[cfg(feature = "cuda")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    cuda_libs: Option<PathBuf>,
+}
+
+#[cfg(feature = "cuda")]
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    let mut all = Precision::ALL.into_iter();
+    let found = all.find(|precision| precision.to_string() == name);
+    found.ok_or_else(|| "choose f32, tf32 or bf16".into())
+}
+
+impl DeviceFlags {
+    /// The device, which is there.
+    #[cfg(not(feature = "cuda"))]
+    pub fn find(&self) -> Result<Device> {
+        Ok(device::parse(&self.device)?)
+    }
+
+    /// The device, which is there.
+    #[cfg(feature = "cuda")]
+    pub fn find(&self) -> Result<Device> {
+        self.look();
+        match device::parse(&self.device)? {
+            Device::Cuda { number, .. } => Ok(Device::Cuda {
+                number,
+                precision: self.precision,
+            }),
+            device if self.precision == Precision::F32 => Ok(device),
+            device => Err(format!(
+                "--precision {}: the device {device} computes in f32: leave it out",
+                self.precision
+            )
+            .into()),
+        }
+    }
+
+    /// Looks for CUDA's libraries where the user says that they are.
+    pub fn look(&self) {
+        #[cfg(feature = "cuda")]
+        if let Some(folder) = &self.cuda_libs {
+            device::look_for_cuda_in(folder);
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! What a GPU computes, beside the CPU, and how fast: `benches/gpu/run` calls it stage by stage.
+//!
+//!     gpu check            logits, nats, gradients and a step of many models, against the CPU's
+//!     gpu layers           the gradient of every layer of the shipped model, against the CPU's
+//!     gpu bits IMAGES      bits/dim of the shipped model on so many test images of CIFAR-10
+//!     gpu time             steps and evaluations of several sizes: images/s and memory
+
+use std::error::Error;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::device::{Device, Precision, on_threads};
+use pixelcnn::engine::{Engine, EngineError, State};
+use pixelcnn::kernels::adam::Adam;
+use pixelcnn::kernels::pointwise::Dropout;
+use pixelcnn::network::{Batch, Layout, draw_parameters};
+use pixelcnn::{Model, ModelConfig, Nonlinearity};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    // Cargo adds `--bench`.
+    let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+    let arguments: Vec<String> = arguments.collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = on_threads(0, || match arguments[..] {
+        ["check"] => check().map_err(|error| error.to_string()),
+        ["layers"] => layers().map_err(|error| error.to_string()),
+        ["bits", images] => images
+            .parse()
+            .map_err(Into::into)
+            .and_then(bits)
+            .map_err(|error| error.to_string()),
+        ["time"] => time().map_err(|error| error.to_string()),
+        _ => Err("usage: gpu check | layers | bits IMAGES | time".into()),
+    });
+    match done {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("gpu: {error}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("gpu: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn gpu(precision: Precision) -> Device {
+    Device::Cuda {
+        number: 0,
+        precision,
+    }
+}
+
+/// How far results in a precision may be off, as a share of their length: the logits, and the whole
+/// gradient.
+fn tolerance(precision: Precision) -> [f64; 2] {
+    match precision {
+        Precision::F32 => [1e-5, 1e-4],
+        Precision::Tf32 => [2e-3, 5e-3],
+        _ => [2e-2, 4e-2],
+    }
+}
+
+/// Images that are no noise: slopes of all directions, with some noise.
+fn images(config: &ModelConfig, count: usize) -> (Vec<u8>, Vec<u32>) {
+    let mut random = 1u32;
+    let mut draw = || {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        random >> 16
+    };
+    let mut images = Vec::new();
+    for image in 0..count {
+        for y in 0..config.height {
+            for x in 0..config.width {
+                for c in 0..config.channels {
+                    let slope = (image + 1) * x + (c + 2) * y;
+                    images.push((slope as u32 + draw() % 32) as u8);
+                }
+            }
+        }
+    }
+    let classes = config.nr_classes.max(1) as u32;
+    let labels = (0..count).map(|_| draw() % classes).collect();
+    (images, labels)
+}
+
+fn state(parameters: &[Vec<f32>]) -> State {
+    let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
+    State {
+        parameters: parameters.to_vec(),
+        average: parameters.to_vec(),
+        first: zeros.clone(),
+        second: zeros,
+    }
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// The distance of two arrays, as a share of the second one's length.
+fn off<'a>(got: impl Iterator<Item = &'a f32>, want: impl Iterator<Item = &'a f32> + Clone) -> f64 {
+    let wide = |value: &f32| f64::from(*value);
+    let length = norm(want.clone().map(wide));
+    norm(got.zip(want).map(|(a, b)| wide(a) - wide(b))) / length
+}
+
+/// What an engine gives for a batch.
+struct Outcome {
+    logits: Vec<f32>,
+    nats: Vec<f64>,
+    gradients: Vec<Vec<f32>>,
+}
+
+fn outcome(
+    engine: &mut dyn Engine,
+    parameters: &[Vec<f32>],
+    batch: Batch,
+) -> std::result::Result<Outcome, EngineError> {
+    engine.load_weights(parameters)?;
+    let (logits, nats) = (engine.logits(batch)?, engine.nats_per_image(batch)?);
+    engine.load(state(parameters))?;
+    engine.backward(batch, Some(DROPOUT))?;
+    Ok(Outcome {
+        logits,
+        nats,
+        gradients: engine.gradients()?,
+    })
+}
+
+const DROPOUT: Dropout = Dropout {
+    rate: 0.5,
+    seed: 9,
+    first: 0,
+};
+
+/// Models of every kind, and the presets' shapes at a small number of images.
+fn models() -> Vec<(&'static str, ModelConfig, usize)> {
+    let small = ModelConfig {
+        height: 8,
+        width: 12,
+        nr_resnet: 1,
+        nr_filters: 8,
+        nr_logistic_mix: 3,
+        ..ModelConfig::default()
+    };
+    let sized = |nr_filters, nr_resnet, nr_logistic_mix| ModelConfig {
+        nr_filters,
+        nr_resnet,
+        nr_logistic_mix,
+        ..ModelConfig::default()
+    };
+    vec![
+        ("small", small.clone(), 5),
+        (
+            "odd filters, classes",
+            ModelConfig {
+                nr_filters: 13,
+                nr_classes: 3,
+                ..small.clone()
+            },
+            3,
+        ),
+        (
+            "grey, elu",
+            ModelConfig {
+                channels: 1,
+                nonlinearity: Nonlinearity::Elu,
+                ..small.clone()
+            },
+            4,
+        ),
+        (
+            "relu",
+            ModelConfig {
+                nonlinearity: Nonlinearity::Relu,
+                ..small
+            },
+            4,
+        ),
+        ("quick", sized(24, 1, 5), 4),
+        ("48/2", sized(48, 2, 5), 4),
+        ("64/2", sized(64, 2, 10), 4),
+        ("160/5", sized(160, 5, 10), 2),
+    ]
+}
+
+fn check() -> Result {
+    // What is missing is said once.
+    gpu(Precision::F32).engine(&models()[0].1)?;
+    let mut failed = Vec::new();
+    println!("| model | precision | logits off | bits/dim | CPU's | gradient off | same bits |");
+    println!("|---|---|--:|--:|--:|--:|---|");
+    for (name, config, count) in models() {
+        let mut parameters = draw_parameters(&config, 3);
+        let (images, labels) = images(&config, count);
+        let batch = Batch {
+            images: &images,
+            labels: &labels,
+        };
+        let mut cpu = Device::Cpu.engine(&config)?;
+        cpu.initialise(&mut parameters, batch, None)?;
+        let want = outcome(&mut *cpu, &parameters, batch)?;
+        for precision in Precision::ALL {
+            let got = gpu(precision).engine(&config).and_then(|mut gpu| {
+                let got = outcome(&mut *gpu, &parameters, batch)?;
+                Ok((got, steps(&mut *gpu, &parameters, batch)?))
+            });
+            let (got, same) = match got {
+                Ok(got) => got,
+                Err(error) => {
+                    println!("| {name} | {precision} | {error} |");
+                    failed.push(format!("{name} in {precision}"));
+                    continue;
+                }
+            };
+            let logits = off(got.logits.iter(), want.logits.iter());
+            let gradients = off(
+                got.gradients.iter().flatten(),
+                want.gradients.iter().flatten(),
+            );
+            let mean = |nats: &[f64]| config.bits_per_dim(nats.iter().sum::<f64>() / count as f64);
+            println!(
+                "| {name} | {precision} | {logits:.1e} | {:.5} | {:.5} | {gradients:.1e} | {} |",
+                mean(&got.nats),
+                mean(&want.nats),
+                if same { "yes" } else { "NO" }
+            );
+            let [by_logits, by_gradients] = tolerance(precision);
+            if !same || logits.is_nan() || logits > by_logits || gradients > by_gradients {
+                failed.push(format!("{name} in {precision}"));
+            }
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("beyond the tolerance: {}", failed.join(", ")).into()),
+    }
+}
+
+/// Whether steps are the same bits, as graphs, operation by operation and a second time.
+fn steps(
+    engine: &mut dyn Engine,
+    parameters: &[Vec<f32>],
+    batch: Batch,
+) -> std::result::Result<bool, EngineError> {
+    let mut run = |whole: bool| {
+        engine.load(state(parameters))?;
+        for step in 1..5 {
+            let dropout = Some(Dropout {
+                seed: step,
+                ..DROPOUT
+            });
+            let adam = Adam {
+                step,
+                ..Adam::default()
+            };
+            match whole {
+                true => engine.step(batch, dropout, &adam).map(drop)?,
+                false => {
+                    engine.backward(batch, dropout)?;
+                    engine.update(&adam)?;
+                }
+            }
+        }
+        engine.unload()
+    };
+    let first = run(true)?;
+    Ok(first == run(false)? && first == run(true)?)
+}
+
+fn layers() -> Result {
+    let model = Model::pretrained()?;
+    let (images, labels) = images(&model.config, 8);
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    let want = outcome(
+        &mut *Device::Cpu.engine(&model.config)?,
+        &model.weights,
+        batch,
+    )?;
+    let parameters = Layout::new(&model.config).parameters;
+    for precision in Precision::ALL {
+        let mut engine = gpu(precision).engine(&model.config)?;
+        let got = outcome(&mut *engine, &model.weights, batch)?;
+        let pairs = got.gradients.iter().zip(&want.gradients);
+        let mut worst: Vec<(f64, &str)> = parameters
+            .iter()
+            .zip(pairs)
+            .map(|(parameter, (got, want))| (off(got.iter(), want.iter()), &parameter.name[..]))
+            .collect();
+        worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+        println!("{precision}: {} gradients; the worst:", worst.len());
+        for (off, name) in &worst[..5] {
+            println!("  {off:.1e}  {name}");
+        }
+    }
+    Ok(())
+}
+
+fn bits(count: usize) -> Result {
+    let model = Model::pretrained()?;
+    let data = Dataset::open(&DataConfig::default(), Split::Test)?;
+    let indices: Vec<usize> = (0..count.min(data.len())).collect();
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    data.read(&indices, &mut images, &mut labels)?;
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    let devices = [Device::Cpu].into_iter().chain(Precision::ALL.map(gpu));
+    for device in devices {
+        let network = model.network(&device)?;
+        network.nats_per_image(Batch {
+            images: &images[..model.config.dims()],
+            labels: &labels[..1],
+        })?;
+        let start = Instant::now();
+        let nats = network.nats_per_image(batch)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let mean = nats.iter().sum::<f64>() / nats.len() as f64;
+        println!(
+            "{device:?}: {:.5} bits/dim of {} images, {:.0} images/s",
+            model.config.bits_per_dim(mean),
+            nats.len(),
+            nats.len() as f64 / seconds
+        );
+    }
+    Ok(())
+}
+
+/// Filters, blocks, mixture components, and the batches to time.
+const SIZES: [([usize; 3], &[usize]); 3] = [
+    ([160, 5, 10], &[16, 64, 256]),
+    ([64, 2, 10], &[64, 256]),
+    ([48, 2, 5], &[64, 256]),
+];
+
+fn time() -> Result {
+    gpu(Precision::F32).engine(&models()[0].1)?;
+    println!("| size | batch | precision | step | images/s | evaluation, images/s | memory |");
+    println!("|---|--:|---|--:|--:|--:|--:|");
+    for ([nr_filters, nr_resnet, nr_logistic_mix], batches) in SIZES {
+        let config = ModelConfig {
+            nr_filters,
+            nr_resnet,
+            nr_logistic_mix,
+            ..ModelConfig::default()
+        };
+        let parameters = draw_parameters(&config, 3);
+        for precision in Precision::ALL.into_iter().rev() {
+            for &count in batches {
+                let size = format!("{nr_filters}/{nr_resnet} | {count} | {precision}");
+                match time_one(&config, &parameters, precision, count) {
+                    Ok(figures) => println!("| {size} | {figures} |"),
+                    Err(error) => println!("| {size} | {error} |"),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn time_one(
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+    precision: Precision,
+    count: usize,
+) -> Result<String> {
+    let (images, labels) = images(config, count);
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    let mut engine = gpu(precision).engine(config)?;
+    engine.load(state(parameters))?;
+    // So small that the loss stays a number, whatever the parameters are.
+    let adam = Adam {
+        learning_rate: 1e-9,
+        ..Adam::default()
+    };
+    let mut step = || engine.step(batch, Some(DROPOUT), &adam).map(drop);
+    // Everything is chosen in the first, and recorded in the second.
+    let step = median(3, &mut step)?;
+    let memory = used().map_or("unknown".into(), |mib| format!("{mib} MiB"));
+    engine.load_weights(parameters)?;
+    let mut evaluate = || engine.nats_per_image(batch).map(drop);
+    let evaluation = median(2, &mut evaluate)?;
+    Ok(format!(
+        "{:.2} ms | {:.0} | {:.0} | {memory}",
+        1e3 * step,
+        count as f64 / step,
+        count as f64 / evaluation
+    ))
+}
+
+/// Median seconds of runs after some that don't count, for a second or ten of them.
+fn median(
+    first: usize,
+    run: &mut dyn FnMut() -> std::result::Result<(), EngineError>,
+) -> Result<f64> {
+    (0..first).try_for_each(|_| run())?;
+    let (begin, mut seconds) = (Instant::now(), Vec::new());
+    while seconds.len() < 3 || (seconds.len() < 10 && begin.elapsed().as_secs() < 1) {
+        let start = Instant::now();
+        run()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// Megabytes in use on the GPU.
+fn used() -> Option<String> {
+    let program = Path::new("nvidia-smi");
+    let query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits"];
+    let output = Command::new(program).args(query).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.lines().next()?.trim().to_owned())
+}
