@@ -19,6 +19,9 @@ use crate::{CudaError, Precision};
 /// A kernel as the emulator exports it: blocks, threads, arguments.
 type Kernel = unsafe extern "C" fn(*const u32, u32, *const *mut c_void);
 
+/// Behind all memory.
+const GUARD: [u8; 64] = [0xa5; 64];
+
 /// Pretends to be a GPU with so many bytes.
 pub(crate) struct Emulator {
     bytes: usize,
@@ -48,6 +51,15 @@ impl Emulator {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether this machine has the C++ compiler that the emulator needs; says so where it has not.
+pub(crate) fn can_run() -> bool {
+    let there = Command::new("c++").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("skipped: there is no C++ compiler (c++)");
+    }
+    there
 }
 
 /// The kernels, one at a time: they keep their threads' numbers in one place.
@@ -84,7 +96,7 @@ fn library(precision: Precision) -> &'static Mutex<Library> {
 impl Gpu for Emulator {
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.expect_not_recording();
-        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
+        let layout = Layout::from_size_align(bytes + GUARD.len(), 256).unwrap();
         assert!(
             bytes <= self.available()?,
             "the engine looks before it allocates"
@@ -93,7 +105,10 @@ impl Gpu for Emulator {
         let address = unsafe { alloc(layout) };
         // What memory holds at first is not to be relied on.
         // SAFETY: it is as long.
-        unsafe { ptr::write_bytes(address, 0xff, bytes) };
+        unsafe {
+            ptr::write_bytes(address, 0xff, bytes);
+            ptr::copy_nonoverlapping(GUARD.as_ptr(), address.add(bytes), GUARD.len());
+        }
         self.allocated().insert(address as u64, layout);
         Ok(address as u64)
     }
@@ -101,7 +116,12 @@ impl Gpu for Emulator {
     unsafe fn free(&self, address: u64) {
         let layout = self.allocated().remove(&address).unwrap();
         // SAFETY: it was allocated so.
-        unsafe { dealloc(address as *mut u8, layout) };
+        unsafe {
+            let behind = (address as *const u8).add(layout.size() - GUARD.len());
+            let behind = std::slice::from_raw_parts(behind, GUARD.len());
+            assert_eq!(behind, GUARD, "a kernel wrote beyond its memory");
+            dealloc(address as *mut u8, layout);
+        }
     }
 
     fn available(&self) -> Result<usize, CudaError> {
