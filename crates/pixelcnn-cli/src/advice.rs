@@ -4,6 +4,7 @@ use std::error::Error;
 
 use pixelcnn::data::DataError;
 use pixelcnn::evaluate::WrongImages;
+use pixelcnn::network::EngineError;
 use pixelcnn::train::TrainError;
 use pixelcnn::weights::{Fault, WeightsError};
 
@@ -14,13 +15,7 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
         None if error.is::<WrongImages>() => Some("--size resizes pictures"),
         None => None,
     };
-    let flag = flag.or_else(|| match error.downcast_ref()? {
-        TrainError::NotANumber { .. } => Some("--learning-rate"),
-        TrainError::TooFewImages { .. } => Some("--batch-size"),
-        TrainError::Images(_) => Some("--size resizes pictures"),
-        TrainError::Data(error) => of_data(error),
-        _ => None,
-    });
+    let flag = flag.or_else(|| of_training(error.downcast_ref()?));
     let flag = flag.or_else(|| match error.downcast_ref()? {
         WeightsError::Gpus { .. } => Some("--nr-gpu"),
         WeightsError::File { fault, .. } => match fault {
@@ -34,6 +29,18 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
         _ => None,
     });
     flag.map(|flag| format!(" ({flag})")).unwrap_or_default()
+}
+
+fn of_training(error: &TrainError) -> Option<&'static str> {
+    match error {
+        TrainError::NotANumber { .. } => Some("--learning-rate"),
+        TrainError::TooFewImages { .. } | TrainError::Engine(EngineError::Memory { .. }) => {
+            Some("--batch-size")
+        }
+        TrainError::Images(_) => Some("--size resizes pictures"),
+        TrainError::Data(error) => of_data(error),
+        _ => None,
+    }
 }
 
 fn of_data(error: &DataError) -> Option<&'static str> {

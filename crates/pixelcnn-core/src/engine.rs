@@ -137,6 +137,15 @@ pub trait Engine: Send + Sync {
         dropout: Option<Dropout>,
     ) -> Result<Vec<f32>, EngineError>;
 
+    /// Checks that there is memory to train on so many images at a time.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`].
+    fn expect_room(&self, _images: usize) -> Result<(), EngineError> {
+        // The system has more than anyone waits for.
+        Ok(())
+    }
+
     /// Takes a state over.
     ///
     /// # Errors

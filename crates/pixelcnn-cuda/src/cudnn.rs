@@ -161,7 +161,10 @@ impl Cudnn {
 
     /// The plan of an engine's configuration, if it does what is wanted.
     fn suitable(&self, work: Work, configuration: &Descriptor) -> Option<Plan> {
-        let exact = work.convolution.wide || self.precision == Precision::F32;
+        // Of the residual stream's layers, the first ones and the last must not be rounded: 11 bits
+        // can't tell the images' levels, nor the logits' digits. The others halve or double maps.
+        let Convolution { geometry, wide } = work.convolution;
+        let exact = self.precision == Precision::F32 || (wide && geometry.stride == 1);
         let notes = notes(configuration).ok()?;
         let has = |note: Note| notes.contains(&(note as i32));
         let rounds = has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)

@@ -327,6 +327,12 @@ impl Cuda {
         });
         // A little is lost between allocations.
         let available = (self.gpu.available()? + held) / 16 * 15;
+        // A state that is not there yet takes its part.
+        let state = match (plan.d_logits, &self.state) {
+            (Some(_), None) => 7 * self.values * VALUE,
+            _ => 0,
+        };
+        let available = available.saturating_sub(state);
         // Kernels number a map's values with 31 bits.
         let buffers = plan.buffers.iter().map(|buffer| buffer.values());
         let largest = buffers.max().unwrap_or(0).max(self.scratch(plan));
@@ -915,6 +921,17 @@ impl Engine for Cuda {
         Cpu::new(&self.config)?.initialise(parameters, batch, dropout)
     }
 
+    fn expect_room(&self, images: usize) -> Result<(), EngineError> {
+        if self.has_room(&self.training, images) {
+            return Ok(());
+        }
+        let room = self.room(&self.training)?;
+        match images <= room {
+            true => Ok(()),
+            false => Err(EngineError::Memory { images, room }),
+        }
+    }
+
     fn load(&mut self, state: State) -> Result<(), EngineError> {
         for arrays in [
             &state.parameters,
@@ -1105,12 +1122,7 @@ impl Cuda {
         let images = batch.len(&self.config)?;
         let state = self.state.as_ref();
         let state = state.ok_or(EngineError::NotLoaded("state"))?;
-        if !self.has_room(&self.training, images) {
-            let room = self.room(&self.training)?;
-            if images > room {
-                return Err(EngineError::Memory { images, room });
-            }
-        }
+        self.expect_room(images)?;
         let held = self.maps(&self.training, images)?;
         let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
         let drops = size_of::<kernels::Rates>();

@@ -30,9 +30,11 @@ pub enum Precision {
     /// Single precision everywhere, as on the CPU.
     #[default]
     F32,
-    /// The blocks' convolutions round what they multiply to 10 bits behind the binary point.
+    /// Convolutions, but the first layers' and the last one's, round what they multiply to 10 bits
+    /// behind the binary point.
     Tf32,
-    /// The blocks' convolutions take and give bfloat16: 7 bits.
+    /// The blocks' convolutions take and give bfloat16, with 7 bits, the others as with
+    /// [`Precision::Tf32`].
     Bf16,
 }
 

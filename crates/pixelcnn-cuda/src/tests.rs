@@ -125,11 +125,15 @@ fn little_memory_is_enough_or_said_to_be_too_little() {
     assert!(evaluated(large) == evaluated(small));
 
     let mut engine = on(small, Precision::F32, config).unwrap();
+    let Err(EngineError::Memory { room: before, .. }) = engine.expect_room(30) else {
+        panic!("30 images will not fit");
+    };
     engine.load(suite::state(&parameters)).unwrap();
     let Err(EngineError::Memory { images: 30, room }) = engine.backward(batch, None) else {
         panic!("30 images do not fit");
     };
     assert!((1..30).contains(&room), "{room}");
+    assert!(room.abs_diff(before) <= 1, "{before}, {room}");
     let fits = Batch {
         images: &images.levels[..room * config.dims()],
         labels: &images.labels[..room],

@@ -93,10 +93,12 @@ impl<'a> Trainer<'a> {
         state: TrainState,
         device: Device,
     ) -> Result<Trainer<'a>, EngineError> {
+        let engine = device.engine(&config.model)?;
+        engine.expect_room(config.train.batch_size)?;
         Ok(Trainer {
             config,
             data,
-            network: Network::of(device.engine(&config.model)?),
+            network: Network::of(engine),
             lent: false,
             order: None,
             images: Vec::new(),
