@@ -10,12 +10,13 @@ use crate::CudaError;
 use crate::gpu::{Gpu, Plain};
 
 /// Their source, without what it begins with on a device.
-pub(crate) const SOURCES: [&str; 5] = [
+pub(crate) const SOURCES: [&str; 6] = [
     include_str!("kernels/numbers.cu"),
     include_str!("kernels/pointwise.cu"),
     include_str!("kernels/convolution.cu"),
     include_str!("kernels/likelihood.cu"),
     include_str!("kernels/parameters.cu"),
+    include_str!("kernels/raster.cu"),
 ];
 
 /// Threads in a block.
@@ -149,6 +150,57 @@ pub(crate) struct Rates {
 
 // SAFETY: six numbers of four bytes.
 unsafe impl Plain for Rates {}
+
+/// `Ring` of `kernels/raster.cu`; none has no rows.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Ring {
+    pub start: i64,
+    pub scale: i32,
+    pub channels: i32,
+    pub rows: i32,
+    pub width: i32,
+}
+
+/// `Tap` of `kernels/raster.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Tap {
+    pub ring: Ring,
+    pub dy: i32,
+    pub dx: i32,
+    pub channels: i32,
+    pub unused: i32,
+}
+
+// SAFETY: numbers, and nothing between them.
+unsafe impl Plain for Tap {}
+
+/// `Sum` of `kernels/raster.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Sum {
+    pub start: i64,
+    pub bias: i64,
+    pub class_bias: i32,
+    pub scale: i32,
+    pub width: i32,
+    pub channels: i32,
+    pub panels: i32,
+    pub gated: i32,
+    pub first: i32,
+    pub step: i32,
+    pub count: i32,
+    pub begun: i32,
+    pub complete: i32,
+    pub weights: i64,
+    pub taps: i32,
+    pub inputs: i32,
+    pub residual: Ring,
+    pub value: Ring,
+    pub bent: [Ring; 2],
+    pub f: [i32; 2],
+}
 
 /// A nonlinearity's number in `kernels/pointwise.cu`.
 pub(crate) fn number(f: Nonlinearity) -> i32 {
@@ -382,6 +434,17 @@ kernels! {
         layers: u32,
         largest: i64,
     ) in [blocks(largest)[0].min(1024), layers, 1];
+    fn sum_taps(
+        memory: Address,
+        weights: Address,
+        taps: Address,
+        labels: Address,
+        at: Address,
+        sum: Sum,
+        images: i32,
+    ) in blocks(i64::from(sum.count) * i64::from(images) * i64::from(sum.channels));
+    fn place_pixel(memory: Address, levels: Address, at: Address, ring: Ring, images: i32)
+        in blocks(i64::from(images) * i64::from(ring.channels));
     fn find_wrong(values: Address, count: i64, flag: Address) in blocks(count);
     fn adam(
         rates: Address,

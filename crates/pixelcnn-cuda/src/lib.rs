@@ -15,12 +15,14 @@ mod engine;
 mod gpu;
 mod kernels;
 mod libraries;
+mod raster;
 
 use std::fmt;
 
 pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
 pub use libraries::look_in;
+pub use raster::{CudaEvaluator, CudaRaster};
 
 /// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the
 /// first layers, the logits and the loss are in single precision in any case, as are all sums.

@@ -13,6 +13,7 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::Precision;
 use crate::emulator::{self, Emulator};
 use crate::engine::Cuda;
+use crate::raster::CudaEvaluator;
 use crate::suite;
 
 fn on(bytes: usize, precision: Precision, config: &ModelConfig) -> Result<Cuda, EngineError> {
@@ -231,5 +232,44 @@ fn bf16_costs_the_shipped_model_little() {
             mean(&differences)
         );
         assert!(mean(&differences).abs() < most);
+    }
+}
+
+/// Forced through it, images have the logits that the network gives for whole maps.
+#[test]
+fn pixel_by_pixel_it_is_the_reference() {
+    if !emulator::can_run() {
+        return;
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    for config in suite::configs() {
+        let parameters = suite::parameters(&config, &mut random);
+        let images = suite::Images::random(&config, 3, &mut random);
+        let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);
+        let evaluator = CudaEvaluator::on(emulator, &config, &parameters).unwrap();
+        let batch = suite::batch(&images);
+        let want = reference::run(&config, &suite::widened(&parameters), batch, None).unwrap();
+        let mut raster = evaluator.begin(&images.labels).unwrap();
+        let (pixels, output) = (config.height * config.width, config.output_channels());
+        let mut got = vec![0.0; want.logits.len()];
+        while let Some([y, x]) = raster.position() {
+            let pixel = y * config.width + x;
+            for (image, logits) in raster.logits().unwrap().chunks_exact(output).enumerate() {
+                got[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
+            }
+            let levels = images.levels.chunks_exact(config.dims());
+            let levels =
+                levels.flat_map(|image| &image[pixel * config.channels..][..config.channels]);
+            raster.push(&levels.copied().collect::<Vec<_>>()).unwrap();
+        }
+        let length = suite::norm(want.logits.iter().copied());
+        suite::assert_close("logits", &got, &want.logits, 2e-6, length);
+
+        let wrong = evaluator.begin(&[99]);
+        assert_eq!(wrong.is_err(), config.nr_classes > 0);
+        assert_eq!(
+            evaluator.begin(&[]).unwrap().logits().unwrap(),
+            &[] as &[f32]
+        );
     }
 }

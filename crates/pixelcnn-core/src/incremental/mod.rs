@@ -12,12 +12,12 @@
 //! are the crate's own polynomials, and weight normalisation is folded into the weights once in
 //! double precision.
 
-mod program;
+pub mod program;
 mod team;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tile;
-mod weights;
+pub mod weights;
 
 use std::iter::StepBy;
 use std::ops::Range;
@@ -29,7 +29,8 @@ use crate::likelihood::from_level;
 use crate::network::Layout;
 use program::{Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
-use tile::{PANEL, TileKernels};
+pub use tile::PANEL;
+use tile::TileKernels;
 use weights::{Line, PackedWeights};
 
 /// Images that a thread takes through all of a row or pixel at a time, where there are as many for
@@ -112,7 +113,7 @@ impl Evaluator {
                 found,
             });
         }
-        let program = Program::new(config).ok_or(EvaluatorError::Memory {
+        let program = Program::new(config, true).ok_or(EvaluatorError::Memory {
             images: 1,
             bytes: usize::MAX,
         })?;

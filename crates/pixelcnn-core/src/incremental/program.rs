@@ -17,7 +17,7 @@ const MIN_PAIRED: usize = 16;
 
 /// The sums of a model and the memory that they need.
 #[derive(Debug, Default)]
-pub(super) struct Program {
+pub struct Program {
     /// In the order in which they are to be computed.
     pub sums: Vec<Sum>,
     /// Where values are kept; ring 0 holds the image.
@@ -31,9 +31,10 @@ pub(super) struct Program {
 /// The latest rows of a map: \[rows, width + 2, images, channels\], one column of zeros on each
 /// side.
 #[derive(Debug)]
-pub(super) struct Ring {
+pub struct Ring {
     /// The map's resolution is the image's divided by 2 to this.
     pub scale: usize,
+    /// Channels of a pixel.
     pub channels: usize,
     /// Rows kept, the current one among them.
     pub rows: usize,
@@ -48,12 +49,14 @@ pub(super) struct Ring {
 
 /// A layer's outputs, or a few layers' outputs added up.
 #[derive(Debug)]
-pub(super) struct Sum {
+pub struct Sum {
+    /// The map's resolution is the image's divided by 2 to this.
     pub scale: usize,
     /// Whether it is complete when a row begins.
     pub by_row: bool,
     /// Pixels whose row and column have the same remainders by [`Sum::step`] have the same taps.
     pub phases: Vec<Phase>,
+    /// 2 for what a transposed convolution makes, else 1.
     pub step: usize,
     /// Taps into rings of pairs, one for each row of a kernel of three columns: the sums of two
     /// neighbours come from four products instead of six (Winograd, 1980). They are known when a
@@ -103,14 +106,16 @@ impl Sum {
 
 /// Taps known when a row begins, and those only known at the pixel.
 #[derive(Debug, Default)]
-pub(super) struct Phase {
+pub struct Phase {
+    /// Known when a row begins.
     pub row: Vec<Tap>,
+    /// Known at the pixel.
     pub pixel: Vec<Tap>,
 }
 
 /// When taps are summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum When {
+pub enum When {
     /// For all of a row, when it begins.
     Row,
     /// When it is the pixel's turn.
@@ -118,6 +123,7 @@ pub(super) enum When {
 }
 
 impl Phase {
+    /// Those that are summed then.
     pub fn taps(&self, when: When) -> &[Tap] {
         match when {
             When::Row => &self.row,
@@ -128,12 +134,16 @@ impl Phase {
 
 /// Where a sum reads: the pixel at the same place in the ring's resolution, moved by `dy` and `dx`.
 #[derive(Debug, Clone)]
-pub(super) struct Tap {
+pub struct Tap {
+    /// What it reads.
     pub ring: usize,
+    /// Rows down.
     pub dy: isize,
+    /// Columns to the right.
     pub dx: isize,
-    /// The layer and the tap in its window, or 0 for a dense layer.
+    /// The layer.
     pub layer: usize,
+    /// The tap in its window, 0 for a dense layer.
     pub tap: usize,
     /// The layer's input channels that the ring's channels are, in order.
     pub inputs: [Range<usize>; 2],
@@ -149,10 +159,12 @@ impl Tap {
 }
 
 impl Program {
-    /// The program of a model, which must be valid; none where its memory can't be counted.
-    pub fn new(config: &ModelConfig) -> Option<Program> {
+    /// The program of a model, which must be valid; none where its memory can't be counted. With
+    /// `pairs`, sums of whole rows go through Winograd's transform where that pays on a CPU.
+    pub fn new(config: &ModelConfig, pairs: bool) -> Option<Program> {
         let mut compiler = Compiler {
             config,
+            pairs,
             program: Program::default(),
         };
         compiler.ring(0, config.channels + 1);
@@ -196,9 +208,12 @@ impl Program {
 
 /// Taps to be summed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
+pub struct Step {
+    /// The sum's number.
     pub sum: usize,
+    /// The phase's number.
     pub phase: usize,
+    /// Which of its taps.
     pub when: When,
 }
 
@@ -217,6 +232,7 @@ enum Part {
 
 struct Compiler<'a> {
     config: &'a ModelConfig,
+    pairs: bool,
     program: Program,
 }
 
@@ -377,7 +393,7 @@ impl Compiler<'_> {
                     sum.by_row &= tap.dy < 0 || row_by_row[tap.ring];
                 }
             }
-            if sum.by_row {
+            if self.pairs && sum.by_row {
                 Self::pair(sum, &mut program.rings, &program.layers);
             }
             let taps = sum

@@ -168,7 +168,7 @@ fn what_does_not_fit_is_refused() {
 /// The vertical stack advances by rows and half of the horizontal stack's sums with it.
 #[test]
 fn only_the_horizontal_stack_is_left_to_the_pixels() {
-    let program = Program::new(&ModelConfig::default()).unwrap();
+    let program = Program::new(&ModelConfig::default(), true).unwrap();
     let sums = program.sums.iter();
     let by_row = sums.clone().filter(|sum| sum.by_row).count();
     // Of the vertical stack: the first layer, 4 layers between resolutions, and two sums for each

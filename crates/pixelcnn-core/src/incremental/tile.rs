@@ -8,7 +8,7 @@ use crate::kernels::simd::Level;
 use crate::kernels::vector::Vector;
 
 /// Output channels that lie side by side in a packed weight: whole vectors on every level.
-pub(super) const PANEL: usize = 16;
+pub const PANEL: usize = 16;
 
 /// Continues the sums of `M` pixels and a few panels of output channels: for every tap `t` and
 /// input channel `k`, in this order, it adds the product of the channel at

@@ -28,7 +28,7 @@ impl Line {
 
 /// All weights and biases.
 #[derive(Debug)]
-pub(super) struct PackedWeights {
+pub struct PackedWeights {
     lines: Vec<Line>,
     /// For every sum.
     sums: Vec<SumWeights>,
@@ -70,20 +70,34 @@ impl PackedWeights {
         PackedWeights { lines, sums }
     }
 
+    /// All of them; where what begins, the next functions say.
+    pub fn values(&self) -> &[f32] {
+        Line::floats(&self.lines)
+    }
+
+    /// Where the bias of a sum \[columns\] begins, for a class if it is conditional.
+    pub fn bias_at(&self, number: usize, sum: &Sum, class: usize) -> usize {
+        self.sums[number].bias * PANEL + class * sum.columns()
+    }
+
+    /// Where the weights of a phase's row taps or pixel taps begin:
+    /// \[panels of both halves, taps, inputs, [`PANEL`]\].
+    pub fn taps_at(&self, number: usize, phase: usize, when: When) -> usize {
+        self.sums[number].phases[phase][when as usize] * PANEL
+    }
+
     /// The bias of a sum \[columns\], for a class if it is conditional.
-    pub fn bias(&self, number: usize, sum: &Sum, class: usize) -> &[f32] {
-        let start = self.sums[number].bias * PANEL + class * sum.columns();
-        &Line::floats(&self.lines)[start..start + sum.columns()]
+    pub(super) fn bias(&self, number: usize, sum: &Sum, class: usize) -> &[f32] {
+        &self.values()[self.bias_at(number, sum, class)..][..sum.columns()]
     }
 
     /// From the weights of a phase's row taps or pixel taps on.
-    pub fn taps(&self, number: usize, phase: usize, when: When) -> &[f32] {
-        let start = self.sums[number].phases[phase][when as usize];
-        Line::floats(&self.lines[start..])
+    pub(super) fn taps(&self, number: usize, phase: usize, when: When) -> &[f32] {
+        &self.values()[self.taps_at(number, phase, when)..]
     }
 
     /// From the weights of the taps into pairs on.
-    pub fn pairs(&self, number: usize) -> &[f32] {
+    pub(super) fn pairs(&self, number: usize) -> &[f32] {
         Line::floats(&self.lines[self.sums[number].pairs..])
     }
 

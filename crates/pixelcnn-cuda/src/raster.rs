@@ -1,0 +1,362 @@
+//! The network pixel by pixel on a GPU, for drawing images: the program of pixelcnn-core's
+//! incremental evaluator, carried out by kernels that several images share.
+//!
+//! Its numbers are those of the GPU's arithmetic, not the evaluator's own to the last bit: what is
+//! compressed stays on the CPU.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use pixelcnn_core::ModelConfig;
+use pixelcnn_core::engine::{EngineError, expect_parameters};
+use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
+use pixelcnn_core::incremental::weights::PackedWeights;
+use pixelcnn_core::network::Layout;
+
+use crate::driver::Driver;
+use crate::gpu::{Gpu, Graph, Memory};
+use crate::kernels::{self, Address};
+use crate::{CudaError, Precision};
+
+/// Bytes of a value.
+const VALUE: usize = size_of::<f32>();
+
+/// A model ready to be evaluated pixel by pixel on a GPU. Clones share its weights.
+#[derive(Clone)]
+pub struct CudaEvaluator {
+    gpu: Arc<dyn Gpu>,
+    model: Arc<Model>,
+}
+
+struct Model {
+    config: ModelConfig,
+    program: Program,
+    packed: PackedWeights,
+    /// The packed weights.
+    weights: Memory,
+    /// The taps of every sum's phases, when the row begins and at the pixel, one after the other.
+    taps: Memory,
+    /// Where those of a sum's phase begin.
+    starts: HashMap<(usize, usize, bool), usize>,
+}
+
+impl CudaEvaluator {
+    /// Takes `parameters`, in the [`Layout`]'s order, to a device by its number. Compiled kernels
+    /// are kept in the folder `cache`.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`], [`EngineError::Parameters`], and [`EngineError::Device`] where CUDA is
+    /// missing or refuses.
+    pub fn new(
+        config: &ModelConfig,
+        parameters: &[Vec<f32>],
+        device: usize,
+        cache: Option<&Path>,
+    ) -> Result<CudaEvaluator, EngineError> {
+        config.validate()?;
+        let driver = Driver::open(device, Precision::F32, cache)?;
+        CudaEvaluator::on(Arc::new(driver), config, parameters)
+    }
+
+    /// On whatever is a GPU.
+    pub(crate) fn on(
+        gpu: Arc<dyn Gpu>,
+        config: &ModelConfig,
+        parameters: &[Vec<f32>],
+    ) -> Result<CudaEvaluator, EngineError> {
+        config.validate()?;
+        expect_parameters(&Layout::new(config), parameters)?;
+        let program = Program::new(config, false);
+        let program = program.ok_or(EngineError::Memory { images: 1, room: 0 })?;
+        let packed = PackedWeights::pack(&program, parameters);
+        let weights = Memory::zeroed(&gpu, size_of_val(packed.values()))?;
+        weights.write(0, packed.values())?;
+        let (mut all, mut starts) = (Vec::new(), HashMap::new());
+        for (number, sum) in program.sums.iter().enumerate() {
+            for (phase, taps) in sum.phases.iter().enumerate() {
+                for when in [When::Row, When::Pixel] {
+                    starts.insert((number, phase, when == When::Row), all.len());
+                    all.extend(taps.taps(when).iter().map(|tap| described(&program, tap)));
+                }
+            }
+        }
+        let taps = Memory::zeroed(&gpu, size_of_val(&all[..]))?;
+        taps.write(0, &all)?;
+        Ok(CudaEvaluator {
+            gpu,
+            model: Arc::new(Model {
+                config: config.clone(),
+                program,
+                packed,
+                weights,
+                taps,
+                starts,
+            }),
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Bytes of memory that a raster takes for each of its images.
+    pub fn bytes_per_image(&self) -> usize {
+        self.model.program.floats * VALUE
+    }
+
+    /// Begins images, one for each of `labels`, their classes; any value for an unconditional model.
+    ///
+    /// # Errors
+    /// [`EngineError::Class`], [`EngineError::Memory`] and [`EngineError::Device`].
+    pub fn begin(&self, labels: &[u32]) -> Result<CudaRaster, EngineError> {
+        let Model {
+            config, program, ..
+        } = &*self.model;
+        let nr_classes = config.nr_classes;
+        let wrong = |&class: &u32| nr_classes > 0 && class as usize >= nr_classes;
+        if let Some(class) = labels.iter().copied().find(|class| wrong(class)) {
+            return Err(EngineError::Class { class, nr_classes });
+        }
+        let images = labels.len();
+        // A little is lost between allocations.
+        let room = self.gpu.available()? / 16 * 15 / self.bytes_per_image().max(1);
+        if images > room {
+            return Err(EngineError::Memory { images, room });
+        }
+        let held = Memory::zeroed(&self.gpu, size_of_val(labels))?;
+        held.write(0, labels)?;
+        Ok(CudaRaster {
+            memory: Memory::zeroed(&self.gpu, images * program.floats * VALUE)?,
+            labels: held,
+            levels: Memory::zeroed(&self.gpu, images * config.channels)?,
+            at: Memory::zeroed(&self.gpu, 2 * size_of::<u32>())?,
+            gpu: Arc::clone(&self.gpu),
+            model: Arc::clone(&self.model),
+            images,
+            done: 0,
+            padded: vec![0.0; images * program.rings[program.logits()].channels],
+            logits: vec![0.0; images * config.output_channels()],
+            computed: false,
+            graphs: HashMap::new(),
+        })
+    }
+}
+
+/// Images on their way on a GPU, all at the same pixel, in raster order.
+pub struct CudaRaster {
+    gpu: Arc<dyn Gpu>,
+    model: Arc<Model>,
+    memory: Memory,
+    labels: Memory,
+    levels: Memory,
+    /// Row and column of the pixel.
+    at: Memory,
+    images: usize,
+    /// Pixels of each image that are known.
+    done: usize,
+    /// Logits as they lie in their ring.
+    padded: Vec<f32>,
+    logits: Vec<f32>,
+    /// Whether `logits` are those of the pixel.
+    computed: bool,
+    /// The kernels of pixels that have the same steps: by the remainders of row and column, and
+    /// whether a row begins.
+    graphs: HashMap<[usize; 3], Box<dyn Graph>>,
+}
+
+impl CudaRaster {
+    /// Row and column of the pixel whose turn it is; none when the images are complete.
+    pub fn position(&self) -> Option<[usize; 2]> {
+        let ModelConfig { height, width, .. } = self.model.config;
+        (self.done < height * width).then(|| [self.done / width, self.done % width])
+    }
+
+    /// Images side by side.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given
+    /// all pixels before it. Of complete images they are those of the last pixel.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`].
+    pub fn logits(&mut self) -> Result<&[f32], EngineError> {
+        if let (false, Some(pixel), true) = (self.computed, self.position(), self.images > 0) {
+            self.compute(pixel)?;
+            self.computed = true;
+        }
+        Ok(&self.logits)
+    }
+
+    /// Says what the pixel is: `levels` \[images, channels\]; and turns to the next.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`].
+    ///
+    /// # Panics
+    /// If the number of levels is another, or the images are complete.
+    pub fn push(&mut self, levels: &[u8]) -> Result<(), EngineError> {
+        assert!(self.position().is_some(), "the images are not complete");
+        let channels = self.model.config.channels;
+        assert_eq!(levels.len(), self.images * channels, "levels of each image");
+        // Also where nobody asked for the mixture, later pixels need what it is computed from.
+        self.logits()?;
+        if self.images > 0 {
+            self.levels.write(0, levels)?;
+            let ring = described_ring(&self.model.program.rings[0]);
+            let (memory, levels, at) = (
+                self.memory.address(),
+                self.levels.address(),
+                self.at.address(),
+            );
+            // SAFETY: the memory has the ring for so many images, and there is a level for each
+            // channel.
+            unsafe {
+                kernels::place_pixel(&*self.gpu, memory, levels, at, ring, self.images as i32)?;
+            }
+        }
+        self.done += 1;
+        self.computed = false;
+        Ok(())
+    }
+
+    fn compute(&mut self, [y, x]: [usize; 2]) -> Result<(), EngineError> {
+        self.at.write(0, &[y as u32, x as u32])?;
+        let key = [y % 4, x % 4, usize::from(x == 0)];
+        if !self.graphs.contains_key(&key) {
+            let recorded = self.gpu.record(&mut || self.steps([y, x]))?;
+            if let Some(graph) = recorded {
+                self.graphs.insert(key, graph);
+            }
+        }
+        match self.graphs.get(&key) {
+            // SAFETY: all memory that it was recorded with is held here.
+            Some(graph) => unsafe { graph.launch()? },
+            None => self.steps([y, x])?,
+        }
+        let Model {
+            config, program, ..
+        } = &*self.model;
+        let ring = &program.rings[program.logits()];
+        let start = ring.start + (y % ring.rows * (ring.width + 2) + x + 1) * ring.channels;
+        self.memory
+            .read(start * self.images * VALUE, &mut self.padded)?;
+        let output = config.output_channels();
+        let images = self.padded.chunks_exact(ring.channels);
+        for (logits, padded) in self.logits.chunks_exact_mut(output).zip(images) {
+            logits.copy_from_slice(&padded[..output]);
+        }
+        Ok(())
+    }
+
+    /// Asks for all that a pixel's mixture needs beyond what is there.
+    fn steps(&self, pixel: [usize; 2]) -> Result<(), CudaError> {
+        let model = &*self.model;
+        for step in model.program.steps(pixel) {
+            self.step(step)?;
+        }
+        Ok(())
+    }
+
+    fn step(
+        &self,
+        Step {
+            sum: number,
+            phase,
+            when,
+        }: Step,
+    ) -> Result<(), CudaError> {
+        let model = &*self.model;
+        let Program { sums, rings, .. } = &model.program;
+        let sum = &sums[number];
+        let taps = sum.phases[phase].taps(when);
+        let width = model.config.width >> sum.scale;
+        let (first, step, count) = match when {
+            When::Row => {
+                let first = phase % sum.step;
+                (first, sum.step, (width - first).div_ceil(sum.step))
+            }
+            When::Pixel => (0, 0, 1),
+        };
+        let none = kernels::Ring::default();
+        let mut bent = [none; 2];
+        let mut f = [0; 2];
+        for (i, &(function, ring)) in sum.activations.iter().enumerate() {
+            bent[i] = described_ring(&rings[ring]);
+            f[i] = kernels::number(function);
+        }
+        let start = model.starts[&(number, phase, when == When::Row)];
+        let conditional = sum.conditional.is_some();
+        let arguments = kernels::Sum {
+            start: sum.start as i64,
+            bias: model.packed.bias_at(number, sum, 0) as i64,
+            class_bias: if conditional { sum.columns() as i32 } else { 0 },
+            scale: sum.scale as i32,
+            width: width as i32,
+            channels: sum.channels as i32,
+            panels: sum.panels() as i32,
+            gated: sum.gated.into(),
+            first: first as i32,
+            step: step as i32,
+            count: count as i32,
+            begun: (when == When::Pixel && !sum.phases[phase].row.is_empty()).into(),
+            complete: (sum.by_row || when == When::Pixel).into(),
+            weights: model.packed.taps_at(number, phase, when) as i64,
+            taps: taps.len() as i32,
+            inputs: taps.iter().map(Tap::channels).sum::<usize>() as i32,
+            residual: if sum.gated {
+                described_ring(&rings[sum.residual])
+            } else {
+                none
+            },
+            value: sum
+                .value
+                .map_or(none, |value| described_ring(&rings[value])),
+            bent,
+            f,
+        };
+        let taps = model.taps.address() + (start * size_of::<kernels::Tap>()) as Address;
+        let labels = if conditional {
+            self.labels.address()
+        } else {
+            0
+        };
+        // SAFETY: the program's sums and rings lie in the memory of so many images, and its weights
+        // are packed as the sum says.
+        unsafe {
+            kernels::sum_taps(
+                &*self.gpu,
+                self.memory.address(),
+                model.weights.address(),
+                taps,
+                labels,
+                self.at.address(),
+                arguments,
+                self.images as i32,
+            )
+        }
+    }
+}
+
+fn described(program: &Program, tap: &Tap) -> kernels::Tap {
+    kernels::Tap {
+        ring: described_ring(&program.rings[tap.ring]),
+        dy: tap.dy as i32,
+        dx: tap.dx as i32,
+        channels: tap.channels() as i32,
+        unused: 0,
+    }
+}
+
+fn described_ring(ring: &Ring) -> kernels::Ring {
+    kernels::Ring {
+        start: ring.start as i64,
+        scale: ring.scale as i32,
+        channels: ring.channels as i32,
+        rows: ring.rows as i32,
+        width: ring.width as i32,
+    }
+}
