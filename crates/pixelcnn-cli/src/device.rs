@@ -10,10 +10,10 @@ use pixelcnn::device::{self, Device};
 
 use crate::terminal::Result;
 
-/// Where the network runs, of the commands that train and evaluate.
+/// Where the network runs, of all commands but those that code images.
 #[derive(Debug, Args)]
 pub struct DeviceFlags {
-    /// Where the network is trained and evaluated: cpu, cuda:N, or auto, the best that there is
+    /// Where networks are trained and evaluated and draw: cpu, cuda:N, or auto, the best that there is
     #[arg(
         long,
         global = true,

@@ -153,8 +153,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(train) => train.run(cli.device.find()?),
         Command::Eval(eval) => eval.run(cli.device.find()?),
-        Command::Sample(sample) => sample.run(),
-        Command::Complete(complete) => complete.run(),
+        Command::Sample(sample) => sample.run(cli.device.find()?),
+        Command::Complete(complete) => complete.run(cli.device.find()?),
         Command::Compress(compress) => compress.run(),
         Command::Decompress(decompress) => decompress.run(),
         Command::Score(score) => score.run(cli.device.find()?),

@@ -101,9 +101,16 @@ impl CudaEvaluator {
         &self.model.config
     }
 
-    /// Bytes of memory that a raster takes for each of its images.
-    pub fn bytes_per_image(&self) -> usize {
-        self.model.program.floats * VALUE
+    /// Images side by side that there is memory for.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`].
+    pub fn room(&self) -> Result<usize, EngineError> {
+        // A little is lost between allocations.
+        let available = self.gpu.available()? / 16 * 15;
+        let config = &self.model.config;
+        let small = config.channels + size_of::<u32>();
+        Ok(available / (self.model.program.floats * VALUE + small))
     }
 
     /// Begins images, one for each of `labels`, their classes; any value for an unconditional model.
@@ -120,8 +127,7 @@ impl CudaEvaluator {
             return Err(EngineError::Class { class, nr_classes });
         }
         let images = labels.len();
-        // A little is lost between allocations.
-        let room = self.gpu.available()? / 16 * 15 / self.bytes_per_image().max(1);
+        let room = self.room()?;
         if images > room {
             return Err(EngineError::Memory { images, room });
         }

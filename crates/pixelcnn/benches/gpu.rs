@@ -3,9 +3,11 @@
 //!     gpu check            logits, nats, gradients and a step of many models, against the CPU's
 //!     gpu layers           the gradient of every layer of the shipped model, against the CPU's
 //!     gpu bits IMAGES      bits/dim of the shipped model on so many test images of CIFAR-10
+//!     gpu sampling         images drawn on both, and how many a second
 //!     gpu time             steps and evaluations of several sizes: images/s and memory
 
 use std::error::Error;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -16,6 +18,7 @@ use pixelcnn::engine::{Engine, EngineError, State};
 use pixelcnn::kernels::adam::Adam;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::{Batch, Layout, draw_parameters};
+use pixelcnn::sample::{Drawn, Rows, Sampler, Sampling, sample};
 use pixelcnn::{Model, ModelConfig, Nonlinearity};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -33,8 +36,9 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(bits)
             .map_err(|error| error.to_string()),
+        ["sampling"] => sampling().map_err(|error| error.to_string()),
         ["time"] => time().map_err(|error| error.to_string()),
-        _ => Err("usage: gpu check | layers | bits IMAGES | time".into()),
+        _ => Err("usage: gpu check | layers | bits IMAGES | sampling | time".into()),
     });
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -332,6 +336,55 @@ fn bits(count: usize) -> Result {
             nats.len(),
             nats.len() as f64 / seconds
         );
+    }
+    Ok(())
+}
+
+fn sampling() -> Result {
+    let model = Model::pretrained()?;
+    let device = gpu(Precision::F32);
+    let go_on = &mut |_: Drawn| ControlFlow::Continue(());
+    let images = |device: &Device, count: usize| {
+        let sampling = Sampling::of(count, 1);
+        sample(&model.sampler(device)?, &sampling, &mut |drawn| {
+            go_on(drawn)
+        })
+    };
+    let (on_gpu, on_cpu) = (images(&device, 16)?, images(&Device::Cpu, 16)?);
+    let dims = model.config.dims();
+    let pairs = on_gpu.chunks_exact(dims).zip(on_cpu.chunks_exact(dims));
+    let same = pairs.filter(|(a, b)| a == b).count();
+    let mean = |images: &[u8]| -> Result<f64> {
+        let bits = model.bits_per_dim(images, &[])?;
+        Ok(bits.iter().sum::<f64>() / bits.len() as f64)
+    };
+    println!(
+        "{same} of 16 images are the CPU's to the last bit (a value between two levels may be rounded \
+         either way, and what follows hangs on it); {:.3} bits/dim, the CPU's {:.3}",
+        mean(&on_gpu)?,
+        mean(&on_cpu)?
+    );
+
+    println!("| size | images at a time | images/s |");
+    println!("|---|--:|--:|");
+    for ([nr_filters, nr_resnet, nr_logistic_mix], _) in SIZES {
+        let config = ModelConfig {
+            nr_filters,
+            nr_resnet,
+            nr_logistic_mix,
+            ..ModelConfig::default()
+        };
+        let sampler = Sampler::new(&config, &draw_parameters(&config, 3), &device)?;
+        for count in [64, 1024] {
+            let mut rows = Rows::new(&sampler, &Sampling::of(count, 1), 0..count)?;
+            // Kinds of pixels that are new are recorded in the first four rows.
+            rows.by_ref().take(4).try_for_each(|row| row.map(drop))?;
+            let start = Instant::now();
+            rows.by_ref().take(4).try_for_each(|row| row.map(drop))?;
+            let seconds = start.elapsed().as_secs_f64() * config.height as f64 / 4.0;
+            let speed = count as f64 / seconds;
+            println!("| {nr_filters}/{nr_resnet} | {count} | {speed:.0} |");
+        }
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ fn incremental(evaluator: &Evaluator, n: usize, rows: usize) -> f64 {
         temperature: 1.0,
         seed: 1,
     };
-    let Ok(mut drawing) = Rows::new(evaluator, &sampling, 0..n) else {
+    let Ok(mut drawing) = Rows::new(&evaluator.clone().into(), &sampling, 0..n) else {
         return f64::NAN;
     };
     let height = evaluator.config().height;

@@ -2,10 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use pixelcnn_core::incremental::Evaluator;
-
 use crate::random::{Purpose, generator};
-use crate::sample::{DrawError, Drawn, Rows, draw};
+use crate::sample::{DrawError, Drawn, Rows, Sampler, draw};
 
 /// What is completed.
 ///
@@ -36,11 +34,11 @@ pub struct Completion {
 /// # Panics
 /// If the lengths disagree.
 pub fn complete(
-    evaluator: &Evaluator,
+    sampler: &Sampler,
     completion: &Completion,
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
-    let config = evaluator.config();
+    let config = sampler.config();
     let (dims, variants) = (config.dims(), completion.variants);
     let n = completion.labels.len();
     assert_eq!(completion.images.len(), n * dims, "a label for each image");
@@ -49,7 +47,7 @@ pub fn complete(
         config.height * config.width,
         "every pixel known or not"
     );
-    draw(evaluator, n * variants, progress, |range| {
+    draw(sampler, n * variants, progress, |range| {
         let images = range.clone().map(|i| i / variants);
         let labels: Vec<u32> = images.clone().map(|i| completion.labels[i]).collect();
         let known = images
@@ -60,7 +58,7 @@ pub fn complete(
             .map(|i| ((i / variants) as u64) << 32 | (i % variants) as u64)
             .map(|index| generator(completion.seed, Purpose::Complete, index));
         Rows::with(
-            evaluator,
+            sampler,
             &labels,
             completion.temperature,
             generators.collect(),

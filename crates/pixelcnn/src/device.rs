@@ -5,7 +5,7 @@ pub use pixelcnn_cuda::Precision;
 
 use std::fmt;
 #[cfg(feature = "cuda")]
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
@@ -63,7 +63,7 @@ const NAMES: &str = "auto or cpu (GPUs need the cargo feature cuda)";
 /// `auto`, the first GPU that is there or else the CPU.
 ///
 /// # Errors
-/// [`DeviceError::Name`] where this build has none of that name, [`DeviceError::Cuda`] where there is
+/// [`DeviceError::Name`] where this build has none of that name, `DeviceError::Cuda` where there is
 /// no such GPU or not what it needs.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
     match name {
@@ -118,6 +118,12 @@ pub fn look_for_cuda_in(folder: &Path) {
     pixelcnn_cuda::look_in(folder);
 }
 
+/// Where compiled kernels are kept.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda_cache() -> Option<PathBuf> {
+    crate::data::cache_dir().map(|cache| cache.join("cuda"))
+}
+
 /// A device of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -132,7 +138,7 @@ pub struct Found {
 /// The devices of this machine that this build can use, the CPU first.
 ///
 /// # Errors
-/// [`DeviceError::Cuda`] where the driver refuses.
+/// `DeviceError::Cuda` where the driver refuses.
 pub fn devices() -> Result<Vec<Found>, DeviceError> {
     let threads = match rayon::current_num_threads() {
         1 => "1 thread".into(),
@@ -155,6 +161,15 @@ pub fn devices() -> Result<Vec<Found>, DeviceError> {
 }
 
 impl Device {
+    /// Images to evaluate at a time, so that the device is busy.
+    pub fn images_at_a_time(&self) -> usize {
+        match self {
+            Device::Cpu => 16,
+            #[cfg(feature = "cuda")]
+            Device::Cuda { .. } => 256,
+        }
+    }
+
     /// An engine on the device.
     ///
     /// # Errors
@@ -164,7 +179,7 @@ impl Device {
             Device::Cpu => Ok(Box::new(Cpu::new(config)?)),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, precision } => {
-                let cache = crate::data::cache_dir().map(|cache| cache.join("cuda"));
+                let cache = cuda_cache();
                 let cuda = pixelcnn_cuda::Cuda::new(config, *number, *precision, cache.as_deref())?;
                 Ok(Box::new(cuda))
             }

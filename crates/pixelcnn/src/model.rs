@@ -20,8 +20,8 @@
 //! ```
 //!
 //! These methods run on the CPU and don't tell how far they are. Where that matters, or for another
-//! device, take what they are made of: [`Model::evaluator`] for [`sample`](crate::sample::sample()),
-//! [`complete`](crate::complete::complete()) and [`compress`](crate::compress::compress()),
+//! device, take what they are made of: [`Model::sampler`] for [`sample`](crate::sample::sample()) and
+//! [`complete`](crate::complete::complete()), [`compress`](crate::compress::compress()) on the CPU alone,
 //! [`Model::network`] for [`evaluate`](crate::evaluate::evaluate()) and
 //! [`score`](crate::score::score()).
 
@@ -34,7 +34,7 @@ use crate::complete::{self, Completion};
 use crate::compress::{self, CodingModel, CompressError, Picture};
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network};
-use crate::sample::{self, DrawError, Sampling};
+use crate::sample::{self, DrawError, Sampler, Sampling};
 use crate::weights::hub::Card;
 
 /// Images evaluated or compressed side by side.
@@ -68,12 +68,20 @@ impl Model {
         Evaluator::new(&self.config, &self.weights)
     }
 
+    /// The model ready to draw images on a device.
+    ///
+    /// # Errors
+    /// Where the weights are not those of the shape, or the device refuses.
+    pub fn sampler(&self, device: &Device) -> Result<Sampler, DrawError> {
+        Sampler::new(&self.config, &self.weights, device)
+    }
+
     /// Draws images: u8 \[N, H, W, C\].
     ///
     /// # Errors
     /// A class that the model does not have, or no memory.
     pub fn sample(&self, sampling: &Sampling) -> Result<Vec<u8>, DrawError> {
-        sample::sample(&self.evaluator()?, sampling, &mut |_| unheard())
+        sample::sample(&self.evaluator()?.into(), sampling, &mut |_| unheard())
     }
 
     /// Completes images of which a part is known: u8 \[N, variants, H, W, C\].
@@ -84,7 +92,7 @@ impl Model {
     /// # Panics
     /// If the completion's lengths disagree.
     pub fn complete(&self, completion: &Completion) -> Result<Vec<u8>, DrawError> {
-        complete::complete(&self.evaluator()?, completion, &mut |_| unheard())
+        complete::complete(&self.evaluator()?.into(), completion, &mut |_| unheard())
     }
 
     /// Minus the log-likelihood of each image in nats (paper, section 2.1). `images` are u8

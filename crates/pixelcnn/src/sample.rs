@@ -4,19 +4,131 @@ use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
 use pixelcnn_core::likelihood::{Mixture, to_level};
-use pixelcnn_core::{Stopped, go_on};
+use pixelcnn_core::{ModelConfig, Stopped, go_on};
+#[cfg(feature = "cuda")]
+use pixelcnn_cuda::{CudaEvaluator, CudaRaster};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+#[cfg(feature = "cuda")]
+use crate::device;
+use crate::device::Device;
+use crate::network::EngineError;
 use crate::random::{Purpose, generator};
 
 /// The original keeps its uniforms this far from 0 and 1, where the logistic is infinite.
 const MARGIN: f32 = 1e-5;
 
-/// Images that are drawn side by side: enough that more would not be faster.
+/// Images that are drawn side by side on a CPU: enough that more would not be faster.
 const SIDE_BY_SIDE: usize = 64;
 /// Memory that they take together, unless one alone takes more.
 const MAX_BYTES: usize = 1 << 30;
+/// Images that are drawn side by side on a GPU, where there is memory for as many.
+#[cfg(feature = "cuda")]
+const SIDE_BY_SIDE_ON_A_GPU: usize = 1024;
+
+/// A model ready to draw images pixel by pixel, on a device. Clones share its weights.
+#[derive(Clone)]
+pub struct Sampler(On);
+
+#[derive(Clone)]
+enum On {
+    Cpu(Evaluator),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaEvaluator),
+}
+
+impl From<Evaluator> for Sampler {
+    /// On the CPU.
+    fn from(evaluator: Evaluator) -> Sampler {
+        Sampler(On::Cpu(evaluator))
+    }
+}
+
+impl Sampler {
+    /// The model of `parameters`, in the layout's order, on the device.
+    ///
+    /// # Errors
+    /// Where the configuration or the parameters are not a model's, or the device refuses.
+    pub fn new(
+        config: &ModelConfig,
+        parameters: &[Vec<f32>],
+        device: &Device,
+    ) -> Result<Sampler, DrawError> {
+        match device {
+            Device::Cpu => Ok(Evaluator::new(config, parameters)?.into()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { number, .. } => {
+                let cache = device::cuda_cache();
+                let made = CudaEvaluator::new(config, parameters, *number, cache.as_deref())?;
+                Ok(Sampler(On::Cuda(made)))
+            }
+        }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.0 {
+            On::Cpu(evaluator) => evaluator.config(),
+            #[cfg(feature = "cuda")]
+            On::Cuda(evaluator) => evaluator.config(),
+        }
+    }
+
+    /// How many images are drawn side by side.
+    fn side_by_side(&self) -> Result<usize, DrawError> {
+        match &self.0 {
+            On::Cpu(evaluator) => Ok(side_by_side(evaluator, SIDE_BY_SIDE)),
+            #[cfg(feature = "cuda")]
+            On::Cuda(evaluator) => Ok(evaluator.room()?.clamp(1, SIDE_BY_SIDE_ON_A_GPU)),
+        }
+    }
+
+    fn begin(&self, labels: &[u32]) -> Result<Pixels, DrawError> {
+        match &self.0 {
+            On::Cpu(evaluator) => {
+                let threads = useful_threads(evaluator, labels.len());
+                Ok(Pixels::Cpu(evaluator.begin(labels, threads)?))
+            }
+            #[cfg(feature = "cuda")]
+            On::Cuda(evaluator) => Ok(Pixels::Cuda(evaluator.begin(labels)?.into())),
+        }
+    }
+}
+
+/// Images on their way, all at the same pixel.
+enum Pixels {
+    Cpu(Raster),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<CudaRaster>),
+}
+
+impl Pixels {
+    fn position(&self) -> Option<[usize; 2]> {
+        match self {
+            Pixels::Cpu(raster) => raster.position(),
+            #[cfg(feature = "cuda")]
+            Pixels::Cuda(raster) => raster.position(),
+        }
+    }
+
+    fn logits(&mut self) -> Result<&[f32], DrawError> {
+        match self {
+            Pixels::Cpu(raster) => Ok(raster.logits()),
+            #[cfg(feature = "cuda")]
+            Pixels::Cuda(raster) => Ok(raster.logits()?),
+        }
+    }
+
+    fn push(&mut self, levels: &[u8]) -> Result<(), DrawError> {
+        match self {
+            Pixels::Cpu(raster) => raster.push(levels),
+            #[cfg(feature = "cuda")]
+            Pixels::Cuda(raster) => raster.push(levels)?,
+        }
+        Ok(())
+    }
+}
 
 /// What is drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,24 +171,28 @@ pub enum DrawError {
     /// A class that the model does not have, or no memory.
     #[error(transparent)]
     Evaluator(#[from] EvaluatorError),
+    /// The device refuses.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// `progress` said so.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// Draws images, u8 \[N, H, W, C\], up to 64 at a time and in a gigabyte of memory if one image
-/// needs no more, on as many threads as rayon has or one where little work is to be shared.
+/// Draws images, u8 \[N, H, W, C\]. On the CPU, up to 64 at a time and in a gigabyte of memory if one
+/// image needs no more, on as many threads as rayon has or one where little work is to be shared; on
+/// a GPU up to 1,024. There a pixel may differ from the CPU's, whose arithmetic rounds otherwise.
 /// `progress` is told after every row and can stop it.
 ///
 /// # Errors
-/// A class that the model does not have, no memory, or stopped.
+/// A class that the model does not have, no memory, a device that refuses, or stopped.
 pub fn sample(
-    evaluator: &Evaluator,
+    sampler: &Sampler,
     sampling: &Sampling,
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
-    draw(evaluator, sampling.labels.len(), progress, |images| {
-        Rows::new(evaluator, sampling, images)
+    draw(sampler, sampling.labels.len(), progress, |images| {
+        Rows::new(sampler, sampling, images)
     })
 }
 
@@ -88,19 +204,20 @@ pub(crate) fn side_by_side(evaluator: &Evaluator, wanted: usize) -> usize {
 
 /// Draws images a few at a time, the rows of which `rows` gives.
 pub(crate) fn draw(
-    evaluator: &Evaluator,
+    sampler: &Sampler,
     count: usize,
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
-    rows: impl Fn(Range<usize>) -> Result<Rows, EvaluatorError>,
+    rows: impl Fn(Range<usize>) -> Result<Rows, DrawError>,
 ) -> Result<Vec<u8>, DrawError> {
-    let config = evaluator.config();
+    let config = sampler.config();
     let (height, width, dims) = (config.height, config.width, config.dims());
-    let most = side_by_side(evaluator, SIDE_BY_SIDE);
+    let most = sampler.side_by_side()?;
     let mut images = vec![0; count * dims];
     for first in (0..count).step_by(most) {
         let range = first..count.min(first + most);
         let drawn = range.len();
         for (y, row) in rows(range)?.enumerate() {
+            let row = row?;
             let size = width * config.channels;
             let targets = images[first * dims..].chunks_exact_mut(dims);
             for (target, row) in targets.zip(row.chunks_exact(size)) {
@@ -117,9 +234,11 @@ pub(crate) fn draw(
     Ok(images)
 }
 
-/// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\].
+/// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\]. After an
+/// error there is nothing more.
 pub struct Rows {
-    raster: Raster,
+    pixels: Pixels,
+    failed: bool,
     mixture: Mixture,
     width: usize,
     temperature: f32,
@@ -138,28 +257,29 @@ impl Rows {
     /// # Panics
     /// If there are no such images.
     pub fn new(
-        evaluator: &Evaluator,
+        sampler: &Sampler,
         sampling: &Sampling,
         images: Range<usize>,
-    ) -> Result<Rows, EvaluatorError> {
+    ) -> Result<Rows, DrawError> {
         let generators = images
             .clone()
             .map(|image| generator(sampling.seed, Purpose::Sample, image as u64));
         let (generators, labels) = (generators.collect(), &sampling.labels[images]);
-        Rows::with(evaluator, labels, sampling.temperature, generators, None)
+        Rows::with(sampler, labels, sampling.temperature, generators, None)
     }
 
     /// Images with random numbers of their own, in which some pixels are known.
     pub(crate) fn with(
-        evaluator: &Evaluator,
+        sampler: &Sampler,
         labels: &[u32],
         temperature: f32,
         generators: Vec<ChaCha8Rng>,
         known: Option<(Vec<u8>, Vec<bool>)>,
-    ) -> Result<Rows, EvaluatorError> {
-        let config = evaluator.config();
+    ) -> Result<Rows, DrawError> {
+        let config = sampler.config();
         Ok(Rows {
-            raster: evaluator.begin(labels, useful_threads(evaluator, labels.len()))?,
+            pixels: sampler.begin(labels)?,
+            failed: false,
             mixture: Mixture::of(config),
             width: config.width,
             temperature,
@@ -184,16 +304,27 @@ pub(crate) fn useful_threads(evaluator: &Evaluator, images: usize) -> usize {
 }
 
 impl Iterator for Rows {
-    type Item = Vec<u8>;
+    type Item = Result<Vec<u8>, DrawError>;
 
-    fn next(&mut self) -> Option<Vec<u8>> {
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed || self.pixels.position().is_none() {
+            return None;
+        }
+        let row = self.draw_row();
+        self.failed = row.is_err();
+        Some(row)
+    }
+}
+
+impl Rows {
+    fn draw_row(&mut self) -> Result<Vec<u8>, DrawError> {
         let channels = self.mixture.channels;
         let mut rows = vec![0; self.generators.len() * self.width * channels];
         let mut uniforms = Uniforms::new(self.mixture);
         let mut levels = vec![0; self.generators.len() * channels];
         for x in 0..self.width {
-            let pixel = self.raster.position()?[0] * self.width + x;
-            let logits = self.raster.logits();
+            let pixel = self.row * self.width + x;
+            let logits = self.pixels.logits()?;
             let images = logits.chunks_exact(self.mixture.logits_per_pixel());
             let images = images.zip(&mut self.generators);
             for ((logits, random), levels) in images.zip(levels.chunks_exact_mut(channels)) {
@@ -212,14 +343,14 @@ impl Iterator for Rows {
                     levels.copy_from_slice(&image[pixel * channels..][..channels]);
                 }
             }
-            self.raster.push(&levels);
+            self.pixels.push(&levels)?;
             let rows = rows.chunks_exact_mut(self.width * channels);
             for (row, levels) in rows.zip(levels.chunks_exact(channels)) {
                 row[x * channels..][..channels].copy_from_slice(levels);
             }
         }
         self.row += 1;
-        Some(rows)
+        Ok(rows)
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
-use pixelcnn::incremental::Evaluator;
+use pixelcnn::device::Device;
 use pixelcnn::picture::{DroppedCount, grid, read, write_png};
+use pixelcnn::sample::Sampler;
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, note_dropped, say};
@@ -110,7 +111,7 @@ impl Keep {
 
 impl Complete {
     /// Runs the command.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         let (trained, files) = Trained::open_first(&self.files, "complete")?;
         let model = trained.model();
         if files.is_empty() {
@@ -152,9 +153,9 @@ impl Complete {
             temperature: self.drawing.temperature,
             seed: self.drawing.seed,
         };
-        let evaluator = Evaluator::new(model, parameters)?;
+        let sampler = Sampler::new(model, parameters, &device)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let completed = complete(&evaluator, &completion, &mut progress(&mut bar, model));
+        let completed = complete(&sampler, &completion, &mut progress(&mut bar, model));
         drop(bar);
         let completed = completed?;
         let speed = (n * variants) as f64 / start.elapsed().as_secs_f64();

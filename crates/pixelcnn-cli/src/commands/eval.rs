@@ -36,9 +36,10 @@ pub struct Eval {
     #[arg(long)]
     raw: bool,
     /// Images evaluated side by side; changes the time and memory taken, not the result
-    #[arg(long, value_name = "N", default_value = "16")]
+    /// [default: 16, on a GPU 256]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
-    batch_size: u32,
+    batch_size: Option<u32>,
     /// Evaluate the first N images only [default: all]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -93,7 +94,8 @@ impl Eval {
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
-        let batch_size = self.batch_size as usize;
+        let batch_size = self.batch_size.map(|n| n as usize);
+        let batch_size = batch_size.unwrap_or(device.images_at_a_time());
         let figures = measure(&network, &data, count, batch_size)?;
 
         let told = say(format_args!(

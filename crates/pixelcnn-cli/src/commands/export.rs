@@ -169,7 +169,8 @@ impl Export {
                         false => parameters,
                     };
                     let network = Network::new(model, written, &device)?;
-                    let figures = measure(&network, &images, images.len(), 16)?;
+                    let figures =
+                        measure(&network, &images, images.len(), device.images_at_a_time())?;
                     card.measured = Some(Measured {
                         bits_per_dim: figures.mean(),
                         standard_error: Some(figures.standard_error()),

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
-use pixelcnn::incremental::Evaluator;
+use pixelcnn::device::Device;
 use pixelcnn::numpy::Npz;
 use pixelcnn::picture::{grid, write_animation, write_png};
-use pixelcnn::sample::{Sampling, sample};
+use pixelcnn::sample::{Sampler, Sampling, sample};
 
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
@@ -80,7 +80,7 @@ fn npz(path: &str) -> std::result::Result<PathBuf, String> {
 
 impl Sample {
     /// Runs the command.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, device: Device) -> Result<ExitCode> {
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
         let (labels, columns) = self.labels(&trained)?;
@@ -98,9 +98,9 @@ impl Sample {
             temperature: self.drawing.temperature,
             seed: self.drawing.seed,
         };
-        let evaluator = Evaluator::new(model, parameters)?;
+        let sampler = Sampler::new(model, parameters, &device)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let drawn = sample(&evaluator, &sampling, &mut progress(&mut bar, model));
+        let drawn = sample(&sampler, &sampling, &mut progress(&mut bar, model));
         drop(bar);
         let drawn = drawn?;
         let speed = n as f64 / start.elapsed().as_secs_f64();

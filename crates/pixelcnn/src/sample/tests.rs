@@ -209,7 +209,7 @@ fn samples_are_those_of_one_pass_per_pixel() {
             temperature: 0.9,
             seed: 11,
         };
-        let drawn = sample(&evaluator, &sampling, &mut unheard).unwrap();
+        let drawn = sample(&evaluator.clone().into(), &sampling, &mut unheard).unwrap();
         let passes = sample_by_passes(&config, &parameters, &sampling);
         // A value half-way between two levels could be rounded either way; with this seed none is.
         assert_eq!(drawn, passes, "{config:?}");
@@ -281,12 +281,15 @@ fn an_image_does_not_hang_on_those_beside_it() {
         last = done;
         ControlFlow::Continue(())
     };
-    let drawn = sample(&evaluator, &many, &mut progress).unwrap();
+    let drawn = sample(&evaluator.clone().into(), &many, &mut progress).unwrap();
     assert_eq!(last, 70 * config.height * config.width);
-    let few = sample(&evaluator, &sampling(3), &mut unheard).unwrap();
+    let few = sample(&evaluator.clone().into(), &sampling(3), &mut unheard).unwrap();
     assert_eq!(few, drawn[..few.len()]);
 
-    let rows: Vec<Vec<u8>> = Rows::new(&evaluator, &many, 66..68).unwrap().collect();
+    let rows: Vec<Vec<u8>> = Rows::new(&evaluator.clone().into(), &many, 66..68)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
     assert_eq!(rows.len(), config.height);
     for (y, row) in rows.iter().enumerate() {
         for (image, row) in (66..68).zip(row.chunks_exact(config.width)) {
@@ -295,13 +298,15 @@ fn an_image_does_not_hang_on_those_beside_it() {
         }
     }
 
-    let stopped = sample(&evaluator, &many, &mut |_| ControlFlow::Break(()));
+    let stopped = sample(&evaluator.clone().into(), &many, &mut |_| {
+        ControlFlow::Break(())
+    });
     assert_eq!(stopped, Err(DrawError::Stopped(Stopped)));
     let wrong = Sampling {
         labels: vec![3],
         ..many
     };
-    assert!(sample(&evaluator, &wrong, &mut unheard).is_err());
+    assert!(sample(&evaluator.clone().into(), &wrong, &mut unheard).is_err());
 }
 
 #[test]
@@ -318,7 +323,9 @@ fn completions_keep_what_is_known_and_go_on_from_it() {
         temperature: 1.0,
         seed: 8,
     };
-    let run = |completion: &Completion| complete(&evaluator, completion, &mut unheard).unwrap();
+    let run = |completion: &Completion| {
+        complete(&evaluator.clone().into(), completion, &mut unheard).unwrap()
+    };
 
     // All known but one: everything else stays.
     let one = run(&completion(&|pixel| pixel != 30, 3));

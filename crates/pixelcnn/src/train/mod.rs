@@ -349,6 +349,7 @@ fn train(
         if !stop && boundary && trainer.state.step > 0 {
             let mut review = Review {
                 run,
+                device,
                 test,
                 last,
                 checkpoints: &checkpoints,

@@ -3,23 +3,20 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use pixelcnn_core::incremental::Evaluator;
-
 use super::checkpoints::Checkpoints;
 use super::metrics::{Metrics, Record};
 use super::step::Trainer;
 use super::{Event, Observer, TrainError};
 use crate::data::Dataset;
+use crate::device::Device;
 use crate::evaluate::{EvaluateError, Evaluation, evaluate};
 use crate::picture::{self, PictureError};
-use crate::sample::{DrawError, Drawn, Sampling, sample};
-
-/// Images evaluated side by side.
-const EVALUATION_BATCH: usize = 16;
+use crate::sample::{DrawError, Drawn, Sampler, Sampling, sample};
 
 /// What is done at the end of an epoch, with the averaged parameters.
 pub(super) struct Review<'a> {
     pub run: &'a Path,
+    pub device: Device,
     pub test: &'a Dataset,
     pub last: bool,
     pub checkpoints: &'a Checkpoints,
@@ -44,7 +41,13 @@ impl Review<'_> {
                 let done = so_far.bits_per_dim.len();
                 observer(Event::Evaluating { done, total })
             };
-            let evaluation = evaluate(network, self.test, total, EVALUATION_BATCH, &mut progress);
+            let evaluation = evaluate(
+                network,
+                self.test,
+                total,
+                self.device.images_at_a_time(),
+                &mut progress,
+            );
             let evaluation = match evaluation {
                 Err(EvaluateError::Stopped(_)) => return Ok(ControlFlow::Break(())),
                 evaluation => evaluation?,
@@ -102,10 +105,10 @@ impl Review<'_> {
                 temperature: 1.0,
                 seed: state.seed,
             };
-            let evaluator = Evaluator::new(model, &state.average).map_err(DrawError::from)?;
+            let sampler = Sampler::new(model, &state.average, &self.device)?;
             let mut progress =
                 |Drawn { done, total, .. }: Drawn| observer(Event::Sampling { done, total });
-            let images = match sample(&evaluator, &sampling, &mut progress) {
+            let images = match sample(&sampler, &sampling, &mut progress) {
                 Err(DrawError::Stopped(_)) => return Ok(ControlFlow::Break(())),
                 images => images?,
             };
