@@ -11,17 +11,17 @@ use pixelcnn_core::engine::{Batch, Engine, EngineError, State, expect_parameters
 use pixelcnn_core::kernels::adam::{Adam, Rates};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
-use pixelcnn_core::network::{GatedResnet, Layer, LayerKind, Layout, Parameter};
-use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
+use pixelcnn_core::network::{LayerKind, Layout, Parameter};
+use pixelcnn_core::plan::{Operation, Plan};
 
-use crate::convolution::{Convolution, Direction};
 use crate::driver::Driver;
 use crate::gpu::{Gpu, Graph, Memory};
-use crate::kernels::{self, Added, Address, Biases, Channels, Geometry, Norm};
+use crate::kernels::{self, Norm};
+use crate::pass::Pass;
 use crate::{CudaError, Precision};
 
 /// Bytes of a value.
-const VALUE: usize = size_of::<f32>();
+pub(crate) const VALUE: usize = size_of::<f32>();
 /// Arrays begin at multiples of so many values: a cache line of the GPU.
 const ALIGNED: usize = 32;
 /// Images that are evaluated at a time, at most: enough to fill any GPU.
@@ -29,15 +29,15 @@ const SIDE_BY_SIDE: usize = 256;
 
 /// The engine on a GPU.
 pub struct Cuda {
-    gpu: Arc<dyn Gpu>,
-    config: ModelConfig,
+    pub(crate) gpu: Arc<dyn Gpu>,
+    pub(crate) config: ModelConfig,
     layout: Layout,
     training: Plan,
     evaluation: Plan,
     /// Where each parameter begins among all, in values.
-    starts: Vec<usize>,
+    pub(crate) starts: Vec<usize>,
     /// Values of all parameters together, gaps included.
-    values: usize,
+    pub(crate) values: usize,
     norms: Norms,
     state: Option<Trained>,
     /// Whether the gradients of a batch are in the state's memory.
@@ -81,54 +81,54 @@ struct Norms {
 }
 
 /// Parameters with the weights that they make.
-struct Weights {
+pub(crate) struct Weights {
     /// All parameters, at their starts.
-    parameters: Memory,
+    pub parameters: Memory,
     /// The weights, each where its V begins.
-    made: Memory,
+    pub made: Memory,
     /// A factor for each output of each layer.
-    scales: Memory,
+    pub scales: Memory,
 }
 
 /// The state of training.
-struct Trained {
-    number: u64,
-    weights: Weights,
-    average: Memory,
-    first: Memory,
-    second: Memory,
+pub(crate) struct Trained {
+    pub number: u64,
+    pub weights: Weights,
+    pub average: Memory,
+    pub first: Memory,
+    pub second: Memory,
     /// By the parameters.
-    gradients: Memory,
+    pub gradients: Memory,
     /// By the weights.
-    by_weights: Memory,
+    pub by_weights: Memory,
     /// For each output of each layer, twice.
-    factors: Memory,
+    pub factors: Memory,
     /// What a step is given: the rates of Adam, then each block's dropout.
-    step: Memory,
+    pub step: Memory,
     /// Raised where something is not a number.
-    wrong: Memory,
+    pub wrong: Memory,
 }
 
 /// Memory for the maps of some images.
-struct Maps {
-    number: u64,
-    images: usize,
-    training: bool,
+pub(crate) struct Maps {
+    pub number: u64,
+    pub images: usize,
+    pub training: bool,
     /// Where each slot begins in `memory`, in values.
-    slots: Vec<usize>,
+    pub slots: Vec<usize>,
     /// Where the memory of one operation begins.
-    scratch: usize,
-    memory: Memory,
+    pub scratch: usize,
+    pub memory: Memory,
     /// u8 \[images, H, W, C\].
-    levels: Memory,
+    pub levels: Memory,
     /// The images' classes.
-    labels: Memory,
+    pub labels: Memory,
     /// Nats of every pixel.
-    nats: Memory,
+    pub nats: Memory,
     /// Nats of every image, in double precision.
-    sums: Memory,
+    pub sums: Memory,
     /// Of parts of a map, for the gradient by a bias, in double precision.
-    partial: Memory,
+    pub partial: Memory,
 }
 
 impl Maps {
@@ -224,7 +224,7 @@ impl Cuda {
     }
 
     /// Makes the weights of the parameters.
-    fn make(&self, weights: &Weights) -> Result<(), CudaError> {
+    pub(crate) fn make(&self, weights: &Weights) -> Result<(), CudaError> {
         let (parameters, scales) = (weights.parameters.address(), weights.scales.address());
         let Norms {
             ref table,
@@ -436,476 +436,6 @@ impl Norms {
     }
 }
 
-/// A plan being carried out on some images.
-struct Pass<'a> {
-    engine: &'a Cuda,
-    plan: &'a Plan,
-    maps: &'a Maps,
-    images: usize,
-    weights: &'a Weights,
-    /// Where the blocks' dropout is.
-    dropout: Option<Address>,
-}
-
-impl Pass<'_> {
-    fn gpu(&self) -> &dyn Gpu {
-        &*self.engine.gpu
-    }
-
-    /// Writes images of a batch, from one on, and their classes.
-    fn write(&self, batch: Batch, first: usize) -> Result<(), CudaError> {
-        let dims = self.engine.config.dims();
-        let levels = &batch.images[first * dims..(first + self.images) * dims];
-        self.maps.levels.write(0, levels)?;
-        if self.engine.config.nr_classes > 0 {
-            let labels = &batch.labels[first..first + self.images];
-            self.maps.labels.write(0, labels)?;
-        }
-        Ok(())
-    }
-
-    /// Where a buffer is.
-    fn at(&self, buffer: usize) -> Address {
-        let start = self.maps.slots[self.plan.buffers[buffer].slot];
-        self.maps.memory.address() + (start * VALUE) as u64
-    }
-
-    fn scratch(&self) -> Address {
-        self.maps.memory.address() + (self.maps.scratch * VALUE) as u64
-    }
-
-    /// Values of a buffer.
-    fn len(&self, buffer: usize) -> usize {
-        self.images * self.plan.buffers[buffer].values()
-    }
-
-    fn values(&self, buffer: usize) -> i64 {
-        self.len(buffer) as i64
-    }
-
-    /// What a buffer holds.
-    fn read(&self, buffer: usize) -> Result<Vec<f32>, CudaError> {
-        let mut values = vec![0.0; self.len(buffer)];
-        let start = self.maps.slots[self.plan.buffers[buffer].slot];
-        self.maps.memory.read(start * VALUE, &mut values)?;
-        Ok(values)
-    }
-
-    /// \[images, rows, columns\] of a buffer.
-    fn size(&self, buffer: usize) -> [usize; 3] {
-        let [h, w] = self.plan.buffers[buffer].size;
-        [self.images, h, w]
-    }
-
-    fn pixels_per_image(&self, buffer: usize) -> i64 {
-        let [h, w] = self.plan.buffers[buffer].size;
-        (h * w) as i64
-    }
-
-    /// Where a parameter is in some memory of all.
-    fn parameter(&self, memory: &Memory, number: usize) -> Address {
-        memory.address() + (self.engine.starts[number] * VALUE) as u64
-    }
-
-    fn bias(&self, layer: &Layer) -> Address {
-        self.parameter(&self.weights.parameters, layer.parameter + 2)
-    }
-
-    /// What the layers before a block's second nonlinearity add to it.
-    fn biases(&self, block: &GatedResnet) -> Biases {
-        let nin = block.nin.as_ref();
-        Biases {
-            first: self.bias(&block.conv_1),
-            second: nin.map_or(0, |nin| self.bias(nin)),
-        }
-    }
-
-    /// What a block adds to its second convolution's output.
-    fn added(&self, block: &GatedResnet) -> Added {
-        let hw = block.conditional;
-        Added {
-            bias: self.bias(&block.conv_2),
-            hw: hw.map_or(0, |hw| self.parameter(&self.weights.parameters, hw)),
-            labels: self.maps.labels.address(),
-        }
-    }
-
-    fn dropout_of(&self, block: &GatedResnet) -> Address {
-        let at = |first: Address| first + (block.number * size_of::<kernels::Drop>()) as u64;
-        self.dropout.map_or(0, at)
-    }
-
-    /// Of a map with a block's filters, which is part of a concatenation.
-    fn channels(&self, block: &GatedResnet, part: usize, parts: usize) -> Channels {
-        let count = block.conv_1.outputs;
-        Channels {
-            count: count as i32,
-            first: (part * count) as i32,
-            of: (parts * count) as i32,
-        }
-    }
-
-    /// Writes f of some maps of the residual stream, as one, to the scratch memory.
-    fn bend(&self, block: &GatedResnet, maps: &[usize]) -> Result<Address, CudaError> {
-        let f = kernels::number(self.engine.config.nonlinearity);
-        let (y, none) = (self.scratch(), Biases::default());
-        for (part, &map) in maps.iter().enumerate() {
-            let channels = self.channels(block, part, maps.len());
-            let (x, values) = (self.at(map), self.values(map));
-            // SAFETY: the maps have the block's filters; the scratch memory has room for f of the
-            // widest concatenation.
-            unsafe { kernels::bend_wide(self.gpu(), x, none, 0, y, values, channels, f)? };
-        }
-        Ok(y)
-    }
-
-    /// Writes f of what comes before a block's second nonlinearity, with dropout.
-    fn bend_inner(&self, block: &GatedResnet, c1: usize) -> Result<Address, CudaError> {
-        let f = kernels::number(self.engine.config.nonlinearity);
-        let (x, y, values) = (self.at(c1), self.scratch(), self.values(c1));
-        let (biases, drop) = (self.biases(block), self.dropout_of(block));
-        let channels = self.channels(block, 0, 1);
-        // SAFETY: as above.
-        unsafe { kernels::bend_map(self.gpu(), x, biases, drop, y, values, channels, f)? };
-        Ok(y)
-    }
-
-    /// A layer's weight.
-    fn weight(&self, layer: &Layer) -> Address {
-        self.parameter(&self.weights.made, layer.parameter)
-    }
-
-    /// `to` = a layer of `from` without its bias, or `to` += it. `wide` is whether they are of the
-    /// residual stream.
-    ///
-    /// # Safety
-    /// `from` and `to` are maps of the layer's sizes.
-    unsafe fn layer(
-        &self,
-        layer: &Layer,
-        wide: bool,
-        size: [usize; 3],
-        [from, to]: [Address; 2],
-        accumulate: bool,
-    ) -> Result<(), CudaError> {
-        let convolution = Convolution {
-            geometry: Geometry::of(layer, size),
-            wide,
-        };
-        let weight = self.weight(layer);
-        let (direction, operands) = match layer.kind {
-            LayerKind::Deconv => (Direction::Up, [to, weight, from]),
-            LayerKind::Conv | LayerKind::Dense => (Direction::Down, [from, weight, to]),
-        };
-        // SAFETY: the weight is the layer's; the caller knows the maps.
-        unsafe {
-            self.gpu()
-                .convolve(convolution, direction, operands, accumulate)
-        }
-    }
-
-    /// The gradient by a layer's input, given that by its output.
-    ///
-    /// # Safety
-    /// `d_to` and `d_from` are maps of the layer's sizes.
-    unsafe fn layer_backward(
-        &self,
-        layer: &Layer,
-        wide: bool,
-        size: [usize; 3],
-        [d_to, d_from]: [Address; 2],
-        accumulate: bool,
-    ) -> Result<(), CudaError> {
-        let convolution = Convolution {
-            geometry: Geometry::of(layer, size),
-            wide,
-        };
-        let weight = self.weight(layer);
-        let (direction, operands) = match layer.kind {
-            LayerKind::Deconv => (Direction::Down, [d_to, weight, d_from]),
-            LayerKind::Conv | LayerKind::Dense => (Direction::Up, [d_from, weight, d_to]),
-        };
-        // SAFETY: the weight is the layer's; the caller knows the maps.
-        unsafe {
-            self.gpu()
-                .convolve(convolution, direction, operands, accumulate)
-        }
-    }
-
-    /// The gradients by a layer's weight and bias, given that by its output.
-    ///
-    /// # Safety
-    /// `from` and `d_to` are maps of the layer's sizes.
-    unsafe fn layer_gradients(
-        &self,
-        state: &Trained,
-        layer: &Layer,
-        wide: bool,
-        size: [usize; 3],
-        [from, d_to]: [Address; 2],
-    ) -> Result<(), CudaError> {
-        let geometry = Geometry::of(layer, size);
-        let convolution = Convolution { geometry, wide };
-        let d_weight = self.parameter(&state.by_weights, layer.parameter);
-        let d_bias = self.parameter(&state.gradients, layer.parameter + 2);
-        let (fine, coarse, [h, w, channels]) = match layer.kind {
-            LayerKind::Deconv => (d_to, from, geometry.fine),
-            LayerKind::Conv | LayerKind::Dense => (from, d_to, geometry.coarse),
-        };
-        let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
-        let sum = match wide {
-            true => kernels::sum_pixels_wide,
-            false => kernels::sum_pixels_map,
-        };
-        let (gpu, partial) = (self.gpu(), self.maps.partial.address());
-        let chunks = kernels::chunks(pixels) as i32;
-        // SAFETY: the gradients are the layer's, and there are sums for the chunks of the largest and
-        // widest map; the caller knows the maps.
-        unsafe {
-            let operands = [fine, d_weight, coarse];
-            gpu.convolve(convolution, Direction::ByWeight, operands, false)?;
-            sum(gpu, d_to, partial, pixels, channels)?;
-            kernels::sum_chunks(gpu, partial, d_bias, chunks, channels)
-        }
-    }
-
-    /// One operation of the forward pass.
-    fn operation(&self, operation: &Operation) -> Result<(), CudaError> {
-        let gpu = self.gpu();
-        let to = operation.to();
-        // SAFETY: the plan's buffers have memory for their values, and the operations are on buffers
-        // of the sizes that their layers take.
-        unsafe {
-            match operation {
-                Operation::Images { .. } => {
-                    let pixels = self.images as i64 * self.pixels_per_image(to);
-                    let (levels, channels) = (
-                        self.maps.levels.address(),
-                        self.engine.config.channels as i32,
-                    );
-                    kernels::images(gpu, levels, self.at(to), pixels, channels)
-                }
-                Operation::Layer { layer, from, .. } => {
-                    let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
-                    self.layer(layer, true, size, ends, false)?;
-                    let (values, channels) = (self.values(to), layer.outputs as i32);
-                    kernels::add_bias(gpu, self.bias(layer), self.at(to), values, channels)
-                }
-                Operation::GatedResnet {
-                    block,
-                    x,
-                    a,
-                    c1,
-                    c2,
-                    ..
-                } => {
-                    let size = self.size(*x);
-                    let f_x = self.bend(block, &[*x])?;
-                    self.layer(&block.conv_1, false, size, [f_x, self.at(*c1)], false)?;
-                    if let Some(nin) = &block.nin {
-                        let f_a = self.bend(block, a)?;
-                        self.layer(nin, false, size, [f_a, self.at(*c1)], true)?;
-                    }
-                    let f_c1 = self.bend_inner(block, *c1)?;
-                    self.layer(&block.conv_2, false, size, [f_c1, self.at(*c2)], false)?;
-                    kernels::gate(
-                        gpu,
-                        self.at(*x),
-                        self.at(*c2),
-                        self.added(block),
-                        self.at(to),
-                        self.values(to),
-                        block.conv_1.outputs as i32,
-                        self.pixels_per_image(to) as i32,
-                    )
-                }
-                &Operation::Shift { by, from, .. } => {
-                    let [_, h, w] = self.size(to).map(|n| n as i32);
-                    let [down, right] = by.map(|n| n as i32);
-                    let channels = self.plan.buffers[to].channels as i32;
-                    let (from, to, values) = (self.at(from), self.at(to), self.values(to));
-                    kernels::shift(gpu, from, to, values, h, w, channels, down, right)
-                }
-                Operation::Add { from, .. } => {
-                    kernels::add(gpu, self.at(*from), self.at(to), self.values(to))
-                }
-                Operation::Elu { from, .. } => {
-                    kernels::elu(gpu, self.at(*from), self.at(to), self.values(to))
-                }
-            }
-        }
-    }
-
-    /// Nats of every pixel, and the gradient by the logits where the plan has one.
-    fn likelihood(&self) -> Result<(), CudaError> {
-        let pixels = self.pixels_per_image(self.plan.logits);
-        let config = &self.engine.config;
-        let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
-        // SAFETY: the maps' memory is that of so many images.
-        unsafe {
-            kernels::likelihood(
-                self.gpu(),
-                self.maps.levels.address(),
-                self.at(self.plan.logits),
-                self.maps.nats.address(),
-                gradient,
-                self.images as i64 * pixels,
-                config.channels as i32,
-                config.nr_logistic_mix as i32,
-            )?;
-            let (nats, sums) = (self.maps.nats.address(), self.maps.sums.address());
-            kernels::sum_images(self.gpu(), nats, sums, pixels, self.images as i32)
-        }
-    }
-
-    /// All of a step but the update: the gradients by the parameters.
-    fn gradients(&self, state: &Trained) -> Result<(), CudaError> {
-        self.engine.make(&state.weights)?;
-        for operation in &self.plan.forward {
-            self.operation(operation)?;
-        }
-        self.likelihood()?;
-        for step in &self.plan.backward {
-            self.backward_step(state, step)?;
-        }
-        self.engine.by_parameters(state)
-    }
-
-    /// Raises the flag where the loss or its gradient is not a number.
-    fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
-        let (gpu, wrong) = (self.gpu(), state.wrong.address());
-        let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
-        let (nats, gradients) = (self.maps.nats.address(), state.gradients.address());
-        // SAFETY: there are nats for each pixel, and the gradients are an array of all parameters.
-        unsafe {
-            kernels::find_wrong(gpu, nats, pixels, wrong)?;
-            kernels::find_wrong(gpu, gradients, self.engine.values as i64, wrong)
-        }
-    }
-
-    /// Nats of every image.
-    fn nats(&self) -> Result<Vec<f64>, CudaError> {
-        let mut nats = vec![0.0; self.images];
-        self.maps.sums.read(0, &mut nats)?;
-        Ok(nats)
-    }
-
-    /// One operation of the backward pass.
-    fn backward_step(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
-        let gpu = self.gpu();
-        let dy = self.at(step.output);
-        let operation = &self.plan.forward[step.operation];
-        // SAFETY: as in the forward pass; gradients are shaped as what they are by.
-        unsafe {
-            match operation {
-                Operation::Layer { layer, from, .. } => {
-                    let size = self.size(*from);
-                    self.layer_gradients(state, layer, true, size, [self.at(*from), dy])?;
-                    for Gradient { buffer, accumulate } in &step.inputs {
-                        let ends = [dy, self.at(*buffer)];
-                        self.layer_backward(layer, true, size, ends, *accumulate)?;
-                    }
-                }
-                Operation::GatedResnet { .. } => self.backward_block(state, step)?,
-                &Operation::Shift { by, .. } => {
-                    for &Gradient { buffer, accumulate } in &step.inputs {
-                        let [_, h, w] = self.size(buffer).map(|n| n as i32);
-                        let [down, right] = by.map(|n| n as i32);
-                        let channels = self.plan.buffers[buffer].channels as i32;
-                        let (dx, values) = (self.at(buffer), self.values(buffer));
-                        let accumulate = accumulate.into();
-                        kernels::shift_backward(
-                            gpu, dy, dx, values, h, w, channels, down, right, accumulate,
-                        )?;
-                    }
-                }
-                Operation::Elu { from, .. } => {
-                    for &Gradient { buffer, accumulate } in &step.inputs {
-                        let (x, dx, values) =
-                            (self.at(*from), self.at(buffer), self.values(buffer));
-                        kernels::elu_backward(gpu, x, dy, dx, values, accumulate.into())?;
-                    }
-                }
-                Operation::Images { .. } | Operation::Add { .. } => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// The step is a block's.
-    unsafe fn backward_block(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
-        let &Operation::GatedResnet {
-            ref block,
-            x,
-            ref a,
-            c1,
-            c2,
-            ..
-        } = &self.plan.forward[step.operation]
-        else {
-            unreachable!("the caller looked");
-        };
-        let [by_x, ref by_a @ ..] = step.inputs[..] else {
-            unreachable!("a block has a gradient by x");
-        };
-        let gpu = self.gpu();
-        let f = kernels::number(self.engine.config.nonlinearity);
-        let (size, d_out) = (self.size(x), self.at(step.output));
-        let pixels = self.pixels_per_image(x);
-        // In the same memory as c2, and then as the gradient by c1: what was there is not needed.
-        let (d_c2, d_c1) = (self.at(c2), self.at(c2));
-        // SAFETY: the block's maps are of `size`, with its channels.
-        unsafe {
-            let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
-            let added = self.added(block);
-            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels as i32)?;
-            if let Some(hw) = block.conditional {
-                let d_hw = self.parameter(&state.gradients, hw);
-                let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
-                let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
-                kernels::class_backward(
-                    gpu, d_c2, labels, d_hw, classes, channels, images, pixels,
-                )?;
-            }
-            // Each f(x) and then the gradient by it, one after the other in the same memory.
-            let f_c1 = self.bend_inner(block, c1)?;
-            self.layer_gradients(state, &block.conv_2, false, size, [f_c1, d_c2])?;
-            self.layer_backward(&block.conv_2, false, size, [d_c2, f_c1], false)?;
-            let whole = self.channels(block, 0, 1);
-            let (biases, drop, values) =
-                (self.biases(block), self.dropout_of(block), self.values(c1));
-            let c1 = self.at(c1);
-            kernels::bend_map_backward(gpu, c1, biases, drop, f_c1, d_c1, values, whole, f, 0)?;
-
-            let none = Biases::default();
-            if let Some(nin) = &block.nin {
-                let f_a = self.bend(block, a)?;
-                self.layer_gradients(state, nin, false, size, [f_a, d_c1])?;
-                self.layer_backward(nin, false, size, [d_c1, f_a], false)?;
-                for (part, (&a_, gradient)) in a.iter().zip(by_a).enumerate() {
-                    let channels = self.channels(block, part, a.len());
-                    let (from, to) = (self.at(a_), self.at(gradient.buffer));
-                    let (values, accumulate) = (self.values(a_), gradient.accumulate.into());
-                    kernels::bend_wide_backward(
-                        gpu, from, none, 0, f_a, to, values, channels, f, accumulate,
-                    )?;
-                }
-            }
-            let f_x = self.bend(block, &[x])?;
-            self.layer_gradients(state, &block.conv_1, false, size, [f_x, d_c1])?;
-            self.layer_backward(&block.conv_1, false, size, [d_c1, f_x], false)?;
-            // The residual connection hands the output's gradient on as it is.
-            let (x_, values) = (self.at(x), self.values(x));
-            kernels::bend_wide_backward(gpu, x_, none, 0, f_x, d_out, values, whole, f, 1)?;
-            if by_x.buffer != step.output {
-                kernels::add(gpu, d_out, self.at(by_x.buffer), self.values(x))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Engine for Cuda {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -941,7 +471,7 @@ impl Engine for Cuda {
         ] {
             expect_parameters(&self.layout, arrays)?;
         }
-        let drops = self.training.forward.len() * size_of::<kernels::Drop>();
+        let drops = self.training.forward.len() * size_of::<Dropped>();
         self.has_gradients = false;
         // Before memory for the new one is taken.
         (self.state, self.loaded) = (None, None);
@@ -954,7 +484,7 @@ impl Engine for Cuda {
             gradients: self.zeros(self.values)?,
             by_weights: self.zeros(self.values)?,
             factors: self.zeros(2 * self.norms.outputs)?,
-            step: Memory::zeroed(&self.gpu, size_of::<kernels::Rates>() + drops)?,
+            step: Memory::zeroed(&self.gpu, size_of::<Rates>() + drops)?,
             wrong: Memory::zeroed(&self.gpu, size_of::<u32>())?,
         });
         Ok(())
@@ -1125,7 +655,7 @@ impl Cuda {
         self.expect_room(images)?;
         let held = self.maps(&self.training, images)?;
         let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
-        let drops = size_of::<kernels::Rates>();
+        let drops = size_of::<Rates>();
         if let Some(dropout) = dropout {
             state.step.write(drops, &self.drops(dropout))?;
         }
@@ -1143,23 +673,7 @@ impl Cuda {
 
     /// Writes what Adam takes, and takes the flag down.
     fn write_rates(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
-        let Rates {
-            take_1,
-            take_2,
-            rate,
-            correction_2,
-            epsilon,
-            take_average,
-        } = adam.rates();
-        let rates = kernels::Rates {
-            take_1,
-            take_2,
-            rate,
-            correction_2,
-            epsilon,
-            take_average,
-        };
-        state.step.write(0, &[rates])?;
+        state.step.write(0, &[adam.rates()])?;
         state.wrong.write(0, &[0u32])
     }
 
@@ -1192,25 +706,16 @@ impl Cuda {
     }
 
     /// The dropout of every block.
-    fn drops(&self, dropout: Dropout) -> Vec<kernels::Drop> {
+    fn drops(&self, dropout: Dropout) -> Vec<Dropped> {
         let drop = |block: usize| {
             let seed = dropout.seed.wrapping_add(block as u64);
-            let Dropped {
-                keys,
-                threshold,
-                scale,
-            } = Dropout { seed, ..dropout }.factors();
-            kernels::Drop {
-                keys,
-                threshold,
-                scale,
-            }
+            Dropout { seed, ..dropout }.factors()
         };
         (0..self.training.forward.len()).map(drop).collect()
     }
 
     /// Turns the gradients by the weights into those by the parameters.
-    fn by_parameters(&self, state: &Trained) -> Result<(), CudaError> {
+    pub(crate) fn by_parameters(&self, state: &Trained) -> Result<(), CudaError> {
         let Norms {
             ref table,
             layers,

@@ -4,6 +4,8 @@
 use std::ptr;
 
 use pixelcnn_core::Nonlinearity;
+use pixelcnn_core::kernels::adam::Rates;
+use pixelcnn_core::kernels::pointwise::Dropped;
 use pixelcnn_core::network::{Layer, LayerKind};
 
 use crate::CudaError;
@@ -24,18 +26,6 @@ const THREADS: u32 = 256;
 
 /// Where something is on the GPU.
 pub(crate) type Address = u64;
-
-/// `Drop` of `kernels/pointwise.cu`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Drop {
-    pub keys: [u32; 2],
-    pub threshold: u32,
-    pub scale: f32,
-}
-
-// SAFETY: four numbers of as many bytes.
-unsafe impl Plain for Drop {}
 
 /// `Channels` of `kernels/pointwise.cu`.
 #[derive(Debug, Clone, Copy)]
@@ -136,19 +126,10 @@ pub(crate) struct Norm {
 // SAFETY: nine numbers of eight bytes.
 unsafe impl Plain for Norm {}
 
-/// `Rates` of `kernels/parameters.cu`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Rates {
-    pub take_1: f32,
-    pub take_2: f32,
-    pub rate: f32,
-    pub correction_2: f32,
-    pub epsilon: f32,
-    pub take_average: f32,
-}
+// SAFETY: `Drop` of `kernels/pointwise.cu`: four numbers of four bytes.
+unsafe impl Plain for Dropped {}
 
-// SAFETY: six numbers of four bytes.
+// SAFETY: `Rates` of `kernels/parameters.cu`: six numbers of four bytes.
 unsafe impl Plain for Rates {}
 
 /// `Ring` of `kernels/raster.cu`; none has no rows.

@@ -15,6 +15,7 @@ mod engine;
 mod gpu;
 mod kernels;
 mod libraries;
+mod pass;
 mod raster;
 
 use std::fmt;

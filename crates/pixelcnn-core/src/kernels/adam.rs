@@ -40,6 +40,8 @@ impl Default for Adam {
 /// [`Adam`] as its inner loop takes it: `mean += take_1 * (gradient - mean)`, alike the mean of
 /// squares and the average, and `parameter -= rate * mean / sqrt(square * correction_2 + epsilon)`.
 #[derive(Debug, Clone, Copy)]
+// As GPUs take it.
+#[repr(C)]
 pub struct Rates {
     /// 1 - `beta_1`.
     pub take_1: f32,

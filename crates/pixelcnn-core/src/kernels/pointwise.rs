@@ -66,6 +66,8 @@ fn mix(seed: u64) -> u64 {
 /// What each value of a map is multiplied by: 0 where its place's hash of 24 bits is below a
 /// threshold.
 #[derive(Debug, Clone, Copy)]
+// As GPUs take it.
+#[repr(C)]
 pub struct Dropped {
     /// What the hash takes besides the place.
     pub keys: [u32; 2],

@@ -1,0 +1,493 @@
+//! A plan carried out on a GPU: every operation, on some images.
+
+use pixelcnn_core::engine::Batch;
+use pixelcnn_core::kernels::pointwise::Dropped;
+use pixelcnn_core::network::{GatedResnet, Layer, LayerKind};
+use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
+
+use crate::CudaError;
+use crate::convolution::{Convolution, Direction};
+use crate::engine::{Cuda, Maps, Trained, VALUE, Weights};
+use crate::gpu::{Gpu, Memory};
+use crate::kernels::{self, Added, Address, Biases, Channels, Geometry};
+
+/// How a layer is carried out.
+#[derive(Clone, Copy, Default)]
+struct Way {
+    /// On maps of the residual stream.
+    wide: bool,
+    /// From the gradient by its output to that by its input.
+    backward: bool,
+    /// Adding to what is there.
+    accumulate: bool,
+}
+
+/// A plan being carried out on some images.
+pub(crate) struct Pass<'a> {
+    pub engine: &'a Cuda,
+    pub plan: &'a Plan,
+    pub maps: &'a Maps,
+    pub images: usize,
+    pub weights: &'a Weights,
+    /// Where the blocks' dropout is.
+    pub dropout: Option<Address>,
+}
+
+impl Pass<'_> {
+    fn gpu(&self) -> &dyn Gpu {
+        &*self.engine.gpu
+    }
+
+    /// Writes images of a batch, from one on, and their classes.
+    pub fn write(&self, batch: Batch, first: usize) -> Result<(), CudaError> {
+        let dims = self.engine.config.dims();
+        let levels = &batch.images[first * dims..(first + self.images) * dims];
+        self.maps.levels.write(0, levels)?;
+        if self.engine.config.nr_classes > 0 {
+            let labels = &batch.labels[first..first + self.images];
+            self.maps.labels.write(0, labels)?;
+        }
+        Ok(())
+    }
+
+    /// Where a buffer is.
+    fn at(&self, buffer: usize) -> Address {
+        let start = self.maps.slots[self.plan.buffers[buffer].slot];
+        self.maps.memory.address() + (start * VALUE) as u64
+    }
+
+    fn scratch(&self) -> Address {
+        self.maps.memory.address() + (self.maps.scratch * VALUE) as u64
+    }
+
+    /// Values of a buffer.
+    fn len(&self, buffer: usize) -> usize {
+        self.images * self.plan.buffers[buffer].values()
+    }
+
+    fn values(&self, buffer: usize) -> i64 {
+        self.len(buffer) as i64
+    }
+
+    /// What a buffer holds.
+    pub fn read(&self, buffer: usize) -> Result<Vec<f32>, CudaError> {
+        let mut values = vec![0.0; self.len(buffer)];
+        let start = self.maps.slots[self.plan.buffers[buffer].slot];
+        self.maps.memory.read(start * VALUE, &mut values)?;
+        Ok(values)
+    }
+
+    /// \[images, rows, columns\] of a buffer.
+    fn size(&self, buffer: usize) -> [usize; 3] {
+        let [h, w] = self.plan.buffers[buffer].size;
+        [self.images, h, w]
+    }
+
+    fn pixels_per_image(&self, buffer: usize) -> i64 {
+        let [h, w] = self.plan.buffers[buffer].size;
+        (h * w) as i64
+    }
+
+    /// Where a parameter is in some memory of all.
+    fn parameter(&self, memory: &Memory, number: usize) -> Address {
+        memory.address() + (self.engine.starts[number] * VALUE) as u64
+    }
+
+    fn bias(&self, layer: &Layer) -> Address {
+        self.parameter(&self.weights.parameters, layer.parameter + 2)
+    }
+
+    /// What the layers before a block's second nonlinearity add to it.
+    fn biases(&self, block: &GatedResnet) -> Biases {
+        let nin = block.nin.as_ref();
+        Biases {
+            first: self.bias(&block.conv_1),
+            second: nin.map_or(0, |nin| self.bias(nin)),
+        }
+    }
+
+    /// What a block adds to its second convolution's output.
+    fn added(&self, block: &GatedResnet) -> Added {
+        let hw = block.conditional;
+        Added {
+            bias: self.bias(&block.conv_2),
+            hw: hw.map_or(0, |hw| self.parameter(&self.weights.parameters, hw)),
+            labels: self.maps.labels.address(),
+        }
+    }
+
+    fn dropout_of(&self, block: &GatedResnet) -> Address {
+        let at = |first: Address| first + (block.number * size_of::<Dropped>()) as u64;
+        self.dropout.map_or(0, at)
+    }
+
+    /// Of a map with a block's filters, which is part of a concatenation.
+    fn channels(&self, block: &GatedResnet, part: usize, parts: usize) -> Channels {
+        let count = block.conv_1.outputs;
+        Channels {
+            count: count as i32,
+            first: (part * count) as i32,
+            of: (parts * count) as i32,
+        }
+    }
+
+    /// Writes f of some maps of the residual stream, as one, to the scratch memory.
+    fn bend(&self, block: &GatedResnet, maps: &[usize]) -> Result<Address, CudaError> {
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let (y, none) = (self.scratch(), Biases::default());
+        for (part, &map) in maps.iter().enumerate() {
+            let channels = self.channels(block, part, maps.len());
+            let (x, values) = (self.at(map), self.values(map));
+            // SAFETY: the maps have the block's filters; the scratch memory has room for f of the
+            // widest concatenation.
+            unsafe { kernels::bend_wide(self.gpu(), x, none, 0, y, values, channels, f)? };
+        }
+        Ok(y)
+    }
+
+    /// Writes f of what comes before a block's second nonlinearity, with dropout.
+    fn bend_inner(&self, block: &GatedResnet, c1: usize) -> Result<Address, CudaError> {
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let (x, y, values) = (self.at(c1), self.scratch(), self.values(c1));
+        let (biases, drop) = (self.biases(block), self.dropout_of(block));
+        let channels = self.channels(block, 0, 1);
+        // SAFETY: as above.
+        unsafe { kernels::bend_map(self.gpu(), x, biases, drop, y, values, channels, f)? };
+        Ok(y)
+    }
+
+    /// A layer's weight.
+    fn weight(&self, layer: &Layer) -> Address {
+        self.parameter(&self.weights.made, layer.parameter)
+    }
+
+    /// Carries a layer out, without its bias.
+    ///
+    /// # Safety
+    /// `input` and `output` are maps of the layer's sizes.
+    unsafe fn layer(
+        &self,
+        layer: &Layer,
+        way: Way,
+        size: [usize; 3],
+        [input, output]: [Address; 2],
+    ) -> Result<(), CudaError> {
+        let Way {
+            wide,
+            backward,
+            accumulate,
+        } = way;
+        let convolution = Convolution {
+            geometry: Geometry::of(layer, size),
+            wide,
+        };
+        let transposed = layer.kind == LayerKind::Deconv;
+        let [fine, coarse] = match transposed {
+            true => [output, input],
+            false => [input, output],
+        };
+        let direction = match transposed == backward {
+            true => Direction::Down,
+            false => Direction::Up,
+        };
+        let operands = [fine, self.weight(layer), coarse];
+        // SAFETY: the weight is the layer's; the caller knows the maps.
+        unsafe {
+            self.gpu()
+                .convolve(convolution, direction, operands, accumulate)
+        }
+    }
+
+    /// The gradients by a layer's weight and bias, given that by its output.
+    ///
+    /// # Safety
+    /// `from` and `d_to` are maps of the layer's sizes.
+    unsafe fn layer_gradients(
+        &self,
+        state: &Trained,
+        layer: &Layer,
+        wide: bool,
+        size: [usize; 3],
+        [from, d_to]: [Address; 2],
+    ) -> Result<(), CudaError> {
+        let geometry = Geometry::of(layer, size);
+        let convolution = Convolution { geometry, wide };
+        let d_weight = self.parameter(&state.by_weights, layer.parameter);
+        let d_bias = self.parameter(&state.gradients, layer.parameter + 2);
+        let (fine, coarse, [h, w, channels]) = match layer.kind {
+            LayerKind::Deconv => (d_to, from, geometry.fine),
+            LayerKind::Conv | LayerKind::Dense => (from, d_to, geometry.coarse),
+        };
+        let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
+        let sum = match wide {
+            true => kernels::sum_pixels_wide,
+            false => kernels::sum_pixels_map,
+        };
+        let (gpu, partial) = (self.gpu(), self.maps.partial.address());
+        let chunks = kernels::chunks(pixels) as i32;
+        // SAFETY: the gradients are the layer's, and there are sums for the chunks of the largest and
+        // widest map; the caller knows the maps.
+        unsafe {
+            let operands = [fine, d_weight, coarse];
+            gpu.convolve(convolution, Direction::ByWeight, operands, false)?;
+            sum(gpu, d_to, partial, pixels, channels)?;
+            kernels::sum_chunks(gpu, partial, d_bias, chunks, channels)
+        }
+    }
+
+    /// One operation of the forward pass.
+    pub fn operation(&self, operation: &Operation) -> Result<(), CudaError> {
+        let gpu = self.gpu();
+        let to = operation.to();
+        // SAFETY: the plan's buffers have memory for their values, and the operations are on buffers
+        // of the sizes that their layers take.
+        unsafe {
+            match operation {
+                Operation::Images { .. } => {
+                    let pixels = self.images as i64 * self.pixels_per_image(to);
+                    let (levels, channels) = (
+                        self.maps.levels.address(),
+                        self.engine.config.channels as i32,
+                    );
+                    kernels::images(gpu, levels, self.at(to), pixels, channels)
+                }
+                Operation::Layer { layer, from, .. } => {
+                    let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
+                    self.layer(
+                        layer,
+                        Way {
+                            wide: true,
+                            ..Way::default()
+                        },
+                        size,
+                        ends,
+                    )?;
+                    let (values, channels) = (self.values(to), layer.outputs as i32);
+                    kernels::add_bias(gpu, self.bias(layer), self.at(to), values, channels)
+                }
+                Operation::GatedResnet {
+                    block,
+                    x,
+                    a,
+                    c1,
+                    c2,
+                    ..
+                } => {
+                    let size = self.size(*x);
+                    let f_x = self.bend(block, &[*x])?;
+                    self.layer(&block.conv_1, Way::default(), size, [f_x, self.at(*c1)])?;
+                    if let Some(nin) = &block.nin {
+                        let f_a = self.bend(block, a)?;
+                        let added = Way {
+                            accumulate: true,
+                            ..Way::default()
+                        };
+                        self.layer(nin, added, size, [f_a, self.at(*c1)])?;
+                    }
+                    let f_c1 = self.bend_inner(block, *c1)?;
+                    self.layer(&block.conv_2, Way::default(), size, [f_c1, self.at(*c2)])?;
+                    kernels::gate(
+                        gpu,
+                        self.at(*x),
+                        self.at(*c2),
+                        self.added(block),
+                        self.at(to),
+                        self.values(to),
+                        block.conv_1.outputs as i32,
+                        self.pixels_per_image(to) as i32,
+                    )
+                }
+                &Operation::Shift { by, from, .. } => {
+                    let [_, h, w] = self.size(to).map(|n| n as i32);
+                    let [down, right] = by.map(|n| n as i32);
+                    let channels = self.plan.buffers[to].channels as i32;
+                    let (from, to, values) = (self.at(from), self.at(to), self.values(to));
+                    kernels::shift(gpu, from, to, values, h, w, channels, down, right)
+                }
+                Operation::Add { from, .. } => {
+                    kernels::add(gpu, self.at(*from), self.at(to), self.values(to))
+                }
+                Operation::Elu { from, .. } => {
+                    kernels::elu(gpu, self.at(*from), self.at(to), self.values(to))
+                }
+            }
+        }
+    }
+
+    /// Nats of every pixel, and the gradient by the logits where the plan has one.
+    pub fn likelihood(&self) -> Result<(), CudaError> {
+        let pixels = self.pixels_per_image(self.plan.logits);
+        let config = &self.engine.config;
+        let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
+        // SAFETY: the maps' memory is that of so many images.
+        unsafe {
+            kernels::likelihood(
+                self.gpu(),
+                self.maps.levels.address(),
+                self.at(self.plan.logits),
+                self.maps.nats.address(),
+                gradient,
+                self.images as i64 * pixels,
+                config.channels as i32,
+                config.nr_logistic_mix as i32,
+            )?;
+            let (nats, sums) = (self.maps.nats.address(), self.maps.sums.address());
+            kernels::sum_images(self.gpu(), nats, sums, pixels, self.images as i32)
+        }
+    }
+
+    /// All of a step but the update: the gradients by the parameters.
+    pub fn gradients(&self, state: &Trained) -> Result<(), CudaError> {
+        self.engine.make(&state.weights)?;
+        for operation in &self.plan.forward {
+            self.operation(operation)?;
+        }
+        self.likelihood()?;
+        for step in &self.plan.backward {
+            self.backward_step(state, step)?;
+        }
+        self.engine.by_parameters(state)
+    }
+
+    /// Raises the flag where the loss or its gradient is not a number.
+    pub fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+        let (gpu, wrong) = (self.gpu(), state.wrong.address());
+        let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
+        let (nats, gradients) = (self.maps.nats.address(), state.gradients.address());
+        // SAFETY: there are nats for each pixel, and the gradients are an array of all parameters.
+        unsafe {
+            kernels::find_wrong(gpu, nats, pixels, wrong)?;
+            kernels::find_wrong(gpu, gradients, self.engine.values as i64, wrong)
+        }
+    }
+
+    /// Nats of every image.
+    pub fn nats(&self) -> Result<Vec<f64>, CudaError> {
+        let mut nats = vec![0.0; self.images];
+        self.maps.sums.read(0, &mut nats)?;
+        Ok(nats)
+    }
+
+    /// One operation of the backward pass.
+    fn backward_step(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
+        let gpu = self.gpu();
+        let dy = self.at(step.output);
+        let operation = &self.plan.forward[step.operation];
+        // SAFETY: as in the forward pass; gradients are shaped as what they are by.
+        unsafe {
+            match operation {
+                Operation::Layer { layer, from, .. } => {
+                    let size = self.size(*from);
+                    self.layer_gradients(state, layer, true, size, [self.at(*from), dy])?;
+                    for Gradient { buffer, accumulate } in &step.inputs {
+                        let way = Way {
+                            wide: true,
+                            backward: true,
+                            accumulate: *accumulate,
+                        };
+                        self.layer(layer, way, size, [self.at(*buffer), dy])?;
+                    }
+                }
+                Operation::GatedResnet { .. } => self.backward_block(state, step)?,
+                &Operation::Shift { by, .. } => {
+                    for &Gradient { buffer, accumulate } in &step.inputs {
+                        let [_, h, w] = self.size(buffer).map(|n| n as i32);
+                        let [down, right] = by.map(|n| n as i32);
+                        let channels = self.plan.buffers[buffer].channels as i32;
+                        let (dx, values) = (self.at(buffer), self.values(buffer));
+                        let accumulate = accumulate.into();
+                        kernels::shift_backward(
+                            gpu, dy, dx, values, h, w, channels, down, right, accumulate,
+                        )?;
+                    }
+                }
+                Operation::Elu { from, .. } => {
+                    for &Gradient { buffer, accumulate } in &step.inputs {
+                        let (x, dx, values) =
+                            (self.at(*from), self.at(buffer), self.values(buffer));
+                        kernels::elu_backward(gpu, x, dy, dx, values, accumulate.into())?;
+                    }
+                }
+                Operation::Images { .. } | Operation::Add { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// The step is a block's.
+    unsafe fn backward_block(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
+        let &Operation::GatedResnet {
+            ref block,
+            x,
+            ref a,
+            c1,
+            c2,
+            ..
+        } = &self.plan.forward[step.operation]
+        else {
+            unreachable!("the caller looked");
+        };
+        let [by_x, ref by_a @ ..] = step.inputs[..] else {
+            unreachable!("a block has a gradient by x");
+        };
+        let gpu = self.gpu();
+        let f = kernels::number(self.engine.config.nonlinearity);
+        let (size, d_out) = (self.size(x), self.at(step.output));
+        let pixels = self.pixels_per_image(x);
+        // In the same memory as c2, and then as the gradient by c1: what was there is not needed.
+        let (d_c2, d_c1) = (self.at(c2), self.at(c2));
+        // SAFETY: the block's maps are of `size`, with its channels.
+        unsafe {
+            let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
+            let added = self.added(block);
+            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels as i32)?;
+            if let Some(hw) = block.conditional {
+                let d_hw = self.parameter(&state.gradients, hw);
+                let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
+                let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
+                kernels::class_backward(
+                    gpu, d_c2, labels, d_hw, classes, channels, images, pixels,
+                )?;
+            }
+            // Each f(x) and then the gradient by it, one after the other in the same memory.
+            let f_c1 = self.bend_inner(block, c1)?;
+            self.layer_gradients(state, &block.conv_2, false, size, [f_c1, d_c2])?;
+            let backward = Way {
+                backward: true,
+                ..Way::default()
+            };
+            self.layer(&block.conv_2, backward, size, [f_c1, d_c2])?;
+            let whole = self.channels(block, 0, 1);
+            let (biases, drop, values) =
+                (self.biases(block), self.dropout_of(block), self.values(c1));
+            let c1 = self.at(c1);
+            kernels::bend_map_backward(gpu, c1, biases, drop, f_c1, d_c1, values, whole, f, 0)?;
+
+            let none = Biases::default();
+            if let Some(nin) = &block.nin {
+                let f_a = self.bend(block, a)?;
+                self.layer_gradients(state, nin, false, size, [f_a, d_c1])?;
+                self.layer(nin, backward, size, [f_a, d_c1])?;
+                for (part, (&a_, gradient)) in a.iter().zip(by_a).enumerate() {
+                    let channels = self.channels(block, part, a.len());
+                    let (from, to) = (self.at(a_), self.at(gradient.buffer));
+                    let (values, accumulate) = (self.values(a_), gradient.accumulate.into());
+                    kernels::bend_wide_backward(
+                        gpu, from, none, 0, f_a, to, values, channels, f, accumulate,
+                    )?;
+                }
+            }
+            let f_x = self.bend(block, &[x])?;
+            self.layer_gradients(state, &block.conv_1, false, size, [f_x, d_c1])?;
+            self.layer(&block.conv_1, backward, size, [f_x, d_c1])?;
+            // The residual connection hands the output's gradient on as it is.
+            let (x_, values) = (self.at(x), self.values(x));
+            kernels::bend_wide_backward(gpu, x_, none, 0, f_x, d_out, values, whole, f, 1)?;
+            if by_x.buffer != step.output {
+                kernels::add(gpu, d_out, self.at(by_x.buffer), self.values(x))?;
+            }
+        }
+        Ok(())
+    }
+}
