@@ -13,7 +13,8 @@ use crate::terminal::Result;
 /// Where the network runs, of all commands but those that code images.
 #[derive(Debug, Args)]
 pub struct DeviceFlags {
-    /// Where networks are trained and evaluated and draw: cpu, cuda:N, or auto, the best that there is
+    /// Where networks are trained, evaluated and drawn from: cpu, cuda:N in builds for GPUs, or auto,
+    /// the best that there is
     #[arg(
         long,
         global = true,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};
@@ -35,21 +35,37 @@ pub fn devices() -> Result<Vec<Device>, CudaError> {
     if libraries::load_driver().is_err() {
         return Ok(Vec::new());
     }
-    let count = match CudaContext::device_count() {
-        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
-        count => count.map_err(refused)?,
-    };
+    // Without a context on any of them, which takes time and its memory.
     let device = |number: usize| {
-        let context = CudaContext::new(number)?;
-        Ok(Device {
-            number,
-            name: context.name()?,
-            memory: context.total_mem()?,
-            capability: context.compute_capability()?,
-        })
+        let handle = result::device::get(number as i32)?;
+        // SAFETY: the driver has just given the handle.
+        unsafe {
+            Ok(Device {
+                number,
+                name: result::device::get_name(handle)?,
+                memory: result::device::total_mem(handle)?,
+                capability: (
+                    result::device::get_attribute(handle, MAJOR)?,
+                    result::device::get_attribute(handle, MINOR)?,
+                ),
+            })
+        }
     };
-    let devices = (0..count.unsigned_abs() as usize).map(device);
+    let devices = (0..count()?).map(device);
     devices.collect::<Result<_, _>>().map_err(refused)
+}
+
+const MAJOR: sys::CUdevice_attribute =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+const MINOR: sys::CUdevice_attribute =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+
+/// How many GPUs the driver, which is loaded, has.
+fn count() -> Result<usize, CudaError> {
+    match CudaContext::device_count() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+        count => Ok(count.map_err(refused)?.unsigned_abs() as usize),
+    }
 }
 
 /// Checks that a GPU is there, and all that it needs.
@@ -58,7 +74,7 @@ pub fn devices() -> Result<Vec<Device>, CudaError> {
 /// [`CudaError::Missing`] and [`CudaError::NoDevice`].
 pub fn expect(number: usize) -> Result<(), CudaError> {
     libraries::load()?;
-    let found = devices()?.len();
+    let found = count()?;
     match number < found {
         true => Ok(()),
         false => Err(CudaError::NoDevice { number, found }),
@@ -72,8 +88,10 @@ pub(crate) struct Driver {
     stream: sys::CUstream,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
-    /// None where it is not to be found: the plain kernels take its place.
-    cudnn: Option<Cudnn>,
+    precision: Precision,
+    /// Begun with the first convolution, for it is large and drawing images needs none; none where it
+    /// is not to be found: the plain kernels take its place.
+    cudnn: OnceLock<Result<Option<Cudnn>, CudaError>>,
     /// Memory for cuDNN: where, and how many bytes.
     workspace: Mutex<(u64, usize)>,
 }
@@ -109,17 +127,13 @@ impl Driver {
             .collect::<Result<_, CudaError>>()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
         let stream = stream.map_err(refused)?;
-        let cudnn = match libraries::load_cudnn() {
-            // SAFETY: the context is bound, and dropped after it.
-            Ok(()) => Some(unsafe { Cudnn::new(stream, precision)? }),
-            Err(_) => None,
-        };
         Ok(Driver {
             context,
             stream,
             module,
             functions,
-            cudnn,
+            precision,
+            cudnn: OnceLock::new(),
             workspace: Mutex::default(),
         })
     }
@@ -127,6 +141,16 @@ impl Driver {
     /// Every thread that calls the driver must know the context.
     fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().map_err(refused)
+    }
+
+    fn cudnn(&self) -> Result<Option<&Cudnn>, CudaError> {
+        let begin = || match libraries::load_cudnn() {
+            // SAFETY: the context is bound, and dropped after it.
+            Ok(()) => unsafe { Cudnn::new(self.stream, self.precision) }.map(Some),
+            Err(_) => Ok(None),
+        };
+        let cudnn = self.cudnn.get_or_init(begin).as_ref();
+        cudnn.map(Option::as_ref).map_err(CudaError::clone)
     }
 
     /// Memory for cuDNN, of so many bytes at least.
@@ -159,7 +183,7 @@ impl Drop for Driver {
             // The driver has failed before, and that was said.
             return;
         }
-        self.cudnn = None;
+        self.cudnn.take();
         let (workspace, _) = *self
             .workspace
             .get_mut()
@@ -280,10 +304,8 @@ impl Gpu for Driver {
             direction,
             accumulate,
         };
-        let workspace = self
-            .cudnn
-            .as_ref()
-            .and_then(|cudnn| Some((cudnn, cudnn.prepare(work)?)));
+        let cudnn = self.cudnn()?;
+        let workspace = cudnn.and_then(|cudnn| Some((cudnn, cudnn.prepare(work)?)));
         let Some((cudnn, bytes)) = workspace else {
             // SAFETY: the caller's.
             return unsafe { convolution.run(self, direction, operands, accumulate) };

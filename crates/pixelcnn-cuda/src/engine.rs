@@ -15,7 +15,7 @@ use pixelcnn_core::network::{LayerKind, Layout, Parameter};
 use pixelcnn_core::plan::{Operation, Plan};
 
 use crate::driver::Driver;
-use crate::gpu::{Gpu, Graph, Memory};
+use crate::gpu::{Gpu, Graph, Memory, usable};
 use crate::kernels::{self, Norm};
 use crate::pass::Pass;
 use crate::{CudaError, Precision};
@@ -325,8 +325,7 @@ impl Cuda {
             };
             maps.images * self.bytes_per_image(plan)
         });
-        // A little is lost between allocations.
-        let available = (self.gpu.available()? + held) / 16 * 15;
+        let available = usable(self.gpu.available()? + held);
         // A state that is not there yet takes its part.
         let state = match (plan.d_logits, &self.state) {
             (Some(_), None) => 7 * self.values * VALUE,
@@ -388,31 +387,22 @@ impl Norms {
         starts: &[usize],
     ) -> Result<Norms, CudaError> {
         let long = |n: usize| n as i64;
-        // Only the blocks' convolutions take maps.
-        let in_blocks: HashSet<usize> = plan
-            .forward
-            .iter()
-            .filter_map(|operation| match operation {
-                Operation::GatedResnet { block, .. } => Some(block),
-                _ => None,
-            })
-            .flat_map(|block| {
-                let nin = block.nin.as_ref();
-                [&block.conv_1, &block.conv_2].into_iter().chain(nin)
-            })
-            .map(|layer| layer.parameter)
-            .collect();
+        // Layers outside of the blocks are the residual stream's.
+        let wide = plan.forward.iter().filter_map(|operation| match operation {
+            Operation::Layer { layer, .. } => Some(layer.parameter),
+            _ => None,
+        });
+        let wide: HashSet<usize> = wide.collect();
         let mut outputs = 0;
         let norms = layout.layers.iter().map(|layer| {
             let norm = WeightNorm::of(layer);
-            let in_block = in_blocks.contains(&layer.parameter);
             let first = outputs;
             outputs += norm.outputs;
             Norm {
                 v: long(starts[layer.parameter]),
                 g: long(starts[layer.parameter + 1]),
                 first: long(first),
-                wide: (!in_block).into(),
+                wide: wide.contains(&layer.parameter).into(),
                 transposed: (layer.kind == LayerKind::Deconv).into(),
                 rows: long(norm.rows),
                 outputs: long(norm.outputs),
@@ -570,9 +560,7 @@ impl Engine for Cuda {
             return Err(EngineError::NotLoaded("gradients"));
         }
         self.write_rates(state, adam)?;
-        let (count, wrong) = (self.values as i64, state.wrong.address());
-        // SAFETY: the gradients are an array of all parameters.
-        unsafe { kernels::find_wrong(&*self.gpu, state.gradients.address(), count, wrong)? };
+        self.find_wrong(state)?;
         self.move_parameters(state)?;
         self.expect_numbers(state)
     }
@@ -675,6 +663,13 @@ impl Cuda {
     fn write_rates(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
         state.step.write(0, &[adam.rates()])?;
         state.wrong.write(0, &[0u32])
+    }
+
+    /// Raises the flag where a gradient is not a number.
+    pub(crate) fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+        let (gradients, wrong) = (state.gradients.address(), state.wrong.address());
+        // SAFETY: the gradients are an array of all parameters.
+        unsafe { kernels::find_wrong(&*self.gpu, gradients, self.values as i64, wrong) }
     }
 
     /// Moves parameters, moments and average by the gradients, unless the flag is up.

@@ -76,6 +76,11 @@ pub(crate) trait Gpu: Send + Sync {
     ) -> Result<(), CudaError>;
 }
 
+/// Bytes of those available that large allocations can have: a little is lost between them.
+pub(crate) fn usable(available: usize) -> usize {
+    available / 16 * 15
+}
+
 /// Kernels with their arguments, to be run again as one.
 pub(crate) trait Graph: Send + Sync {
     /// Runs them.

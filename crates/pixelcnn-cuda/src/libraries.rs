@@ -80,15 +80,12 @@ pub(crate) fn load_compiler() -> Result<(), CudaError> {
 impl Wanted {
     fn load(&self) -> Result<(), CudaError> {
         let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = folders.iter().any(|folder| self.load_from(folder));
+        // What is loaded from a folder is found by its name from then on.
         // SAFETY: CUDA's libraries are made to be loaded; so for all below.
-        if named || unsafe { (self.present)() } {
-            return Ok(());
-        }
-        let found = python_folders().iter().any(|folder| self.load_from(folder));
-        // What is loaded is found by its name from now on.
-        // SAFETY: as above.
-        match found && unsafe { (self.present)() } {
+        let present = || unsafe { (self.present)() };
+        let load_from = |folders: &[PathBuf]| folders.iter().any(|folder| self.load_from(folder));
+        load_from(&folders);
+        match present() || (load_from(&python_folders()) && present()) {
             true => Ok(()),
             false => Err(CudaError::Missing {
                 library: self.name,

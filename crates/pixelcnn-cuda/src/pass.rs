@@ -181,12 +181,8 @@ impl Pass<'_> {
             geometry: Geometry::of(layer, size),
             wide,
         };
-        let transposed = layer.kind == LayerKind::Deconv;
-        let [fine, coarse] = match transposed {
-            true => [output, input],
-            false => [input, output],
-        };
-        let direction = match transposed == backward {
+        let [fine, coarse] = fine_and_coarse(layer, input, output);
+        let direction = match (layer.kind == LayerKind::Deconv) == backward {
             true => Direction::Down,
             false => Direction::Up,
         };
@@ -214,9 +210,10 @@ impl Pass<'_> {
         let convolution = Convolution { geometry, wide };
         let d_weight = self.parameter(&state.by_weights, layer.parameter);
         let d_bias = self.parameter(&state.gradients, layer.parameter + 2);
-        let (fine, coarse, [h, w, channels]) = match layer.kind {
-            LayerKind::Deconv => (d_to, from, geometry.fine),
-            LayerKind::Conv | LayerKind::Dense => (from, d_to, geometry.coarse),
+        let [fine, coarse] = fine_and_coarse(layer, from, d_to);
+        let [h, w, channels] = match layer.kind {
+            LayerKind::Deconv => geometry.fine,
+            LayerKind::Conv | LayerKind::Dense => geometry.coarse,
         };
         let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
         let sum = match wide {
@@ -351,14 +348,11 @@ impl Pass<'_> {
 
     /// Raises the flag where the loss or its gradient is not a number.
     pub fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
-        let (gpu, wrong) = (self.gpu(), state.wrong.address());
         let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
-        let (nats, gradients) = (self.maps.nats.address(), state.gradients.address());
-        // SAFETY: there are nats for each pixel, and the gradients are an array of all parameters.
-        unsafe {
-            kernels::find_wrong(gpu, nats, pixels, wrong)?;
-            kernels::find_wrong(gpu, gradients, self.engine.values as i64, wrong)
-        }
+        let (nats, wrong) = (self.maps.nats.address(), state.wrong.address());
+        // SAFETY: there are nats for each pixel.
+        unsafe { kernels::find_wrong(self.gpu(), nats, pixels, wrong)? };
+        self.engine.find_wrong(state)
     }
 
     /// Nats of every image.
@@ -489,5 +483,13 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Which of a layer's input and output is the finer map, and which the coarser one.
+fn fine_and_coarse(layer: &Layer, input: Address, output: Address) -> [Address; 2] {
+    match layer.kind {
+        LayerKind::Deconv => [output, input],
+        LayerKind::Conv | LayerKind::Dense => [input, output],
     }
 }

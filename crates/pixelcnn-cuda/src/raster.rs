@@ -15,12 +15,10 @@ use pixelcnn_core::incremental::weights::PackedWeights;
 use pixelcnn_core::network::Layout;
 
 use crate::driver::Driver;
-use crate::gpu::{Gpu, Graph, Memory};
+use crate::engine::VALUE;
+use crate::gpu::{Gpu, Graph, Memory, usable};
 use crate::kernels::{self, Address};
 use crate::{CudaError, Precision};
-
-/// Bytes of a value.
-const VALUE: usize = size_of::<f32>();
 
 /// A model ready to be evaluated pixel by pixel on a GPU. Clones share its weights.
 #[derive(Clone)]
@@ -106,8 +104,7 @@ impl CudaEvaluator {
     /// # Errors
     /// [`EngineError::Device`].
     pub fn room(&self) -> Result<usize, EngineError> {
-        // A little is lost between allocations.
-        let available = self.gpu.available()? / 16 * 15;
+        let available = usable(self.gpu.available()?);
         let config = &self.model.config;
         let small = config.channels + size_of::<u32>();
         Ok(available / (self.model.program.floats * VALUE + small))

@@ -28,24 +28,17 @@ fn main() -> ExitCode {
     let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     let arguments: Vec<String> = arguments.collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let done = on_threads(0, || match arguments[..] {
-        ["check"] => check().map_err(|error| error.to_string()),
-        ["layers"] => layers().map_err(|error| error.to_string()),
-        ["bits", images] => images
-            .parse()
-            .map_err(Into::into)
-            .and_then(bits)
-            .map_err(|error| error.to_string()),
-        ["sampling"] => sampling().map_err(|error| error.to_string()),
-        ["time"] => time().map_err(|error| error.to_string()),
+    let run = || match arguments[..] {
+        ["check"] => check(),
+        ["layers"] => layers(),
+        ["bits", images] => bits(images.parse()?),
+        ["sampling"] => sampling(),
+        ["time"] => time(),
         _ => Err("usage: gpu check | layers | bits IMAGES | sampling | time".into()),
-    });
-    match done {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            eprintln!("gpu: {error}");
-            ExitCode::FAILURE
-        }
+    };
+    let done = on_threads(0, || run().map_err(|error| error.to_string()));
+    match done.map_err(|error| error.to_string()).flatten() {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gpu: {error}");
             ExitCode::FAILURE

@@ -82,8 +82,9 @@ impl Network {
     }
 }
 
-/// Draws every parameter, in the order of [`Layout`], as the original does: `V` and `hw` from N(0, 0.05), `g` 1, `b` 0. They are
-/// drawn on the host, so that a seed means the same on every device.
+/// Draws every parameter, in the order of [`Layout`], as the original does: `V` and `hw` from
+/// N(0, 0.05), `g` 1, `b` 0. They are drawn on the host, so that a seed means the same on every
+/// device.
 pub fn draw_parameters(config: &ModelConfig, seed: u64) -> Vec<Vec<f32>> {
     let mut random = generator(seed, Purpose::Parameters, 0);
     let normal = Normal::new(0.0, DEVIATION).expect("the deviation is finite");

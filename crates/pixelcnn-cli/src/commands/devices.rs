@@ -8,7 +8,7 @@ use pixelcnn::device;
 
 use crate::terminal::{Result, say};
 
-/// List the devices on which this program can train and evaluate.
+/// List the devices on which this program can train, evaluate and sample.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Devices {}
