@@ -7,6 +7,9 @@
 //! `forward` read backwards. Those are the plan's steps, numbered from 0; an evaluation ends with
 //! the likelihood.
 //!
+//! In training the two stacks are two branches, which may be carried out side by side: see [`Turn`].
+//! An evaluation has one branch, for it would need twice the memory with two.
+//!
 //! Buffers are maps \[images, rows, columns, channels\], and their sizes are for each image. Two
 //! buffers whose lives do not overlap may have the same slot, which is memory that an engine takes
 //! once.
@@ -33,6 +36,18 @@ pub struct Plan {
     pub slots: Vec<usize>,
     /// Buffers of the feature maps that the original records, in its order.
     pub recorded: Vec<usize>,
+    /// When each step's turn comes.
+    pub turns: Vec<Turn>,
+}
+
+/// When a step may be carried out: after those before it on its branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// 0, or 1 for the steps that only the horizontal stack needs.
+    pub branch: usize,
+    /// Whether it must also wait for all steps of the other branch that come before it in the plan:
+    /// it needs what one of them writes, or memory that one of them uses.
+    pub waits: bool,
 }
 
 /// A map that an operation writes and others read.
@@ -152,6 +167,7 @@ impl Plan {
     /// The plan of a forward and a backward pass.
     pub fn training(config: &ModelConfig) -> Plan {
         let mut planner = Planner::forward(config);
+        planner.find_branches();
         planner.backward();
         planner.finish()
     }
@@ -165,6 +181,8 @@ impl Plan {
 struct Planner<'a> {
     config: &'a ModelConfig,
     plan: Plan,
+    /// The branch of every operation.
+    branches: Vec<usize>,
 }
 
 /// One map, or two whose channels follow one another.
@@ -182,10 +200,13 @@ impl Planner<'_> {
                 buffers: Vec::new(),
                 slots: Vec::new(),
                 recorded: Vec::new(),
+                turns: Vec::new(),
             },
+            branches: Vec::new(),
         };
         let logits = pixelcnn(config, &mut planner, Vec::new());
         planner.plan.logits = one(&logits);
+        planner.branches = vec![0; planner.plan.forward.len()];
         planner
     }
 
@@ -205,6 +226,29 @@ impl Planner<'_> {
         self.buffer(size, channels)
     }
 
+    /// The first operation on a map goes on on the map's branch. Others begin the horizontal stack,
+    /// to which the walk comes second.
+    fn find_branches(&mut self) {
+        let mut of_maps = vec![0; self.plan.buffers.len()];
+        let mut gone_on = vec![false; self.plan.buffers.len()];
+        for (branch, operation) in self.branches.iter_mut().zip(&self.plan.forward) {
+            *branch = match *operation {
+                Operation::Images { .. } => 0,
+                Operation::Add { to, .. } => of_maps[to],
+                Operation::Layer { from, .. }
+                | Operation::Shift { from, .. }
+                | Operation::Elu { from, .. }
+                | Operation::GatedResnet { x: from, .. } => {
+                    match std::mem::replace(&mut gone_on[from], true) {
+                        true => 1,
+                        false => of_maps[from],
+                    }
+                }
+            };
+            of_maps[operation.to()] = *branch;
+        }
+    }
+
     /// Reads the forward pass backwards.
     fn backward(&mut self) {
         // For each map of the forward pass the buffer of the gradient by it, once it has begun.
@@ -212,7 +256,7 @@ impl Planner<'_> {
         let d_logits = self.like(self.plan.logits);
         self.plan.d_logits = Some(d_logits);
         gradients[self.plan.logits] = Some(d_logits);
-        for number in (0..self.plan.forward.len()).rev() {
+        for number in self.backward_order() {
             let operation = self.plan.forward[number].clone();
             let Some(output) = gradients[operation.to()] else {
                 continue;
@@ -249,6 +293,25 @@ impl Planner<'_> {
         }
     }
 
+    /// The operations in the order of the backward pass: the forward pass read backwards, but that
+    /// the vertical stack stays one operation behind. What the horizontal stack adds to the gradient
+    /// by a map of the vertical one is then there before that comes to it, and neither waits for the
+    /// other to add.
+    fn backward_order(&self) -> Vec<usize> {
+        let (mut order, mut behind) = (Vec::new(), None);
+        for number in (0..self.plan.forward.len()).rev() {
+            match self.branches[number] {
+                0 => order.extend(behind.replace(number)),
+                _ => {
+                    order.push(number);
+                    order.extend(behind.take());
+                }
+            }
+        }
+        order.extend(behind);
+        order
+    }
+
     /// Where the gradient by a map goes.
     fn contribution(&mut self, map: usize, gradients: &mut [Option<usize>]) -> Gradient {
         let begun = gradients[map];
@@ -261,30 +324,40 @@ impl Planner<'_> {
     }
 
     fn finish(mut self) -> Plan {
-        self.find_lives();
-        self.assign_slots();
+        let uses = self.uses();
+        self.find_lives(&uses);
+        self.take_turns(&uses);
+        self.assign_slots(&uses);
         self.plan
     }
 
-    fn find_lives(&mut self) {
+    /// What every step reads and writes.
+    fn uses(&self) -> Vec<Uses> {
         let Plan {
             forward, backward, ..
         } = &self.plan;
-        let mut uses: Vec<Vec<usize>> = forward.iter().map(Operation::buffers).collect();
-        uses.push(
-            [Some(self.plan.logits), self.plan.d_logits]
-                .into_iter()
-                .flatten()
-                .collect(),
-        );
+        let mut uses: Vec<Uses> = forward.iter().map(Operation::uses).collect();
+        uses.push(Uses {
+            reads: vec![self.plan.logits],
+            writes: self.plan.d_logits.into_iter().collect(),
+        });
         uses.extend(backward.iter().map(|step| {
+            let mut reads = forward[step.operation].kept();
+            reads.push(step.output);
             let gradients = step.inputs.iter().map(|gradient| gradient.buffer);
-            let kept = forward[step.operation].kept();
-            gradients.chain([step.output]).chain(kept).collect()
+            let mut writes: Vec<usize> = gradients.collect();
+            if let Operation::GatedResnet { c2, .. } = forward[step.operation] {
+                writes.extend([c2, step.output]);
+            }
+            Uses { reads, writes }
         }));
+        uses
+    }
+
+    fn find_lives(&mut self, uses: &[Uses]) {
         let mut seen = vec![false; self.plan.buffers.len()];
-        for (step, buffers) in uses.into_iter().enumerate() {
-            for buffer in buffers {
+        for (step, uses) in uses.iter().enumerate() {
+            for &buffer in uses.reads.iter().chain(&uses.writes) {
                 let life = &mut self.plan.buffers[buffer].life;
                 let first = if seen[buffer] { *life.start() } else { step };
                 *life = first..=step;
@@ -293,39 +366,96 @@ impl Planner<'_> {
         }
     }
 
+    /// Finds out which steps must wait for the other branch.
+    fn take_turns(&mut self, uses: &[Uses]) {
+        let number_of_last = self.plan.forward.len() - 1;
+        let backward = self.plan.backward.iter().map(|step| step.operation);
+        // The likelihood goes on where the forward pass ends.
+        let operations = (0..=number_of_last).chain([number_of_last]).chain(backward);
+        let branches: Vec<usize> = operations.map(|number| self.branches[number]).collect();
+        let meet = |a: &[usize], b: &[usize]| a.iter().any(|buffer| b.contains(buffer));
+        // Up to where a branch has waited for the other one.
+        let mut waited = [0; 2];
+        for (step, Uses { reads, writes }) in uses.iter().enumerate() {
+            let branch = branches[step];
+            let waits = (waited[branch]..step).any(|before| {
+                let other = &uses[before];
+                let needed = meet(&other.writes, reads)
+                    || meet(&other.writes, writes)
+                    || meet(&other.reads, writes);
+                branches[before] != branch && needed
+            });
+            if waits {
+                waited[branch] = step;
+            }
+            self.plan.turns.push(Turn { branch, waits });
+        }
+    }
+
     /// Gives every buffer a slot, the largest first, so that no slot must grow for a later one. Of
-    /// the slots that are free in its life it takes the one left last before: what that held is the
-    /// likeliest to be in a cache still.
-    fn assign_slots(&mut self) {
-        let Plan { buffers, slots, .. } = &mut self.plan;
+    /// the slots that are free in its life, however the branches' turns come, it takes the one left
+    /// last before: what that held is the likeliest to be in a cache still.
+    fn assign_slots(&mut self, uses: &[Uses]) {
+        let Plan {
+            buffers,
+            slots,
+            turns,
+            ..
+        } = &mut self.plan;
+        // For each buffer, on each branch, the step after its last use.
+        let mut left = vec![[0; 2]; buffers.len()];
+        for (step, (uses, turn)) in uses.iter().zip(&*turns).enumerate() {
+            for &buffer in uses.reads.iter().chain(&uses.writes) {
+                left[buffer][turn.branch] = step + 1;
+            }
+        }
+        // For each step, up to where each branch is done when it begins.
+        let mut waited = [0; 2];
+        let done = turns.iter().enumerate().map(|(step, turn)| {
+            if turn.waits {
+                waited[turn.branch] = step;
+            }
+            let mut done = [waited[turn.branch]; 2];
+            done[turn.branch] = step;
+            done
+        });
+        let done: Vec<[usize; 2]> = done.collect();
+        let before = |a: usize, b: usize| {
+            let done = done[*buffers[b].life.start()];
+            left[a].iter().zip(done).all(|(left, done)| *left <= done)
+        };
         let mut by_size: Vec<usize> = (0..buffers.len()).collect();
         by_size.sort_by_key(|&buffer| {
             let Buffer { ref life, .. } = buffers[buffer];
             (usize::MAX - buffers[buffer].values(), *life.start())
         });
-        // The lives of the buffers in each slot.
-        let mut lives: Vec<Vec<RangeInclusive<usize>>> = Vec::new();
+        let mut held: Vec<Vec<usize>> = Vec::new();
+        let mut of_buffers = vec![0; buffers.len()];
         for buffer in by_size {
-            let life = buffers[buffer].life.clone();
-            let apart = |other: &RangeInclusive<usize>| {
-                other.end() < life.start() || life.end() < other.start()
-            };
+            let apart = |other: &usize| before(*other, buffer) || before(buffer, *other);
             let left = |slot: &usize| {
-                let before = lives[*slot]
-                    .iter()
-                    .filter(|other| other.end() < life.start());
-                before.map(|other| *other.end()).max()
+                let others = held[*slot].iter().filter(|other| before(**other, buffer));
+                others.map(|other| *buffers[*other].life.end()).max()
             };
-            let free = (0..slots.len()).filter(|&slot| lives[slot].iter().all(apart));
+            let free = (0..held.len()).filter(|&slot| held[slot].iter().all(apart));
             let slot = free.max_by_key(left).unwrap_or_else(|| {
                 slots.push(buffers[buffer].values());
-                lives.push(Vec::new());
+                held.push(Vec::new());
                 slots.len() - 1
             });
-            lives[slot].push(life);
-            buffers[buffer].slot = slot;
+            held[slot].push(buffer);
+            of_buffers[buffer] = slot;
+        }
+        for (buffer, slot) in buffers.iter_mut().zip(of_buffers) {
+            buffer.slot = slot;
         }
     }
+}
+
+/// The buffers that a step reads, and those that it writes.
+struct Uses {
+    reads: Vec<usize>,
+    writes: Vec<usize>,
 }
 
 impl Operation {
@@ -341,15 +471,19 @@ impl Operation {
         }
     }
 
-    /// All buffers that it reads or writes.
-    fn buffers(&self) -> Vec<usize> {
-        let mut buffers = self.kept();
-        match *self {
-            Operation::Shift { from, .. } | Operation::Add { from, .. } => buffers.push(from),
-            _ => {}
-        }
-        buffers.push(self.to());
-        buffers
+    fn uses(&self) -> Uses {
+        let (reads, inner) = match self {
+            Operation::Images { .. } => (vec![], vec![]),
+            Operation::Layer { from, .. }
+            | Operation::Shift { from, .. }
+            | Operation::Elu { from, .. } => (vec![*from], vec![]),
+            Operation::Add { from, to } => (vec![*from, *to], vec![]),
+            Operation::GatedResnet { x, a, c1, c2, .. } => {
+                ([&[*x], &a[..]].concat(), vec![*c1, *c2])
+            }
+        };
+        let writes = [&inner[..], &[self.to()]].concat();
+        Uses { reads, writes }
     }
 
     /// The buffers of the forward pass that its backward pass uses.
@@ -546,11 +680,17 @@ mod tests {
             let has_one = |operation: &Operation| {
                 !matches!(operation, Operation::Images { .. } | Operation::Add { .. })
             };
-            let expected = plan.forward.iter().enumerate().rev();
-            let expected = expected.filter(|(_, operation)| has_one(operation));
-            let expected: Vec<usize> = expected.map(|(number, _)| number).collect();
-            let found: Vec<usize> = plan.backward.iter().map(|step| step.operation).collect();
-            assert_eq!(found, expected);
+            let turns = plan.turns.iter().take(plan.forward.len());
+            for branch in 0..2 {
+                let here = |number: &usize| plan.turns[*number].branch == branch;
+                let expected = plan.forward.iter().zip(turns.clone()).enumerate().rev();
+                let expected = expected
+                    .filter(|(_, (operation, turn))| turn.branch == branch && has_one(operation));
+                let expected: Vec<usize> = expected.map(|(number, _)| number).collect();
+                let found = plan.backward.iter().map(|step| step.operation);
+                let found: Vec<usize> = found.filter(here).collect();
+                assert_eq!(found, expected);
+            }
             for step in &plan.backward {
                 let (inputs, from_images) = match &plan.forward[step.operation] {
                     Operation::GatedResnet { a, .. } => (1 + a.len(), false),

@@ -6,6 +6,8 @@
 //! going back over those notes.
 
 #[cfg(test)]
+mod plan;
+#[cfg(test)]
 mod tests;
 
 use crate::config::{ModelConfig, Nonlinearity};
@@ -328,8 +330,14 @@ impl Tape<'_> {
         self.note(Origin::Shifted(by, x), Map::new(size, channels, values))
     }
 
-    /// Adds to `gradients` those of the parameters, where `gradient` is that by the map `last`.
-    fn backward(&self, last: usize, gradient: Vec<f64>, gradients: &mut [Vec<f64>]) {
+    /// Adds to `gradients` those of the parameters, where `gradient` is that by the map `last`; gives
+    /// those by the maps that come from nowhere.
+    fn backward(
+        &self,
+        last: usize,
+        gradient: Vec<f64>,
+        gradients: &mut [Vec<f64>],
+    ) -> Vec<Vec<f64>> {
         let zeros = self.maps.iter().map(|(_, map)| vec![0.0; map.values.len()]);
         let mut by_map: Vec<Vec<f64>> = zeros.collect();
         by_map[last] = gradient;
@@ -337,7 +345,7 @@ impl Tape<'_> {
             let dy = std::mem::take(&mut by_map[number]);
             let channels = map.channels;
             match origin {
-                Origin::Image => {}
+                Origin::Image => by_map[number] = dy,
                 Origin::Ones(x) => {
                     let pixels = by_map[*x].chunks_mut(channels - 1);
                     for (dx, dy) in pixels.zip(dy.chunks(channels)) {
@@ -418,6 +426,7 @@ impl Tape<'_> {
                 }
             }
         }
+        by_map
     }
 
     fn backward_layer(
