@@ -2,7 +2,7 @@
 //! weight, each made of the other two.
 
 use crate::CudaError;
-use crate::gpu::Gpu;
+use crate::gpu::Branch;
 use crate::kernels::{self, Address, Geometry};
 
 /// A convolution of some maps.
@@ -33,7 +33,7 @@ impl Convolution {
     /// The memory is as large as the geometry says.
     pub unsafe fn run(
         self,
-        gpu: &dyn Gpu,
+        branch: &dyn Branch,
         direction: Direction,
         [fine, weight, coarse]: [Address; 3],
         accumulate: bool,
@@ -43,22 +43,22 @@ impl Convolution {
         unsafe {
             match (direction, self.wide) {
                 (Direction::Down, true) => {
-                    kernels::convolve_wide(gpu, fine, weight, coarse, geometry, add)
+                    kernels::convolve_wide(branch, fine, weight, coarse, geometry, add)
                 }
                 (Direction::Down, false) => {
-                    kernels::convolve_map(gpu, fine, weight, coarse, geometry, add)
+                    kernels::convolve_map(branch, fine, weight, coarse, geometry, add)
                 }
                 (Direction::Up, true) => {
-                    kernels::transposed_wide(gpu, coarse, weight, fine, geometry, add)
+                    kernels::transposed_wide(branch, coarse, weight, fine, geometry, add)
                 }
                 (Direction::Up, false) => {
-                    kernels::transposed_map(gpu, coarse, weight, fine, geometry, add)
+                    kernels::transposed_map(branch, coarse, weight, fine, geometry, add)
                 }
                 (Direction::ByWeight, true) => {
-                    kernels::by_weight_wide(gpu, fine, coarse, weight, geometry)
+                    kernels::by_weight_wide(branch, fine, coarse, weight, geometry)
                 }
                 (Direction::ByWeight, false) => {
-                    kernels::by_weight_map(gpu, fine, coarse, weight, geometry)
+                    kernels::by_weight_map(branch, fine, coarse, weight, geometry)
                 }
             }
         }

@@ -524,7 +524,7 @@ mod tests {
     #[test]
     #[ignore = "needs libcudnn: `pip install nvidia-cudnn-cu13` in an active environment"]
     fn every_convolution_of_every_preset_is_one_of_cudnns() {
-        libraries::load_cudnn().unwrap();
+        libraries::expect_cudnn().unwrap();
         let presets = [
             [24, 1, 5],
             [32, 2, 10],

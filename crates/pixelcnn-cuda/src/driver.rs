@@ -1,7 +1,7 @@
 //! A GPU, by way of its driver.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, sys};
 
 use crate::convolution::{Convolution, Direction};
 use crate::cudnn::{Cudnn, Work};
-use crate::gpu::{Gpu, Graph};
+use crate::gpu::{Argument, Branch, Gpu, Graph};
 use crate::kernels::NAMES;
 use crate::{CudaError, Precision, compiler, libraries};
 
@@ -83,12 +83,27 @@ pub fn expect(number: usize) -> Result<(), CudaError> {
 
 /// A GPU with the kernels.
 pub(crate) struct Driver {
+    /// Of the device and the kernels.
+    module: Arc<Module>,
+    branches: [Lane; 2],
+}
+
+/// The kernels on a device.
+struct Module {
     context: Arc<CudaContext>,
-    /// All is done in its order.
-    stream: sys::CUstream,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
     precision: Precision,
+}
+
+/// One of the two branches.
+struct Lane {
+    module: Arc<Module>,
+    stream: sys::CUstream,
+    /// The other branch's.
+    other: sys::CUstream,
+    /// How far the other branch has come, whenever this one waits for it.
+    reached: sys::CUevent,
     /// Begun with the first convolution, for it is large and drawing images needs none; none where it
     /// is not to be found: the plain kernels take its place.
     cudnn: OnceLock<Result<Option<Cudnn>, CudaError>>,
@@ -97,9 +112,13 @@ pub(crate) struct Driver {
 }
 
 // SAFETY: the driver's handles may be used by any thread that has bound the context.
-unsafe impl Send for Driver {}
+unsafe impl Send for Module {}
 // SAFETY: as above; the driver locks.
-unsafe impl Sync for Driver {}
+unsafe impl Sync for Module {}
+// SAFETY: as above.
+unsafe impl Send for Lane {}
+// SAFETY: as above.
+unsafe impl Sync for Lane {}
 
 impl Driver {
     /// A device by its number. Compiled kernels are kept in the folder `cache`.
@@ -125,28 +144,65 @@ impl Driver {
             .iter()
             .map(function)
             .collect::<Result<_, CudaError>>()?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let stream = stream.map_err(refused)?;
-        Ok(Driver {
+        let module = Arc::new(Module {
             context,
-            stream,
             module,
             functions,
             precision,
-            cudnn: OnceLock::new(),
-            workspace: Mutex::default(),
-        })
+        });
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let streams = [stream().map_err(refused)?, stream().map_err(refused)?];
+        let lane = |[stream, other]: [sys::CUstream; 2]| {
+            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+            Ok(Lane {
+                module: Arc::clone(&module),
+                stream,
+                other,
+                reached: result::event::create(flags).map_err(refused)?,
+                cudnn: OnceLock::new(),
+                workspace: Mutex::default(),
+            })
+        };
+        let [first, second] = streams;
+        let branches = [lane([first, second])?, lane([second, first])?];
+        Ok(Driver { module, branches })
     }
 
     /// Every thread that calls the driver must know the context.
     fn bind(&self) -> Result<(), CudaError> {
-        self.context.bind_to_thread().map_err(refused)
+        self.module.bind()
     }
 
+    /// Of the branch on which memory is written and read.
+    fn stream(&self) -> sys::CUstream {
+        self.branches[0].stream
+    }
+
+    fn wait(&self) -> Result<(), CudaError> {
+        self.branches.iter().try_for_each(Lane::finish)
+    }
+}
+
+impl Module {
+    fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(refused)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            // SAFETY: nobody uses it any more.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
+    }
+}
+
+impl Lane {
     fn cudnn(&self) -> Result<Option<&Cudnn>, CudaError> {
-        let begin = || match libraries::load_cudnn() {
+        let begin = || match libraries::expect_cudnn() {
             // SAFETY: the context is bound, and dropped after it.
-            Ok(()) => unsafe { Cudnn::new(self.stream, self.precision) }.map(Some),
+            Ok(()) => unsafe { Cudnn::new(self.stream, self.module.precision) }.map(Some),
             Err(_) => Ok(None),
         };
         let cudnn = self.cudnn.get_or_init(begin).as_ref();
@@ -163,38 +219,42 @@ impl Driver {
             let (old, _) = *held;
             *held = (0, 0);
             if old != 0 {
-                // SAFETY: it was allocated here, and `free` waits for those that use it.
-                unsafe { self.free(old) };
+                self.finish()?;
+                // SAFETY: it was allocated here, and nothing that uses it is under way.
+                unsafe { result::free_sync(old) }.map_err(refused)?;
             }
-            *held = (self.allocate(bytes)?, bytes);
+            // SAFETY: memory may hold anything.
+            *held = (
+                unsafe { result::malloc_sync(bytes) }.map_err(refused)?,
+                bytes,
+            );
         }
         Ok(held.0)
     }
 
-    fn wait(&self) -> Result<(), CudaError> {
+    /// Waits until all is done.
+    fn finish(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives as long as this.
         unsafe { result::stream::synchronize(self.stream) }.map_err(refused)
     }
 }
 
-impl Drop for Driver {
+impl Drop for Lane {
     fn drop(&mut self) {
-        if self.bind().and_then(|()| self.wait()).is_err() {
+        if self.module.bind().and_then(|()| self.finish()).is_err() {
             // The driver has failed before, and that was said.
             return;
         }
         self.cudnn.take();
-        let (workspace, _) = *self
-            .workspace
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let held = self.workspace.get_mut();
+        let (workspace, _) = *held.unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nobody uses them any more.
         unsafe {
             if workspace != 0 {
-                self.free(workspace);
+                let _ = result::free_sync(workspace);
             }
+            let _ = result::event::destroy(self.reached);
             let _ = result::stream::destroy(self.stream);
-            let _ = result::module::unload(self.module);
         }
     }
 }
@@ -223,13 +283,13 @@ impl Gpu for Driver {
         self.bind()?;
         // SAFETY: the caller knows the memory. The bytes are not page-locked, so that the driver has
         // copied them when it returns.
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(refused)
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream()) }.map_err(refused)
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.bind()?;
         // SAFETY: the caller knows the memory; the bytes are there until it is done.
-        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.map_err(refused)?;
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream()) }.map_err(refused)?;
         self.wait()
     }
 
@@ -239,7 +299,48 @@ impl Gpu for Driver {
             return Ok(());
         }
         // SAFETY: the caller knows the memory.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }.map_err(refused)
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream()) }.map_err(refused)
+    }
+
+    fn branch(&self, number: usize) -> &dyn Branch {
+        &self.branches[number]
+    }
+
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<Option<Box<dyn Graph>>, CudaError> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives; what is captured is ended in any case.
+        unsafe {
+            result::stream::begin_capture(self.stream(), mode).map_err(refused)?;
+            let worked = work();
+            let graph = result::stream::end_capture(self.stream()).map_err(refused);
+            worked?;
+            let graph = graph?;
+            let mut executable = std::ptr::null_mut();
+            let made = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0).result();
+            result::graph::destroy(graph).map_err(refused)?;
+            made.map_err(refused)?;
+            Ok(Some(Box::new(Recorded {
+                module: Arc::clone(&self.module),
+                stream: self.stream(),
+                executable,
+            })))
+        }
+    }
+}
+
+impl Branch for Lane {
+    fn wait(&self) -> Result<(), CudaError> {
+        self.module.bind()?;
+        // SAFETY: the event and the streams live as long as the driver.
+        unsafe {
+            result::event::record(self.reached, self.other).map_err(refused)?;
+            let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+            result::stream::wait_event(self.stream, self.reached, flags).map_err(refused)
+        }
     }
 
     unsafe fn launch(
@@ -247,11 +348,11 @@ impl Gpu for Driver {
         kernel: &'static str,
         [x, y, z]: [u32; 3],
         threads: u32,
-        arguments: &[*mut c_void],
+        arguments: &[Argument],
     ) -> Result<(), CudaError> {
-        self.bind()?;
-        let function = self.functions[kernel];
-        let mut arguments = arguments.to_vec();
+        self.module.bind()?;
+        let function = self.module.functions[kernel];
+        let mut arguments: Vec<_> = arguments.iter().map(|argument| argument.at).collect();
         // SAFETY: the caller knows the arguments.
         unsafe {
             result::launch_kernel(
@@ -266,31 +367,6 @@ impl Gpu for Driver {
         .map_err(|error| CudaError::Refused(format!("{kernel}: {}", describe(error))))
     }
 
-    fn record(
-        &self,
-        work: &mut dyn FnMut() -> Result<(), CudaError>,
-    ) -> Result<Option<Box<dyn Graph>>, CudaError> {
-        self.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives; what is captured is ended in any case.
-        unsafe {
-            result::stream::begin_capture(self.stream, mode).map_err(refused)?;
-            let worked = work();
-            let graph = result::stream::end_capture(self.stream).map_err(refused);
-            worked?;
-            let graph = graph?;
-            let mut executable = std::ptr::null_mut();
-            let made = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0).result();
-            result::graph::destroy(graph).map_err(refused)?;
-            made.map_err(refused)?;
-            Ok(Some(Box::new(Recorded {
-                context: Arc::clone(&self.context),
-                stream: self.stream,
-                executable,
-            })))
-        }
-    }
-
     unsafe fn convolve(
         &self,
         convolution: Convolution,
@@ -298,7 +374,7 @@ impl Gpu for Driver {
         operands: [u64; 3],
         accumulate: bool,
     ) -> Result<(), CudaError> {
-        self.bind()?;
+        self.module.bind()?;
         let work = Work {
             convolution,
             direction,
@@ -318,7 +394,7 @@ impl Gpu for Driver {
 
 /// A graph that was captured.
 struct Recorded {
-    context: Arc<CudaContext>,
+    module: Arc<Module>,
     stream: sys::CUstream,
     executable: sys::CUgraphExec,
 }
@@ -330,7 +406,7 @@ unsafe impl Sync for Recorded {}
 
 impl Graph for Recorded {
     unsafe fn launch(&self) -> Result<(), CudaError> {
-        self.context.bind_to_thread().map_err(refused)?;
+        self.module.bind()?;
         // SAFETY: the caller knows the memory.
         unsafe { result::graph::launch(self.executable, self.stream) }.map_err(refused)
     }
@@ -338,7 +414,7 @@ impl Graph for Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
+        if self.module.bind().is_ok() {
             // SAFETY: nobody uses it any more; what runs goes on.
             let _ = unsafe { result::graph::exec_destroy(self.executable) };
         }

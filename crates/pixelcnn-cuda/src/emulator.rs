@@ -1,9 +1,10 @@
 //! The kernels without a GPU: compiled as C++ and run on the CPU.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::c_void;
 use std::fs;
+use std::mem;
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use libloading::{Library, Symbol};
 
 use crate::convolution::{Convolution, Direction};
-use crate::gpu::{Gpu, Graph};
+use crate::gpu::{Argument, Branch, Gpu, Graph};
 use crate::kernels::SOURCES;
 use crate::{CudaError, Precision};
 
@@ -25,20 +26,67 @@ const GUARD: [u8; 64] = [0xa5; 64];
 /// Pretends to be a GPU with so many bytes.
 pub(crate) struct Emulator {
     bytes: usize,
-    precision: Precision,
     allocated: Mutex<BTreeMap<u64, Layout>>,
     /// While kernels are recorded they don't run, and nothing else may be asked for.
-    recording: AtomicBool,
+    recording: Arc<AtomicBool>,
+    branches: [Queue; 2],
+}
+
+/// A branch of the emulator.
+struct Queue {
+    precision: Precision,
+    recording: Arc<AtomicBool>,
+    /// What has not run yet: all, on a branch that is late, until another one waits for it.
+    late: Option<Arc<Mutex<VecDeque<Asked>>>>,
+    /// The other branch's.
+    other: Option<Arc<Mutex<VecDeque<Asked>>>>,
+    /// How many of those run before each of this branch.
+    pace: usize,
+}
+
+/// A kernel that was asked for, its arguments in words of eight bytes.
+struct Asked {
+    kernel: &'static str,
+    blocks: [u32; 3],
+    threads: u32,
+    arguments: Vec<Vec<u64>>,
 }
 
 impl Emulator {
     pub fn new(bytes: usize, precision: Precision) -> Arc<Emulator> {
+        Emulator::with_late_branch(bytes, precision, None, 0)
+    }
+
+    /// One of whose branches is late: so many of its kernels run before each of the other one's, and
+    /// all when that must wait for them.
+    pub fn with_late_branch(
+        bytes: usize,
+        precision: Precision,
+        late: Option<usize>,
+        pace: usize,
+    ) -> Arc<Emulator> {
+        let recording = Arc::new(AtomicBool::new(false));
+        let asked: [Option<Arc<Mutex<_>>>; 2] =
+            [0, 1].map(|branch| (late == Some(branch)).then(Arc::default));
+        let queue = |branch: usize| Queue {
+            precision,
+            recording: Arc::clone(&recording),
+            late: asked[branch].clone(),
+            other: asked[1 - branch].clone(),
+            pace,
+        };
         Arc::new(Emulator {
             bytes,
-            precision,
+            branches: [queue(0), queue(1)],
             allocated: Mutex::default(),
-            recording: AtomicBool::new(false),
+            recording,
         })
+    }
+
+    /// What is done to memory is done on branch 0.
+    fn catch_up(&self) {
+        self.expect_not_recording();
+        self.branches[0].run_late(&self.branches[0].late);
     }
 
     fn expect_not_recording(&self) {
@@ -114,6 +162,9 @@ impl Gpu for Emulator {
     }
 
     unsafe fn free(&self, address: u64) {
+        for branch in &self.branches {
+            branch.run_late(&branch.late);
+        }
         let layout = self.allocated().remove(&address).unwrap();
         // SAFETY: it was allocated so.
         unsafe {
@@ -130,45 +181,28 @@ impl Gpu for Emulator {
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), CudaError> {
-        self.expect_not_recording();
+        self.catch_up();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
-        self.expect_not_recording();
+        self.catch_up();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
-        self.expect_not_recording();
+        self.catch_up();
         // SAFETY: the caller knows that it is allocated.
         unsafe { ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        blocks: [u32; 3],
-        threads: u32,
-        arguments: &[*mut c_void],
-    ) -> Result<(), CudaError> {
-        if self.recording.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let library = library(self.precision)
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: all that it exports are such functions; the caller knows the arguments.
-        unsafe {
-            let kernel: Symbol<Kernel> = library.get(format!("emulated_{kernel}")).unwrap();
-            kernel(blocks.as_ptr(), threads, arguments.as_ptr());
-        }
-        Ok(())
+    fn branch(&self, number: usize) -> &dyn Branch {
+        &self.branches[number]
     }
 
     fn record(
@@ -179,6 +213,80 @@ impl Gpu for Emulator {
         let worked = work();
         self.recording.store(false, Ordering::Relaxed);
         worked.map(|()| None)
+    }
+}
+
+impl Queue {
+    fn run_late(&self, asked: &Option<Arc<Mutex<VecDeque<Asked>>>>) {
+        let Some(asked) = asked else { return };
+        let asked = mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        asked.iter().for_each(|asked| self.run(asked));
+    }
+
+    fn run(&self, asked: &Asked) {
+        let library = library(self.precision)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let arguments = asked.arguments.iter();
+        let arguments: Vec<*mut c_void> = arguments.map(|a| a.as_ptr() as *mut c_void).collect();
+        // SAFETY: all that it exports are such functions; who asked knows the arguments.
+        unsafe {
+            let name = format!("emulated_{}", asked.kernel);
+            let kernel: Symbol<Kernel> = library.get(name).unwrap();
+            kernel(asked.blocks.as_ptr(), asked.threads, arguments.as_ptr());
+        }
+    }
+}
+
+impl Branch for Queue {
+    fn wait(&self) -> Result<(), CudaError> {
+        self.run_late(&self.other);
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        blocks: [u32; 3],
+        threads: u32,
+        arguments: &[Argument],
+    ) -> Result<(), CudaError> {
+        if self.recording.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let copied = |argument: &Argument| {
+            let mut words = vec![0u64; argument.bytes.div_ceil(8)];
+            // SAFETY: the argument has so many bytes, and the words have as many at the least.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    argument.at.cast::<u8>(),
+                    words.as_mut_ptr().cast(),
+                    argument.bytes,
+                );
+            }
+            words
+        };
+        let asked = Asked {
+            kernel,
+            blocks,
+            threads,
+            arguments: arguments.iter().map(copied).collect(),
+        };
+        match &self.late {
+            Some(late) => late
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push_back(asked),
+            None => {
+                if let Some(other) = &self.other {
+                    let mut other = other.lock().unwrap_or_else(PoisonError::into_inner);
+                    let first = self.pace.min(other.len());
+                    other.drain(..first).for_each(|asked| self.run(&asked));
+                }
+                self.run(&asked);
+            }
+        }
+        Ok(())
     }
 
     unsafe fn convolve(

@@ -116,8 +116,8 @@ pub(crate) struct Maps {
     pub training: bool,
     /// Where each slot begins in `memory`, in values.
     pub slots: Vec<usize>,
-    /// Where the memory of one operation begins.
-    pub scratch: usize,
+    /// For each branch, where the memory of one operation begins.
+    pub scratch: [usize; 2],
     pub memory: Memory,
     /// u8 \[images, H, W, C\].
     pub levels: Memory,
@@ -127,8 +127,8 @@ pub(crate) struct Maps {
     pub nats: Memory,
     /// Nats of every image, in double precision.
     pub sums: Memory,
-    /// Of parts of a map, for the gradient by a bias, in double precision.
-    pub partial: Memory,
+    /// For each branch, sums of parts of a map, for the gradient by a bias, in double precision.
+    pub partial: [Memory; 2],
 }
 
 impl Maps {
@@ -190,6 +190,15 @@ impl Cuda {
         })
     }
 
+    /// Takes steps on one branch from now on: to measure what the second one is worth.
+    pub fn on_one_branch(mut self) -> Cuda {
+        for turn in &mut self.training.turns {
+            turn.branch = 0;
+            turn.waits = false;
+        }
+        self
+    }
+
     fn zeros(&self, values: usize) -> Result<Memory, CudaError> {
         Memory::zeroed(&self.gpu, values * VALUE)
     }
@@ -233,13 +242,13 @@ impl Cuda {
             largest,
             ..
         } = self.norms;
-        let (gpu, norms) = (&*self.gpu, table.address());
+        let (branch, norms) = (self.gpu.branch(0), table.address());
         // SAFETY: the table says where in memory of `values` the layers' arrays are, and there is a
         // scale for each output.
         unsafe {
-            kernels::scales(gpu, parameters, scales, norms, layers, widest)?;
+            kernels::scales(branch, parameters, scales, norms, layers, widest)?;
             let made = weights.made.address();
-            kernels::weights(gpu, parameters, scales, made, norms, layers, largest)
+            kernels::weights(branch, parameters, scales, made, norms, layers, largest)
         }
     }
 
@@ -265,8 +274,8 @@ impl Cuda {
     /// Bytes for each image.
     fn bytes_per_image(&self, plan: &Plan) -> usize {
         let pixels = self.config.height * self.config.width;
-        let values = plan.values() + self.scratch(plan) + pixels;
-        let sums = size_of::<u32>() + size_of::<f64>() + self.partial(pixels);
+        let values = plan.values() + branches(plan) * self.scratch(plan) + pixels;
+        let sums = size_of::<u32>() + size_of::<f64>() + branches(plan) * self.partial(pixels);
         values * VALUE + self.config.dims() + sums
     }
 
@@ -290,8 +299,13 @@ impl Cuda {
             start
         };
         let slots = plan.slots.iter().map(|size| take(*size)).collect();
-        let scratch = take(self.scratch(plan));
+        let mut scratch = [take(self.scratch(plan)); 2];
+        if branches(plan) == 2 {
+            scratch[1] = take(self.scratch(plan));
+        }
         let pixels = images * self.config.height * self.config.width;
+        let partial =
+            |wanted: bool| Memory::zeroed(&self.gpu, usize::from(wanted) * self.partial(pixels));
         *held = Some(Maps {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             images,
@@ -303,7 +317,7 @@ impl Cuda {
             labels: Memory::zeroed(&self.gpu, images * size_of::<u32>())?,
             nats: self.zeros(pixels)?,
             sums: Memory::zeroed(&self.gpu, images * size_of::<f64>())?,
-            partial: Memory::zeroed(&self.gpu, self.partial(pixels))?,
+            partial: [partial(training)?, partial(branches(plan) == 2)?],
         });
         Ok(held)
     }
@@ -368,6 +382,7 @@ impl Cuda {
                 images: images.len(),
                 weights,
                 dropout: None,
+                branch: 0,
             };
             pass.write(batch, images.start)?;
             for operation in &plan.forward {
@@ -377,6 +392,12 @@ impl Cuda {
         }
         Ok(())
     }
+}
+
+/// How many branches a plan has.
+fn branches(plan: &Plan) -> usize {
+    let branches = plan.turns.iter().map(|turn| turn.branch + 1);
+    branches.max().unwrap_or(0)
 }
 
 impl Norms {
@@ -654,6 +675,7 @@ impl Cuda {
             images,
             weights: &state.weights,
             dropout: dropout.map(|_| state.step.address() + drops as u64),
+            branch: 0,
         };
         pass.write(batch, 0)?;
         f(&pass, state)
@@ -669,7 +691,7 @@ impl Cuda {
     pub(crate) fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
         let (gradients, wrong) = (state.gradients.address(), state.wrong.address());
         // SAFETY: the gradients are an array of all parameters.
-        unsafe { kernels::find_wrong(&*self.gpu, gradients, self.values as i64, wrong) }
+        unsafe { kernels::find_wrong(self.gpu.branch(0), gradients, self.values as i64, wrong) }
     }
 
     /// Moves parameters, moments and average by the gradients, unless the flag is up.
@@ -677,7 +699,7 @@ impl Cuda {
         // SAFETY: all are arrays of all parameters.
         unsafe {
             kernels::adam(
-                &*self.gpu,
+                self.gpu.branch(0),
                 state.step.address(),
                 state.wrong.address(),
                 state.weights.parameters.address(),
@@ -718,7 +740,7 @@ impl Cuda {
             widest,
             largest,
         } = self.norms;
-        let (gpu, norms) = (&*self.gpu, table.address());
+        let (branch, norms) = (self.gpu.branch(0), table.address());
         let (parameters, by_weights, gradients) = (
             state.weights.parameters.address(),
             state.by_weights.address(),
@@ -729,10 +751,10 @@ impl Cuda {
         // SAFETY: as in `make`; there are two factors for each output.
         unsafe {
             kernels::scales_backward(
-                gpu, parameters, by_weights, gradients, by_weight, by_v, norms, layers, widest,
+                branch, parameters, by_weights, gradients, by_weight, by_v, norms, layers, widest,
             )?;
             kernels::weights_backward(
-                gpu, parameters, by_weights, by_weight, by_v, gradients, norms, layers, largest,
+                branch, parameters, by_weights, by_weight, by_v, gradients, norms, layers, largest,
             )
         }
     }

@@ -1,5 +1,5 @@
-//! A GPU as the engine sees it: memory, and kernels that run in the order in which they are asked
-//! for. Tests have another one, which runs the same kernels on the CPU.
+//! A GPU as the engine sees it: memory, and kernels on two branches. Tests have another one, which
+//! runs the same kernels on the CPU.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -42,25 +42,35 @@ pub(crate) trait Gpu: Send + Sync {
     /// So many bytes were allocated there.
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<(), CudaError>;
 
+    /// Branch 0 or 1. What is done to memory is done on branch 0.
+    fn branch(&self, number: usize) -> &dyn Branch;
+
+    /// Records the kernels that `work` asks for, without running them; none where the GPU can't. It
+    /// must ask for nothing else, and not for the first time. If it uses branch 1, that begins with
+    /// waiting for branch 0, which at last waits for it.
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<Option<Box<dyn Graph>>, CudaError>;
+}
+
+/// An order in which kernels run. Those of two branches may run at the same time.
+pub(crate) trait Branch {
+    /// Lets what comes next on this branch wait for what was asked for on the other one.
+    fn wait(&self) -> Result<(), CudaError>;
+
     /// Runs a kernel in so many blocks of so many threads.
     ///
     /// # Safety
-    /// The arguments point to those that the kernel takes, and it stays within the memory at their
+    /// The arguments are those that the kernel takes, and it stays within the memory at their
     /// addresses.
     unsafe fn launch(
         &self,
         kernel: &'static str,
         blocks: [u32; 3],
         threads: u32,
-        arguments: &[*mut c_void],
+        arguments: &[Argument],
     ) -> Result<(), CudaError>;
-
-    /// Records the kernels that `work` asks for, without running them; none where the GPU can't. It
-    /// must ask for nothing else, and not for the first time.
-    fn record(
-        &self,
-        work: &mut dyn FnMut() -> Result<(), CudaError>,
-    ) -> Result<Option<Box<dyn Graph>>, CudaError>;
 
     /// Makes one of a convolution's finer map, weight and coarser map of the others, or adds it to
     /// what is there.
@@ -74,6 +84,17 @@ pub(crate) trait Gpu: Send + Sync {
         operands: [u64; 3],
         accumulate: bool,
     ) -> Result<(), CudaError>;
+}
+
+/// An argument of a kernel: where it is, and how many bytes it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Argument {
+    pub at: *mut c_void,
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver knows its kernels' arguments")
+    )]
+    pub bytes: usize,
 }
 
 /// Bytes of those available that large allocations can have: a little is lost between them.

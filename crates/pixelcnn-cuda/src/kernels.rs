@@ -9,7 +9,7 @@ use pixelcnn_core::kernels::pointwise::Dropped;
 use pixelcnn_core::network::{Layer, LayerKind};
 
 use crate::CudaError;
-use crate::gpu::{Gpu, Plain};
+use crate::gpu::{Argument, Branch, Plain};
 
 /// Their source, without what it begins with on a device.
 pub(crate) const SOURCES: [&str; 6] = [
@@ -222,16 +222,19 @@ macro_rules! kernels {
             /// The memory at its addresses is as long as the numbers say.
             #[allow(clippy::too_many_arguments)]
             pub(crate) unsafe fn $name(
-                gpu: &dyn Gpu,
+                branch: &dyn Branch,
                 $($argument: $type),*
             ) -> Result<(), CudaError> {
                 let blocks: [u32; 3] = $blocks;
                 if blocks.contains(&0) {
                     return Ok(());
                 }
-                let arguments = [$(ptr::from_ref(&$argument).cast_mut().cast()),*];
+                let arguments = [$(Argument {
+                    at: ptr::from_ref(&$argument).cast_mut().cast(),
+                    bytes: size_of_val(&$argument),
+                }),*];
                 // SAFETY: these are the kernel's arguments; the caller knows the memory.
-                unsafe { gpu.launch(stringify!($name), blocks, THREADS, &arguments) }
+                unsafe { branch.launch(stringify!($name), blocks, THREADS, &arguments) }
             }
         )*
     };

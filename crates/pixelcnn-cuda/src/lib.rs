@@ -22,7 +22,7 @@ use std::fmt;
 
 pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
-pub use libraries::look_in;
+pub use libraries::{expect_cudnn, look_in};
 pub use raster::{CudaEvaluator, CudaRaster};
 
 /// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the

@@ -66,8 +66,11 @@ pub(crate) fn load_driver() -> Result<(), CudaError> {
     DRIVER.load()
 }
 
-/// Loads cuDNN, without which everything is slower.
-pub(crate) fn load_cudnn() -> Result<(), CudaError> {
+/// Checks that cuDNN is there, without which training and evaluation are many times slower.
+///
+/// # Errors
+/// [`CudaError::Missing`].
+pub fn expect_cudnn() -> Result<(), CudaError> {
     CUDNN.load()
 }
 

@@ -8,7 +8,7 @@ use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
 use crate::engine::{Cuda, Maps, Trained, VALUE, Weights};
-use crate::gpu::{Gpu, Memory};
+use crate::gpu::{Branch, Memory};
 use crate::kernels::{self, Added, Address, Biases, Channels, Geometry};
 
 /// How a layer is carried out.
@@ -23,6 +23,7 @@ struct Way {
 }
 
 /// A plan being carried out on some images.
+#[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub engine: &'a Cuda,
     pub plan: &'a Plan,
@@ -31,11 +32,13 @@ pub(crate) struct Pass<'a> {
     pub weights: &'a Weights,
     /// Where the blocks' dropout is.
     pub dropout: Option<Address>,
+    /// The branch on which it is.
+    pub branch: usize,
 }
 
 impl Pass<'_> {
-    fn gpu(&self) -> &dyn Gpu {
-        &*self.engine.gpu
+    fn branch(&self) -> &dyn Branch {
+        self.engine.gpu.branch(self.branch)
     }
 
     /// Writes images of a batch, from one on, and their classes.
@@ -57,7 +60,7 @@ impl Pass<'_> {
     }
 
     fn scratch(&self) -> Address {
-        self.maps.memory.address() + (self.maps.scratch * VALUE) as u64
+        self.maps.memory.address() + (self.maps.scratch[self.branch] * VALUE) as u64
     }
 
     /// Values of a buffer.
@@ -140,7 +143,7 @@ impl Pass<'_> {
             let (x, values) = (self.at(map), self.values(map));
             // SAFETY: the maps have the block's filters; the scratch memory has room for f of the
             // widest concatenation.
-            unsafe { kernels::bend_wide(self.gpu(), x, none, 0, y, values, channels, f)? };
+            unsafe { kernels::bend_wide(self.branch(), x, none, 0, y, values, channels, f)? };
         }
         Ok(y)
     }
@@ -152,7 +155,7 @@ impl Pass<'_> {
         let (biases, drop) = (self.biases(block), self.dropout_of(block));
         let channels = self.channels(block, 0, 1);
         // SAFETY: as above.
-        unsafe { kernels::bend_map(self.gpu(), x, biases, drop, y, values, channels, f)? };
+        unsafe { kernels::bend_map(self.branch(), x, biases, drop, y, values, channels, f)? };
         Ok(y)
     }
 
@@ -189,7 +192,7 @@ impl Pass<'_> {
         let operands = [fine, self.weight(layer), coarse];
         // SAFETY: the weight is the layer's; the caller knows the maps.
         unsafe {
-            self.gpu()
+            self.branch()
                 .convolve(convolution, direction, operands, accumulate)
         }
     }
@@ -220,21 +223,21 @@ impl Pass<'_> {
             true => kernels::sum_pixels_wide,
             false => kernels::sum_pixels_map,
         };
-        let (gpu, partial) = (self.gpu(), self.maps.partial.address());
+        let (branch, partial) = (self.branch(), self.maps.partial[self.branch].address());
         let chunks = kernels::chunks(pixels) as i32;
         // SAFETY: the gradients are the layer's, and there are sums for the chunks of the largest and
         // widest map; the caller knows the maps.
         unsafe {
             let operands = [fine, d_weight, coarse];
-            gpu.convolve(convolution, Direction::ByWeight, operands, false)?;
-            sum(gpu, d_to, partial, pixels, channels)?;
-            kernels::sum_chunks(gpu, partial, d_bias, chunks, channels)
+            branch.convolve(convolution, Direction::ByWeight, operands, false)?;
+            sum(branch, d_to, partial, pixels, channels)?;
+            kernels::sum_chunks(branch, partial, d_bias, chunks, channels)
         }
     }
 
     /// One operation of the forward pass.
     pub fn operation(&self, operation: &Operation) -> Result<(), CudaError> {
-        let gpu = self.gpu();
+        let branch = self.branch();
         let to = operation.to();
         // SAFETY: the plan's buffers have memory for their values, and the operations are on buffers
         // of the sizes that their layers take.
@@ -246,7 +249,7 @@ impl Pass<'_> {
                         self.maps.levels.address(),
                         self.engine.config.channels as i32,
                     );
-                    kernels::images(gpu, levels, self.at(to), pixels, channels)
+                    kernels::images(branch, levels, self.at(to), pixels, channels)
                 }
                 Operation::Layer { layer, from, .. } => {
                     let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
@@ -260,7 +263,7 @@ impl Pass<'_> {
                         ends,
                     )?;
                     let (values, channels) = (self.values(to), layer.outputs as i32);
-                    kernels::add_bias(gpu, self.bias(layer), self.at(to), values, channels)
+                    kernels::add_bias(branch, self.bias(layer), self.at(to), values, channels)
                 }
                 Operation::GatedResnet {
                     block,
@@ -284,7 +287,7 @@ impl Pass<'_> {
                     let f_c1 = self.bend_inner(block, *c1)?;
                     self.layer(&block.conv_2, Way::default(), size, [f_c1, self.at(*c2)])?;
                     kernels::gate(
-                        gpu,
+                        branch,
                         self.at(*x),
                         self.at(*c2),
                         self.added(block),
@@ -299,13 +302,13 @@ impl Pass<'_> {
                     let [down, right] = by.map(|n| n as i32);
                     let channels = self.plan.buffers[to].channels as i32;
                     let (from, to, values) = (self.at(from), self.at(to), self.values(to));
-                    kernels::shift(gpu, from, to, values, h, w, channels, down, right)
+                    kernels::shift(branch, from, to, values, h, w, channels, down, right)
                 }
                 Operation::Add { from, .. } => {
-                    kernels::add(gpu, self.at(*from), self.at(to), self.values(to))
+                    kernels::add(branch, self.at(*from), self.at(to), self.values(to))
                 }
                 Operation::Elu { from, .. } => {
-                    kernels::elu(gpu, self.at(*from), self.at(to), self.values(to))
+                    kernels::elu(branch, self.at(*from), self.at(to), self.values(to))
                 }
             }
         }
@@ -319,7 +322,7 @@ impl Pass<'_> {
         // SAFETY: the maps' memory is that of so many images.
         unsafe {
             kernels::likelihood(
-                self.gpu(),
+                self.branch(),
                 self.maps.levels.address(),
                 self.at(self.plan.logits),
                 self.maps.nats.address(),
@@ -329,20 +332,27 @@ impl Pass<'_> {
                 config.nr_logistic_mix as i32,
             )?;
             let (nats, sums) = (self.maps.nats.address(), self.maps.sums.address());
-            kernels::sum_images(self.gpu(), nats, sums, pixels, self.images as i32)
+            kernels::sum_images(self.branch(), nats, sums, pixels, self.images as i32)
         }
     }
 
     /// All of a step but the update: the gradients by the parameters.
     pub fn gradients(&self, state: &Trained) -> Result<(), CudaError> {
         self.engine.make(&state.weights)?;
-        for operation in &self.plan.forward {
-            self.operation(operation)?;
+        for (step, turn) in self.plan.turns.iter().enumerate() {
+            let branch = turn.branch;
+            let pass = Pass { branch, ..*self };
+            if turn.waits {
+                pass.branch().wait()?;
+            }
+            match step.checked_sub(self.plan.forward.len()) {
+                None => pass.operation(&self.plan.forward[step])?,
+                Some(0) => pass.likelihood()?,
+                Some(after) => pass.backward_step(state, &self.plan.backward[after - 1])?,
+            }
         }
-        self.likelihood()?;
-        for step in &self.plan.backward {
-            self.backward_step(state, step)?;
-        }
+        // All of the step, on whatever branch.
+        self.branch().wait()?;
         self.engine.by_parameters(state)
     }
 
@@ -351,7 +361,7 @@ impl Pass<'_> {
         let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
         let (nats, wrong) = (self.maps.nats.address(), state.wrong.address());
         // SAFETY: there are nats for each pixel.
-        unsafe { kernels::find_wrong(self.gpu(), nats, pixels, wrong)? };
+        unsafe { kernels::find_wrong(self.branch(), nats, pixels, wrong)? };
         self.engine.find_wrong(state)
     }
 
@@ -364,7 +374,7 @@ impl Pass<'_> {
 
     /// One operation of the backward pass.
     fn backward_step(&self, state: &Trained, step: &Backward) -> Result<(), CudaError> {
-        let gpu = self.gpu();
+        let branch = self.branch();
         let dy = self.at(step.output);
         let operation = &self.plan.forward[step.operation];
         // SAFETY: as in the forward pass; gradients are shaped as what they are by.
@@ -391,7 +401,7 @@ impl Pass<'_> {
                         let (dx, values) = (self.at(buffer), self.values(buffer));
                         let accumulate = accumulate.into();
                         kernels::shift_backward(
-                            gpu, dy, dx, values, h, w, channels, down, right, accumulate,
+                            branch, dy, dx, values, h, w, channels, down, right, accumulate,
                         )?;
                     }
                 }
@@ -399,7 +409,7 @@ impl Pass<'_> {
                     for &Gradient { buffer, accumulate } in &step.inputs {
                         let (x, dx, values) =
                             (self.at(*from), self.at(buffer), self.values(buffer));
-                        kernels::elu_backward(gpu, x, dy, dx, values, accumulate.into())?;
+                        kernels::elu_backward(branch, x, dy, dx, values, accumulate.into())?;
                     }
                 }
                 Operation::Images { .. } | Operation::Add { .. } => {}
@@ -425,7 +435,7 @@ impl Pass<'_> {
         let [by_x, ref by_a @ ..] = step.inputs[..] else {
             unreachable!("a block has a gradient by x");
         };
-        let gpu = self.gpu();
+        let branch = self.branch();
         let f = kernels::number(self.engine.config.nonlinearity);
         let (size, d_out) = (self.size(x), self.at(step.output));
         let pixels = self.pixels_per_image(x);
@@ -435,13 +445,13 @@ impl Pass<'_> {
         unsafe {
             let (values, filters) = (self.values(x), block.conv_1.outputs as i32);
             let added = self.added(block);
-            kernels::gate_backward(gpu, d_out, added, d_c2, values, filters, pixels as i32)?;
+            kernels::gate_backward(branch, d_out, added, d_c2, values, filters, pixels as i32)?;
             if let Some(hw) = block.conditional {
                 let d_hw = self.parameter(&state.gradients, hw);
                 let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
                 let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
                 kernels::class_backward(
-                    gpu, d_c2, labels, d_hw, classes, channels, images, pixels,
+                    branch, d_c2, labels, d_hw, classes, channels, images, pixels,
                 )?;
             }
             // Each f(x) and then the gradient by it, one after the other in the same memory.
@@ -456,7 +466,7 @@ impl Pass<'_> {
             let (biases, drop, values) =
                 (self.biases(block), self.dropout_of(block), self.values(c1));
             let c1 = self.at(c1);
-            kernels::bend_map_backward(gpu, c1, biases, drop, f_c1, d_c1, values, whole, f, 0)?;
+            kernels::bend_map_backward(branch, c1, biases, drop, f_c1, d_c1, values, whole, f, 0)?;
 
             let none = Biases::default();
             if let Some(nin) = &block.nin {
@@ -468,7 +478,7 @@ impl Pass<'_> {
                     let (from, to) = (self.at(a_), self.at(gradient.buffer));
                     let (values, accumulate) = (self.values(a_), gradient.accumulate.into());
                     kernels::bend_wide_backward(
-                        gpu, from, none, 0, f_a, to, values, channels, f, accumulate,
+                        branch, from, none, 0, f_a, to, values, channels, f, accumulate,
                     )?;
                 }
             }
@@ -477,9 +487,9 @@ impl Pass<'_> {
             self.layer(&block.conv_1, backward, size, [f_x, d_c1])?;
             // The residual connection hands the output's gradient on as it is.
             let (x_, values) = (self.at(x), self.values(x));
-            kernels::bend_wide_backward(gpu, x_, none, 0, f_x, d_out, values, whole, f, 1)?;
+            kernels::bend_wide_backward(branch, x_, none, 0, f_x, d_out, values, whole, f, 1)?;
             if by_x.buffer != step.output {
-                kernels::add(gpu, d_out, self.at(by_x.buffer), self.values(x))?;
+                kernels::add(branch, d_out, self.at(by_x.buffer), self.values(x))?;
             }
         }
         Ok(())

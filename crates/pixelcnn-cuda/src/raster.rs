@@ -218,7 +218,14 @@ impl CudaRaster {
             // SAFETY: the memory has the ring for so many images, and there is a level for each
             // channel.
             unsafe {
-                kernels::place_pixel(&*self.gpu, memory, levels, at, ring, self.images as i32)?;
+                kernels::place_pixel(
+                    self.gpu.branch(0),
+                    memory,
+                    levels,
+                    at,
+                    ring,
+                    self.images as i32,
+                )?;
             }
         }
         self.done += 1;
@@ -331,7 +338,7 @@ impl CudaRaster {
         // are packed as the sum says.
         unsafe {
             kernels::sum_taps(
-                &*self.gpu,
+                self.gpu.branch(0),
                 self.memory.address(),
                 model.weights.address(),
                 taps,

@@ -49,6 +49,33 @@ fn steps_are_adams() {
     suite::steps_move_the_state_by_the_gradients(make);
 }
 
+/// Whichever branch is the faster one.
+#[test]
+fn steps_on_two_branches_give_the_same_bits() {
+    if !emulator::can_run() {
+        return;
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(19);
+    for config in suite::configs() {
+        let parameters = suite::parameters(&config, &mut random);
+        let images = suite::Images::random(&config, 3, &mut random);
+        let batch = suite::batch(&images);
+        let stepped = |late, pace| {
+            let emulator = Emulator::with_late_branch(1 << 30, Precision::F32, late, pace);
+            let mut engine = Cuda::on(emulator, &config).unwrap();
+            engine.load(suite::state(&parameters)).unwrap();
+            let adam = Adam::default();
+            let step = |_| engine.step(batch, Some(suite::DROPOUT), &adam).unwrap();
+            let nats: Vec<f64> = (0..2).map(step).collect();
+            (nats, engine.unload().unwrap())
+        };
+        let want = stepped(None, 0);
+        for (late, pace) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            assert_eq!(stepped(Some(late), pace), want);
+        }
+    }
+}
+
 #[test]
 fn initialised_again_nothing_changes() {
     if !emulator::can_run() {

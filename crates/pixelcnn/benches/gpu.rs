@@ -20,6 +20,7 @@ use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::{Batch, Layout, draw_parameters};
 use pixelcnn::sample::{Drawn, Rows, Sampler, Sampling, sample};
 use pixelcnn::{Model, ModelConfig, Nonlinearity};
+use pixelcnn_cuda::Cuda;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -206,7 +207,8 @@ fn check() -> Result {
         for precision in Precision::ALL {
             let got = gpu(precision).engine(&config).and_then(|mut gpu| {
                 let got = outcome(&mut *gpu, &parameters, batch)?;
-                Ok((got, steps(&mut *gpu, &parameters, batch)?))
+                let mut one = on_one_branch(precision, &config)?;
+                Ok((got, steps(&mut *gpu, &mut one, &parameters, batch)?))
             });
             let (got, same) = match got {
                 Ok(got) => got,
@@ -240,13 +242,25 @@ fn check() -> Result {
     }
 }
 
-/// Whether steps are the same bits, as graphs, operation by operation and a second time.
+/// The engine on one branch.
+fn on_one_branch(
+    precision: Precision,
+    config: &ModelConfig,
+) -> std::result::Result<Cuda, EngineError> {
+    // Where the others keep what they compile.
+    let cache = std::env::var_os("PIXELCNN_CACHE").map(|cache| Path::new(&cache).join("cuda"));
+    Ok(Cuda::new(config, 0, precision, cache.as_deref())?.on_one_branch())
+}
+
+/// Whether steps are the same bits, as graphs, operation by operation, a second time, and on one
+/// branch.
 fn steps(
     engine: &mut dyn Engine,
+    one: &mut dyn Engine,
     parameters: &[Vec<f32>],
     batch: Batch,
 ) -> std::result::Result<bool, EngineError> {
-    let mut run = |whole: bool| {
+    let run = |engine: &mut dyn Engine, whole: bool| {
         engine.load(state(parameters))?;
         for step in 1..5 {
             let dropout = Some(Dropout {
@@ -267,8 +281,8 @@ fn steps(
         }
         engine.unload()
     };
-    let first = run(true)?;
-    Ok(first == run(false)? && first == run(true)?)
+    let first = run(engine, true)?;
+    Ok(first == run(engine, false)? && first == run(engine, true)? && first == run(one, true)?)
 }
 
 fn layers() -> Result {
@@ -391,8 +405,10 @@ const SIZES: [([usize; 3], &[usize]); 3] = [
 
 fn time() -> Result {
     gpu(Precision::F32).engine(&models()[0].1)?;
-    println!("| size | batch | precision | step | images/s | evaluation, images/s | memory |");
-    println!("|---|--:|---|--:|--:|--:|--:|");
+    println!(
+        "| size | batch | precision | step | on one branch | images/s | evaluation, images/s | memory |"
+    );
+    println!("|---|--:|---|--:|--:|--:|--:|--:|");
     for ([nr_filters, nr_resnet, nr_logistic_mix], batches) in SIZES {
         let config = ModelConfig {
             nr_filters,
@@ -425,7 +441,26 @@ fn time_one(
         images: &images,
         labels: &labels,
     };
+    let mut one: Box<dyn Engine> = Box::new(on_one_branch(precision, config)?);
+    let one_branch = step_of(&mut *one, parameters, batch)?;
+    drop(one);
     let mut engine = gpu(precision).engine(config)?;
+    let step = step_of(&mut *engine, parameters, batch)?;
+    let memory = used().map_or("unknown".into(), |mib| format!("{mib} MiB"));
+    engine.load_weights(parameters)?;
+    let mut evaluate = || engine.nats_per_image(batch).map(drop);
+    let evaluation = median(2, &mut evaluate)?;
+    Ok(format!(
+        "{:.2} ms | {:.2} ms | {:.0} | {:.0} | {memory}",
+        1e3 * step,
+        1e3 * one_branch,
+        count as f64 / step,
+        count as f64 / evaluation
+    ))
+}
+
+/// Seconds of a step.
+fn step_of(engine: &mut dyn Engine, parameters: &[Vec<f32>], batch: Batch) -> Result<f64> {
     engine.load(state(parameters))?;
     // So small that the loss stays a number, whatever the parameters are.
     let adam = Adam {
@@ -434,17 +469,7 @@ fn time_one(
     };
     let mut step = || engine.step(batch, Some(DROPOUT), &adam).map(drop);
     // Everything is chosen in the first, and recorded in the second.
-    let step = median(3, &mut step)?;
-    let memory = used().map_or("unknown".into(), |mib| format!("{mib} MiB"));
-    engine.load_weights(parameters)?;
-    let mut evaluate = || engine.nats_per_image(batch).map(drop);
-    let evaluation = median(2, &mut evaluate)?;
-    Ok(format!(
-        "{:.2} ms | {:.0} | {:.0} | {memory}",
-        1e3 * step,
-        count as f64 / step,
-        count as f64 / evaluation
-    ))
+    median(3, &mut step)
 }
 
 /// Median seconds of runs after some that don't count, for a second or ten of them.
