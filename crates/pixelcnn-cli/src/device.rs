@@ -8,7 +8,7 @@ use clap::Args;
 use pixelcnn::device::Precision;
 use pixelcnn::device::{self, Device};
 
-use crate::terminal::Result;
+use crate::terminal::{Result, note};
 
 /// Where the network runs, of all commands but those that code images.
 #[derive(Debug, Args)]
@@ -54,14 +54,23 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 
 impl DeviceFlags {
     /// The device, which is there.
-    #[cfg(not(feature = "cuda"))]
     pub fn find(&self) -> Result<Device> {
+        let device = self.chosen()?;
+        if let Some(lack) = device.lacks() {
+            note(format_args!(
+                "training and evaluating on {device} will be many times slower than it could be: {lack}"
+            ));
+        }
+        Ok(device)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn chosen(&self) -> Result<Device> {
         Ok(device::parse(&self.device)?)
     }
 
-    /// The device, which is there.
     #[cfg(feature = "cuda")]
-    pub fn find(&self) -> Result<Device> {
+    fn chosen(&self) -> Result<Device> {
         self.look();
         match device::parse(&self.device)? {
             Device::Cuda { number, .. } => Ok(Device::Cuda {

@@ -170,6 +170,15 @@ impl Device {
         }
     }
 
+    /// What makes training and evaluation many times slower by not being there, and how to get it.
+    pub fn lacks(&self) -> Option<DeviceError> {
+        match self {
+            Device::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Device::Cuda { .. } => Some(pixelcnn_cuda::expect_cudnn().err()?.into()),
+        }
+    }
+
     /// An engine on the device.
     ///
     /// # Errors
