@@ -4,6 +4,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::kernels::adam::Adam;
 use crate::kernels::pointwise::Dropout;
 use crate::network::Layout;
+use crate::ranks::{RankError, Sharing};
 
 /// A batch of images: u8 NHWC, with a class each.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +112,17 @@ pub enum EngineError {
     /// The device fails.
     #[error("{0}")]
     Device(String),
+    /// Another rank can't be reached.
+    #[error(transparent)]
+    Rank(#[from] RankError),
+    /// Other images than this rank's share of a batch.
+    #[error("{images} images: this rank's share of a batch is {share}")]
+    Share {
+        /// Images in the batch.
+        images: usize,
+        /// As many they should be.
+        share: usize,
+    },
     /// There is nothing loaded to work with.
     #[error("the engine has no {0}: load it first")]
     NotLoaded(&'static str),
@@ -158,11 +170,19 @@ pub trait Engine: Send + Sync {
     /// [`EngineError::NotLoaded`].
     fn unload(&mut self) -> Result<State, EngineError>;
 
-    /// Computes the gradients of the summed nats of a batch by the parameters, and keeps them; gives
-    /// the nats. Forgets the weights to evaluate with.
+    /// Shares batches out: from now on those to train on are this rank's images of whole ones. Before
+    /// that, and with none, a batch is whole, and one shard.
     ///
     /// # Errors
-    /// Where images are not the model's, or there is no state.
+    /// [`EngineError::Device`] where the engine can't share batches so.
+    fn share(&mut self, sharing: Option<Sharing>) -> Result<(), EngineError>;
+
+    /// Computes the gradients of the summed nats of a whole batch by the parameters, and keeps them;
+    /// gives the nats. Forgets the weights to evaluate with.
+    ///
+    /// # Errors
+    /// Where images are not the model's or not this rank's share, there is no state, or another rank
+    /// can't be reached.
     fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError>;
 
     /// A copy of the gradients that are kept, in the layout's order.
@@ -188,7 +208,6 @@ pub trait Engine: Send + Sync {
         adam: &Adam,
     ) -> Result<f64, EngineError> {
         let nats = self.backward(batch, dropout)?;
-        // With several ranks, this is where their gradients and nats are summed.
         if !nats.is_finite() {
             return Err(EngineError::NotANumber);
         }

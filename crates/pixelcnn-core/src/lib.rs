@@ -14,6 +14,7 @@ pub mod likelihood;
 pub mod network;
 pub mod plan;
 mod progress;
+pub mod ranks;
 pub mod reference;
 
 pub use config::{ConfigError, ModelConfig, Nonlinearity};

@@ -13,6 +13,7 @@ use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{LayerKind, Layout, Parameter};
 use pixelcnn_core::plan::{Operation, Plan};
+use pixelcnn_core::ranks::Sharing;
 
 use crate::driver::Driver;
 use crate::gpu::{Gpu, Graph, Memory, usable};
@@ -499,6 +500,16 @@ impl Engine for Cuda {
             wrong: Memory::zeroed(&self.gpu, size_of::<u32>())?,
         });
         Ok(())
+    }
+
+    /// A GPU alone computes a batch as one, whatever its shards.
+    fn share(&mut self, sharing: Option<Sharing>) -> Result<(), EngineError> {
+        match sharing.is_none_or(|sharing| sharing.ranks.count() == 1) {
+            true => Ok(()),
+            false => Err(EngineError::Device(
+                "GPUs can't share batches with other ranks yet".into(),
+            )),
+        }
     }
 
     fn unload(&mut self) -> Result<State, EngineError> {

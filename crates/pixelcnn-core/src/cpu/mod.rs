@@ -26,6 +26,7 @@ use crate::kernels::pointwise::Dropout;
 use crate::likelihood::{Mixture, from_level};
 use crate::network::Layout;
 use crate::plan::Plan;
+use crate::ranks::{self, Sharing, Tree, share};
 use execution::{Execution, Memory};
 
 /// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
@@ -33,6 +34,24 @@ use execution::{Execution, Memory};
 const PIXELS: usize = 4096;
 /// Weights for every pixel of such a part, at most, where their gradients are added up as well.
 const WEIGHTS_PER_PIXEL: usize = 8192;
+
+/// Pixels of a part of a batch to train on, at least.
+fn least_pixels(layout: &Layout) -> usize {
+    PIXELS.max(layout.size() / WEIGHTS_PER_PIXEL)
+}
+
+/// The number of parts of so many images.
+fn parts(config: &ModelConfig, images: usize, least_pixels: usize) -> usize {
+    (images * config.height * config.width / least_pixels).max(1)
+}
+
+/// Shards of a batch of so many images that cost nothing on the CPU: each is of whole parts, such as
+/// the batch would be split into in any case.
+pub fn free_shards(config: &ModelConfig, images: usize) -> usize {
+    let parts = parts(config, images, least_pixels(&Layout::new(config)));
+    // The largest power of two that divides the parts, up to 8.
+    1 << parts.trailing_zeros().min(3)
+}
 
 /// Arrays shaped as the parameters.
 type Arrays = Vec<Vec<f32>>;
@@ -44,6 +63,8 @@ pub struct Cpu {
     layout: Layout,
     training: Plan,
     evaluation: Plan,
+    /// How batches to train on are shared out.
+    sharing: Option<Sharing>,
     /// The state of training.
     state: Option<State>,
     /// The gradients of the last batch.
@@ -69,6 +90,7 @@ impl Cpu {
             layout: Layout::new(config),
             training: Plan::training(config),
             evaluation: Plan::evaluation(config),
+            sharing: None,
             state: None,
             gradients: None,
             weights: Vec::new(),
@@ -112,7 +134,8 @@ impl Cpu {
         batch: Batch,
         f: impl Fn(Part, &[f32]) -> Vec<R> + Sync,
     ) -> Result<Vec<R>, EngineError> {
-        let parts = self.parts(batch, PIXELS)?;
+        let images = 0..batch.len(&self.config)?;
+        let parts = self.parts(batch, images, PIXELS);
         let weights = self.loaded_weights()?;
         let results: Vec<Mutex<Vec<R>>> = parts.iter().map(|_| Mutex::default()).collect();
         in_order(parts.len(), |number| {
@@ -127,16 +150,15 @@ impl Cpu {
         Ok(results.flatten().collect())
     }
 
-    /// The parts of a batch, of `least_pixels` and more.
+    /// The parts of some images of a batch, of `least_pixels` and more.
     fn parts<'b>(
         &self,
         batch: Batch<'b>,
+        images: Range<usize>,
         least_pixels: usize,
-    ) -> Result<Vec<Part<'b>>, EngineError> {
+    ) -> Vec<Part<'b>> {
         let config = &self.config;
-        let images = batch.len(config)?;
-        let pixels = images * config.height * config.width;
-        let parts = (pixels / least_pixels).max(1);
+        let parts = parts(config, images.len(), least_pixels);
         let part = |range: Range<usize>| Part {
             first: range.start,
             images: range.len(),
@@ -148,9 +170,41 @@ impl Cpu {
                 },
             },
         };
-        Ok((0..parts)
-            .map(|number| part(share(images, number, parts)))
-            .collect())
+        let of = |number| share(images.len(), number, parts);
+        let places = (0..parts).map(of);
+        places
+            .map(|place| part(images.start + place.start..images.start + place.end))
+            .collect()
+    }
+
+    /// The parts of a batch to train on, shard by shard, and whether each is the last of its shard.
+    fn parts_of_shards<'b>(
+        &self,
+        batch: Batch<'b>,
+    ) -> Result<(Vec<Part<'b>>, Vec<bool>), EngineError> {
+        let images = batch.len(&self.config)?;
+        let least_pixels = least_pixels(&self.layout);
+        let Some(sharing) = &self.sharing else {
+            let parts = self.parts(batch, 0..images, least_pixels);
+            let last = (1..=parts.len()).map(|number| number == parts.len());
+            let last = last.collect();
+            return Ok((parts, last));
+        };
+        let own = sharing.images();
+        if own.len() != images {
+            let share = own.len();
+            return Err(EngineError::Share { images, share });
+        }
+        let (mut parts, mut last) = (Vec::new(), Vec::new());
+        for shard in sharing.shards() {
+            let here = shard.start - own.start..shard.end - own.start;
+            parts.extend(self.parts(batch, here, least_pixels));
+            last.resize(parts.len(), false);
+            last[parts.len() - 1] = true;
+        }
+        // Dropout counts in the whole batch.
+        parts.iter_mut().for_each(|part| part.first += own.start);
+        Ok((parts, last))
     }
 
     /// Nats and gradients by the weights of a part.
@@ -219,13 +273,17 @@ impl Engine for Cpu {
         Ok(())
     }
 
+    fn share(&mut self, sharing: Option<Sharing>) -> Result<(), EngineError> {
+        self.sharing = sharing;
+        Ok(())
+    }
+
     fn unload(&mut self) -> Result<State, EngineError> {
         self.state.take().ok_or(EngineError::NotLoaded("state"))
     }
 
     fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError> {
-        let least_pixels = PIXELS.max(self.layout.size() / WEIGHTS_PER_PIXEL);
-        let parts = self.parts(batch, least_pixels)?;
+        let (parts, last) = self.parts_of_shards(batch)?;
         let state = self.state.as_ref();
         let parameters = &state.ok_or(EngineError::NotLoaded("state"))?.parameters;
         let mut weights = mem::take(&mut self.weights);
@@ -238,13 +296,18 @@ impl Engine for Cpu {
             let found = self.gradients_of(&weights, parts[number], dropout);
             let mut sum = lock(&sum);
             sum.waiting.insert(number, found);
-            sum.add(&self.gradient_memories);
+            sum.add(&last, &self.gradient_memories);
         });
-        let Sum {
-            nats, gradients, ..
-        } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.weights = weights;
-        let mut gradients = gradients.ok_or(EngineError::NotLoaded("gradients"))?;
+        let sum = sum.shards.sum();
+        let (mut nats, mut gradients) = sum.ok_or(EngineError::NotLoaded("gradients"))?;
+        if let Some(Sharing { ranks, .. }) = &self.sharing {
+            let mut total = [nats];
+            ranks::sum(&**ranks, &mut total)?;
+            [nats] = total;
+            ranks::sum_arrays(&**ranks, &mut gradients)?;
+        }
         let layers = &self.layout.layers;
         weights::parameter_gradients(layers, parameters, &mut gradients);
         self.gradients = Some(gradients);
@@ -346,12 +409,14 @@ impl Part<'_> {
     }
 }
 
-/// Gradients of the parts so far, in the order of the images, so that the sum is the same whoever
-/// computed them.
+/// Nats and gradients of the parts so far, in the order of the images, so that the sum is the same
+/// whoever computed them.
 #[derive(Default)]
 struct Sum {
-    nats: f64,
-    gradients: Option<Arrays>,
+    /// Of the whole shards.
+    shards: Tree<(f64, Arrays)>,
+    /// Of the shard that is being summed.
+    shard: Option<(f64, Arrays)>,
     /// Number of the part that comes next.
     next: usize,
     /// Those that came before their turn.
@@ -359,22 +424,29 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds all whose turn it is.
-    fn add(&mut self, memories: &Pool<Arrays>) {
-        while let Some((nats, part)) = self.waiting.remove(&self.next) {
-            self.nats += nats;
-            match &mut self.gradients {
-                None => self.gradients = Some(part),
-                Some(sum) => {
-                    // By this thread alone: one that waits for others can be given a part by them,
-                    // and would then wait for itself here.
-                    for (sum, part) in sum.iter_mut().zip(&part) {
-                        for (sum, value) in sum.iter_mut().zip(part) {
-                            *sum += value;
-                        }
-                    }
-                    memories.give(part);
+    /// Adds all whose turn it is; `last` says of each part whether a shard ends with it.
+    fn add(&mut self, last: &[bool], memories: &Pool<Arrays>) {
+        let add = |sum: &mut (f64, Arrays), (nats, gradients): (f64, Arrays)| {
+            sum.0 += nats;
+            // By this thread alone: one that waits for others can be given a part by them, and would
+            // then wait for itself here.
+            for (sum, gradient) in sum.1.iter_mut().zip(&gradients) {
+                for (sum, value) in sum.iter_mut().zip(gradient) {
+                    *sum += value;
                 }
+            }
+            memories.give(gradients);
+        };
+        while let Some(part) = self.waiting.remove(&self.next) {
+            match &mut self.shard {
+                None => self.shard = Some(part),
+                Some(sum) => add(sum, part),
+            }
+            if last[self.next] {
+                let shard = self.shard.take();
+                shard
+                    .into_iter()
+                    .for_each(|shard| self.shards.push(shard, add));
             }
             self.next += 1;
         }
@@ -424,9 +496,4 @@ impl<T: Default> Pool<T> {
 /// What a lock holds is whole whenever it can be had.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Part `part` of `parts` that share `0..total` as evenly as can be.
-fn share(total: usize, part: usize, parts: usize) -> Range<usize> {
-    total * part / parts..total * (part + 1) / parts
 }

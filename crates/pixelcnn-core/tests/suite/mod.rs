@@ -1,6 +1,7 @@
 //! What every engine must do, against the reference: a function for each, to be called by a test.
 
 mod models;
+pub mod ranks;
 
 use pixelcnn_core::engine::{Batch, Engine, EngineError, State};
 use pixelcnn_core::kernels::adam::Adam;
