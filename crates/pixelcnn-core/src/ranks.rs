@@ -245,22 +245,21 @@ summed!(f32 f64);
 /// [`RankError`].
 pub fn sum<T: Summed>(ranks: &dyn Ranks, values: &mut [T]) -> Result<(), RankError> {
     let (mut sent, mut received) = (Vec::new(), Vec::new());
-    // What this rank has, and after each level half of it.
-    let mut has = vec![0..values.len()];
-    let levels = ranks.count().trailing_zeros();
-    for level in 0..levels {
-        let (keeps, gives) = halves(&has[level as usize], ranks.rank(), level);
-        encode(&values[gives], &mut sent);
+    // What this rank has on each level, and after it half of that.
+    let (mut has, mut levels) = (0..values.len(), Vec::new());
+    for level in 0..ranks.count().trailing_zeros() {
+        let (keeps, gives) = halves(&has, ranks.rank(), level);
+        encode(&values[gives.clone()], &mut sent);
         received.resize(keeps.len() * T::BYTES, 0);
         ranks.exchange(ranks.rank() ^ (1 << level), &sent, &mut received)?;
         let others = received.chunks_exact(T::BYTES).map(T::of);
         for (value, other) in values[keeps.clone()].iter_mut().zip(others) {
             *value = value.plus(other);
         }
-        has.push(keeps);
+        levels.push((level, keeps.clone(), gives));
+        has = keeps;
     }
-    for level in (0..levels).rev() {
-        let (keeps, gives) = halves(&has[level as usize], ranks.rank(), level);
+    for (level, keeps, gives) in levels.into_iter().rev() {
         encode(&values[keeps], &mut sent);
         received.resize(gives.len() * T::BYTES, 0);
         ranks.exchange(ranks.rank() ^ (1 << level), &sent, &mut received)?;

@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         images: &images,
         test: &test,
         device: Device::Cpu,
+        ranks: None,
     };
     // Every event may end in ControlFlow::Break(()): then the state is saved, for `resume`.
     training.begin(&mut |event| {

@@ -1,6 +1,6 @@
 //! Exact likelihoods of whole data sets, in bits/dim.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
 
@@ -106,9 +106,20 @@ pub fn evaluate(
     batch_size: usize,
     progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
 ) -> Result<Evaluation, EvaluateError> {
-    let count = images.min(data.len());
+    let images = 0..images.min(data.len());
+    evaluate_range(network, data, images, batch_size, progress)
+}
+
+/// As [`evaluate`], for some images that follow one another.
+pub(crate) fn evaluate_range(
+    network: &Network,
+    data: &Dataset,
+    images: Range<usize>,
+    batch_size: usize,
+    progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
+) -> Result<Evaluation, EvaluateError> {
     let mut evaluation = Evaluation::default();
-    in_batches(data, 0..count, batch_size, |batch| {
+    in_batches(data, images, batch_size, |batch| {
         evaluation.add(network, batch)?;
         Ok::<_, EvaluateError>(go_on(progress(&evaluation))?)
     })?;

@@ -57,7 +57,7 @@ pub use model::Model;
 pub use open::OpenError;
 pub use pixelcnn_core::{
     ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine, incremental,
-    kernels, likelihood, plan, reference,
+    kernels, likelihood, plan, ranks, reference,
 };
 
 /// What comes from a file or another crate may span lines; messages don't.

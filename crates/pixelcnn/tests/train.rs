@@ -92,6 +92,7 @@ impl Lab {
             images: &images,
             test: &test,
             device: Device::Cpu,
+            ranks: None,
         };
         match Checkpoints::new(run.join("checkpoints")).latest() {
             Ok((state, _)) => training.resume(state, observer),
@@ -333,6 +334,7 @@ fn going_back_is_whole_at_once() {
         images: &images,
         test: &test,
         device: Device::Cpu,
+        ranks: None,
     };
     let step = back.step;
     let mut stop = |_| ControlFlow::Break(());
@@ -354,6 +356,7 @@ fn a_new_run_does_not_take_the_place_of_another() {
         images: &images,
         test: &test,
         device: Device::Cpu,
+        ranks: None,
     };
     let error = training.begin(&mut go_on).unwrap_err();
     assert!(matches!(error, TrainError::Begun { .. }), "{error}");

@@ -112,6 +112,7 @@ impl Train {
             images: &train,
             test: &test,
             device,
+            ranks: None,
         };
         let outcome = match start {
             None => training.begin(&mut observer),

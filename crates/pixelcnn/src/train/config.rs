@@ -27,6 +27,10 @@ pub enum PolyakStart {
 pub struct TrainConfig {
     /// Images in a step (the original's 16 on each of 8 GPUs make 128).
     pub batch_size: usize,
+    /// Shards of a batch, a power of two, whose gradients are summed in the same order however many
+    /// ranks there are; none for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
     /// Images for data-dependent initialisation.
     pub init_batch_size: usize,
     /// Of the first step, before its decay.
@@ -59,6 +63,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
             batch_size: 128,
+            shards: None,
             init_batch_size: 16,
             learning_rate: 1e-3,
             learning_rate_decay: 0.999_995,
@@ -110,6 +115,13 @@ impl TrainConfig {
             &self.batch_size,
             count(self.batch_size),
             within,
+        )?;
+        let shards = self.shards.unwrap_or(1);
+        check(
+            "shards",
+            &shards,
+            shards.is_power_of_two() && shards <= self.batch_size,
+            "must be a power of two, and at most the batch's images",
         )?;
         check(
             "init_batch_size",

@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod config;
 pub mod folder;
 pub mod metrics;
+pub mod ranks;
 mod review;
 pub mod run;
 pub mod state;
@@ -13,7 +14,10 @@ mod tensorboard;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
+
+use pixelcnn_core::ranks::{Alone, RankError, Ranks, Sharing, SharingError};
 
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
@@ -24,6 +28,7 @@ use crate::sample::DrawError;
 use checkpoints::{CheckpointError, Checkpoints};
 use config::{RunConfig, RunConfigError, TrainConfig};
 use metrics::{Damaged, Metrics, MetricsError, ResumeAt};
+use ranks::{Order, common, order};
 use review::{Review, remove_samples_after};
 use state::{OtherModel, TrainState, Unrecorded};
 use step::{Trainer, new_state};
@@ -86,6 +91,15 @@ pub enum TrainError {
     /// The images are not what the model takes.
     #[error(transparent)]
     Images(#[from] WrongImages),
+    /// The batch can't be shared out so.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
+    /// Another rank can't be reached.
+    #[error(transparent)]
+    Rank(#[from] RankError),
+    /// A rank would not compute what rank 0 computes.
+    #[error("this rank has {0} than rank 0: give all ranks the same")]
+    Ranks(&'static str),
     /// The state to go on from does not belong to this run.
     #[error("the checkpoint {0}: it can't be trained on here")]
     Start(&'static str),
@@ -209,7 +223,7 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 /// Every step is a function of the state before it and of the configuration alone: a run that is
 /// interrupted and resumed ends with the same bits as one that was not, and with the same metrics
 /// but for the time that things took.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Training<'a> {
     /// The run folder; it is made if need be.
     pub folder: &'a Path,
@@ -221,9 +235,12 @@ pub struct Training<'a> {
     pub test: &'a Dataset,
     /// Where the network runs.
     pub device: Device,
+    /// The ranks that train together, of which rank 0 begins or resumes and the others
+    /// [follow](Training::follow); none for a process alone.
+    pub ranks: Option<&'a Arc<dyn Ranks>>,
 }
 
-impl Training<'_> {
+impl<'a> Training<'a> {
     /// Trains from the beginning, in a folder that has no run yet.
     ///
     /// # Errors
@@ -232,7 +249,7 @@ impl Training<'_> {
     /// [`TrainError::Lost`] where that failed. A loss that is not a number is no such error, as the
     /// state that led to it is no place to go on from.
     pub fn begin(&self, observer: &mut Observer) -> Result<Outcome, TrainError> {
-        train(self, None, observer)
+        self.lead(None, observer)
     }
 
     /// Goes on from a saved state, to the same end as if the run had never stopped.
@@ -244,7 +261,52 @@ impl Training<'_> {
         state: TrainState,
         observer: &mut Observer,
     ) -> Result<Outcome, TrainError> {
-        train(self, Some(state), observer)
+        self.lead(Some(state), observer)
+    }
+
+    fn ranks(&self) -> Arc<dyn Ranks> {
+        let alone = || Arc::new(Alone) as Arc<dyn Ranks>;
+        self.ranks.map_or_else(alone, Arc::clone)
+    }
+
+    /// How batches are shared out.
+    fn sharing(&self) -> Result<Sharing, SharingError> {
+        let train = &self.config.train;
+        Sharing::new(self.ranks(), train.batch_size, train.shards.unwrap_or(1))
+    }
+
+    fn trainer(&self, state: TrainState) -> Result<Trainer<'a>, TrainError> {
+        Trainer::new(
+            self.config,
+            self.images,
+            state,
+            self.device,
+            self.sharing()?,
+        )
+    }
+
+    fn lead(
+        &self,
+        start: Option<TrainState>,
+        observer: &mut Observer,
+    ) -> Result<Outcome, TrainError> {
+        let outcome = train(self, start, observer);
+        // However it ended, unless they can't be reached.
+        if !outcome.as_ref().is_err_and(TrainError::is_of_ranks) {
+            ranks::dismiss(&*self.ranks());
+        }
+        outcome
+    }
+}
+
+impl TrainError {
+    /// Whether another rank can't be reached, so that all must end.
+    pub fn is_of_ranks(&self) -> bool {
+        match self {
+            TrainError::Rank(_) | TrainError::Engine(EngineError::Rank(_)) => true,
+            TrainError::Saved { error, .. } | TrainError::Lost { error, .. } => error.is_of_ranks(),
+            _ => false,
+        }
     }
 }
 
@@ -259,7 +321,10 @@ fn train(
         images,
         test,
         device,
+        ..
     } = training;
+    let ranks = training.ranks();
+    training.sharing()?;
     config.validate()?;
     expect_images(&config.model, images)?;
     expect_images(&config.model, test)?;
@@ -317,7 +382,16 @@ fn train(
         Some(state) => state,
         None => new_state(config, images, device)?,
     };
-    let mut trainer = Trainer::new(config, images, state, device)?;
+    if ranks.count() > 1 {
+        let common = common(config, images, test)?;
+        order(&*ranks, Order::Compare, common.as_bytes())?;
+        order(
+            &*ranks,
+            Order::Load,
+            &state.to_bytes().map_err(CheckpointError::from)?,
+        )?;
+    }
+    let mut trainer = training.trainer(state)?;
     let last_step = last_step(&config.train, steps_per_epoch);
     tracing::info!(
         step = trainer.state.step,
@@ -366,6 +440,7 @@ fn train(
         if last {
             return Ok(Outcome::Finished);
         }
+        order(&*ranks, Order::Step, &[])?;
         stop = observer(trainer.step()?).is_break();
     };
     let outcome: Result<Outcome, TrainError> = take_steps();

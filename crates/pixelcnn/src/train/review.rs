@@ -2,14 +2,16 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::checkpoints::Checkpoints;
 use super::metrics::{Metrics, Record};
+use super::ranks::{Order, evaluate_together, order};
 use super::step::Trainer;
 use super::{Event, Observer, TrainError};
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::evaluate::{EvaluateError, Evaluation, evaluate};
+use crate::evaluate::EvaluateError;
 use crate::picture::{self, PictureError};
 use crate::sample::{DrawError, Drawn, Sampler, Sampling, sample};
 
@@ -31,27 +33,24 @@ impl Review<'_> {
     ) -> Result<ControlFlow<()>, TrainError> {
         let config = trainer.config;
         trainer.state()?;
-        let Trainer { network, state, .. } = trainer;
-        let due = |interval| self.last || state.epoch.is_multiple_of(interval);
+        let epoch = trainer.state.epoch;
+        let due = |interval| self.last || epoch.is_multiple_of(interval);
 
-        if due(config.train.eval_interval) && !state.is_evaluated() {
-            network.engine().load_weights(&state.average)?;
+        if due(config.train.eval_interval) && !trainer.state.is_evaluated() {
             let total = self.test.len();
-            let mut progress = |so_far: &Evaluation| {
-                let done = so_far.bits_per_dim.len();
+            let mut progress = |done: usize| {
+                let done = done.min(total);
                 observer(Event::Evaluating { done, total })
             };
-            let evaluation = evaluate(
-                network,
-                self.test,
-                total,
-                self.device.images_at_a_time(),
-                &mut progress,
-            );
+            let size = self.device.images_at_a_time();
+            let evaluation = evaluate_together(trainer, self.test, size, &mut progress);
             let evaluation = match evaluation {
-                Err(EvaluateError::Stopped(_)) => return Ok(ControlFlow::Break(())),
+                Err(TrainError::Evaluate(EvaluateError::Stopped(_))) => {
+                    return Ok(ControlFlow::Break(()));
+                }
                 evaluation => evaluation?,
             };
+            let state = &mut trainer.state;
             let bits_per_dim = evaluation.mean();
             let best = state.best.is_none_or(|(_, best)| bits_per_dim < best);
             let before = (state.last_evaluation, state.best);
@@ -88,6 +87,7 @@ impl Review<'_> {
             }
         }
 
+        let Trainer { state, ranks, .. } = trainer;
         let path = samples_of(state.step, self.run);
         let newest = self.run.join("samples.png");
         let done = || {
@@ -106,12 +106,20 @@ impl Review<'_> {
                 seed: state.seed,
             };
             let sampler = Sampler::new(model, &state.average, &self.device)?;
-            let mut progress =
-                |Drawn { done, total, .. }: Drawn| observer(Event::Sampling { done, total });
+            let (mut said, mut reached) = (Instant::now(), Ok(()));
+            let mut progress = |Drawn { done, total, .. }: Drawn| {
+                // So that they don't take this rank for dead.
+                if said.elapsed().as_secs() >= 5 && reached.is_ok() {
+                    said = Instant::now();
+                    reached = order(&**ranks, Order::Wait, &[]);
+                }
+                observer(Event::Sampling { done, total })
+            };
             let images = match sample(&sampler, &sampling, &mut progress) {
                 Err(DrawError::Stopped(_)) => return Ok(ControlFlow::Break(())),
                 images => images?,
             };
+            reached?;
             let picture = picture::grid(&images, shape, columns, 1, 1)?;
             let folder = self.run.join("samples");
             std::fs::create_dir_all(&folder).map_err(|source| PictureError::Write {

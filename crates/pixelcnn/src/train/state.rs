@@ -202,6 +202,20 @@ impl TrainState {
         TrainState::decode(SafetensorsFile::open(path, FORMAT)?)
     }
 
+    /// The file's bytes, in memory.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, FileError> {
+        let (path, mut bytes) = (Path::new("memory"), Vec::new());
+        let encoded = self.encode(path)?;
+        encoded.write_to(&mut bytes).map_err(writing(path))?;
+        Ok(bytes)
+    }
+
+    /// And back; `name` stands for them in errors.
+    pub(super) fn of_bytes(bytes: &[u8], name: &Path) -> Result<TrainState, FileError> {
+        let file = SafetensorsFile::read(bytes, bytes.len() as u64, name, FORMAT)?;
+        TrainState::decode(file)
+    }
+
     fn decode(mut file: SafetensorsFile) -> Result<TrainState, FileError> {
         let path = file.path.clone();
         let malformed = |reason: String| FileError::NotACheckpoint {

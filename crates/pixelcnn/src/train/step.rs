@@ -1,10 +1,13 @@
 //! One step of training: the next batch of the epoch's order, its gradients, the update.
 
 use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::ranks::{Ranks, Sharing};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -77,6 +80,9 @@ pub(super) struct Trainer<'a> {
     pub config: &'a RunConfig,
     data: &'a Dataset,
     pub network: Network,
+    pub ranks: Arc<dyn Ranks>,
+    /// The numbers of this rank's images in a batch.
+    own: Range<usize>,
     /// Whether the network's engine has the state's arrays.
     lent: bool,
     order: Option<Order>,
@@ -92,13 +98,18 @@ impl<'a> Trainer<'a> {
         data: &'a Dataset,
         state: TrainState,
         device: Device,
-    ) -> Result<Trainer<'a>, EngineError> {
-        let engine = device.engine(&config.model)?;
-        engine.expect_room(config.train.batch_size)?;
+        sharing: Sharing,
+    ) -> Result<Trainer<'a>, TrainError> {
+        let (ranks, own) = (sharing.ranks.clone(), sharing.images());
+        let mut engine = device.engine(&config.model)?;
+        engine.expect_room(own.len())?;
+        engine.share(Some(sharing))?;
         Ok(Trainer {
             config,
             data,
             network: Network::of(engine),
+            ranks,
+            own,
             lent: false,
             order: None,
             images: Vec::new(),
@@ -115,7 +126,7 @@ impl<'a> Trainer<'a> {
         Ok(&mut self.state)
     }
 
-    /// Reads the next batch of the epoch's order.
+    /// Reads this rank's share of the next batch of the epoch's order.
     fn read_batch(&mut self) -> Result<(), TrainError> {
         let epoch = self.state.epoch;
         if self.order.as_ref().is_none_or(|order| order.epoch != epoch) {
@@ -124,7 +135,7 @@ impl<'a> Trainer<'a> {
         }
         let order = &self.order.as_ref().expect("just made").indices;
         let start = self.state.position as usize;
-        let batch = &order[start..start + self.config.train.batch_size];
+        let batch = &order[start + self.own.start..start + self.own.end];
         self.data.read(batch, &mut self.images, &mut self.labels)?;
         Ok(())
     }

@@ -1,0 +1,287 @@
+//! Ranks that train together end as a process alone, whatever happens to them on the way.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use image::{Rgb, RgbImage};
+use pixelcnn::ModelConfig;
+use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::device::Device;
+use pixelcnn::ranks::{Alone, RankError, Ranks};
+use pixelcnn::train::checkpoints::Checkpoints;
+use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::metrics::{self, Record};
+use pixelcnn::train::ranks::{announce, announced};
+use pixelcnn::train::state::TrainState;
+use pixelcnn::train::{Event, Outcome, TrainError, Training};
+use tempfile::TempDir;
+
+#[path = "../../pixelcnn-core/tests/suite/ranks.rs"]
+mod threads;
+
+const STEPS: u64 = 12;
+
+/// Pictures, and the settings of a run that learns them: 7 steps an epoch.
+fn lab(seed: u8) -> (TempDir, RunConfig) {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    for i in 0..30u32 {
+        let picture = RgbImage::from_fn(8, 8, |x, y| {
+            let level = |factor| (factor * (x + 8 * y) + 7 * i) as u8;
+            Rgb([level(3), level(2), level(1) ^ seed])
+        });
+        picture.save(pictures.join(format!("{i:02}.png"))).unwrap();
+    }
+    let config = RunConfig {
+        model: ModelConfig {
+            height: 8,
+            width: 8,
+            nr_resnet: 1,
+            nr_filters: 2,
+            nr_logistic_mix: 1,
+            ..ModelConfig::default()
+        },
+        data: DataConfig {
+            data: pictures.to_str().unwrap().into(),
+            ..DataConfig::default()
+        },
+        train: TrainConfig {
+            batch_size: 4,
+            shards: Some(4),
+            init_batch_size: 4,
+            steps: STEPS,
+            save_interval: 2,
+            samples: 1,
+            ..TrainConfig::default()
+        },
+    };
+    (folder, config)
+}
+
+/// One rank of a run: rank 0 begins or resumes it, the others follow.
+fn train(
+    run: &Path,
+    config: &RunConfig,
+    ranks: &Arc<dyn Ranks>,
+    observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome, TrainError> {
+    let announced = match ranks.rank() {
+        0 => {
+            announce(&**ranks, config)?;
+            config.clone()
+        }
+        _ => announced(&**ranks)?.expect("rank 0 trains"),
+    };
+    assert_eq!(announced, *config);
+    let (images, test) = Dataset::open_splits(&config.data).unwrap();
+    let training = Training {
+        folder: run,
+        config,
+        images: &images,
+        test: &test,
+        device: Device::Cpu,
+        ranks: Some(ranks),
+    };
+    if ranks.rank() > 0 {
+        training.follow(&mut || ControlFlow::Continue(()))?;
+        return Ok(Outcome::Finished);
+    }
+    match Checkpoints::new(run.join("checkpoints")).latest() {
+        Ok((state, _)) => training.resume(state, observer),
+        Err(_) => training.begin(observer),
+    }
+}
+
+/// Trains on so many ranks up to a step.
+fn train_on(
+    count: usize,
+    run: &Path,
+    config: &RunConfig,
+    last: u64,
+) -> Result<Outcome, TrainError> {
+    let outcomes = threads::side_by_side(count, |ranks| {
+        train(run, config, &ranks, &mut |event| match event {
+            Event::Step { step, .. } if step == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    });
+    let outcomes: Result<Vec<Outcome>, TrainError> = outcomes.into_iter().collect();
+    Ok(outcomes?[0])
+}
+
+/// What a run has, but for the time that it took.
+fn outcome(run: &Path) -> (TrainState, Vec<Record>, Vec<u8>) {
+    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
+    state.seconds = 0.0;
+    state.unrecorded.seconds = 0.0;
+    let mut records = metrics::read(run).unwrap().records;
+    for record in &mut records {
+        match record {
+            Record::Train {
+                images_per_second,
+                seconds,
+                ..
+            } => (*images_per_second, *seconds) = (0.0, 0.0),
+            Record::Test { seconds, .. } => *seconds = 0.0,
+        }
+    }
+    (state, records, fs::read(run.join("samples.png")).unwrap())
+}
+
+#[test]
+fn any_number_of_ranks_ends_with_the_same_bits() {
+    let (folder, config) = lab(0);
+    let alone = folder.path().join("alone");
+    let ranks: Arc<dyn Ranks> = Arc::new(Alone);
+    let mut go_on = |_| ControlFlow::Continue(());
+    train(&alone, &config, &ranks, &mut go_on).unwrap();
+    for count in [2, 4] {
+        let run = folder.path().join(format!("{count}"));
+        let ended = train_on(count, &run, &config, u64::MAX).unwrap();
+        assert_eq!(ended, Outcome::Finished);
+        assert_eq!(outcome(&run), outcome(&alone), "{count} ranks");
+    }
+    // Stopped, and gone on with by others.
+    let run = folder.path().join("changing");
+    for (count, last) in [(2, 3), (4, 7), (1, 9), (2, u64::MAX)] {
+        train_on(count, &run, &config, last).unwrap();
+    }
+    assert_eq!(outcome(&run), outcome(&alone));
+}
+
+#[test]
+fn what_can_not_be_shared_is_refused_once() {
+    let (folder, config) = lab(0);
+    let run = folder.path().join("run");
+    for (count, said) in [
+        (8, "can't be shared by 8 ranks"),
+        (3, "3 ranks: the number must be"),
+    ] {
+        let ended = threads::side_by_side(count, |ranks| {
+            let mut go_on = |_| ControlFlow::Continue(());
+            train(&run, &config, &ranks, &mut go_on)
+        });
+        let error = ended[0].as_ref().unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(ended[1..].iter().all(Result::is_ok));
+        assert!(!run.exists());
+    }
+}
+
+#[test]
+fn ranks_with_other_images_are_refused() {
+    let (folder, config) = lab(0);
+    let (_other_folder, other) = lab(1);
+    let errors = threads::side_by_side(2, |ranks| {
+        let config = match ranks.rank() {
+            0 => config.clone(),
+            // The same settings, elsewhere.
+            _ => other.clone(),
+        };
+        let (images, test) = Dataset::open_splits(&config.data).unwrap();
+        let training = Training {
+            folder: &folder.path().join("run"),
+            config: &RunConfig {
+                data: DataConfig::default(),
+                ..config
+            },
+            images: &images,
+            test: &test,
+            device: Device::Cpu,
+            ranks: Some(&ranks),
+        };
+        match ranks.rank() {
+            0 => training.begin(&mut |_| ControlFlow::Continue(())).map(drop),
+            _ => training.follow(&mut || ControlFlow::Continue(())),
+        }
+    });
+    assert!(matches!(
+        errors[1],
+        Err(TrainError::Ranks("other training images"))
+    ));
+    // Before a step was taken.
+    let error = errors[0].as_ref().unwrap_err();
+    assert!(error.is_of_ranks(), "{error}");
+}
+
+/// A rank that is gone after so many messages.
+struct Mortal {
+    ranks: Arc<dyn Ranks>,
+    left: AtomicUsize,
+}
+
+impl Mortal {
+    fn live(&self) -> Result<(), RankError> {
+        let left = self.left.load(Ordering::Relaxed);
+        self.left.store(left.saturating_sub(1), Ordering::Relaxed);
+        match left {
+            0 => Err(RankError::Gone {
+                rank: self.ranks.rank(),
+                reason: "it was killed".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Ranks for Mortal {
+    fn rank(&self) -> usize {
+        self.ranks.rank()
+    }
+
+    fn count(&self) -> usize {
+        self.ranks.count()
+    }
+
+    fn send(&self, to: usize, bytes: &[u8]) -> Result<(), RankError> {
+        self.live()?;
+        self.ranks.send(to, bytes)
+    }
+
+    fn receive(&self, from: usize, bytes: &mut [u8]) -> Result<(), RankError> {
+        self.live()?;
+        self.ranks.receive(from, bytes)
+    }
+
+    fn exchange(&self, with: usize, sent: &[u8], received: &mut [u8]) -> Result<(), RankError> {
+        self.live()?;
+        self.ranks.exchange(with, sent, received)
+    }
+}
+
+#[test]
+fn a_rank_that_dies_ends_all_and_nothing_is_lost() {
+    let (folder, config) = lab(0);
+    let whole = folder.path().join("whole");
+    train_on(1, &whole, &config, u64::MAX).unwrap();
+    let whole = outcome(&whole);
+    for (number, life) in (3..).step_by(11).take(25).enumerate() {
+        let run = folder.path().join(format!("{number}"));
+        let dies = 1 + number % 3;
+        let ended = threads::side_by_side(4, |ranks| {
+            let ranks = match ranks.rank() == dies {
+                true => Arc::new(Mortal {
+                    ranks,
+                    left: life.into(),
+                }),
+                false => ranks,
+            };
+            let mut go_on = |_| ControlFlow::Continue(());
+            train(&run, &config, &ranks, &mut go_on)
+        });
+        if let Err(error) = &ended[0] {
+            assert!(error.is_of_ranks(), "{error}");
+            assert!(ended.iter().all(Result::is_err));
+            // Whatever was done is saved.
+            if let TrainError::Lost { .. } = error {
+                panic!("{error}");
+            }
+        }
+        train_on(2, &run, &config, u64::MAX).unwrap();
+        assert_eq!(outcome(&run), whole, "dead after {life} messages");
+    }
+}
