@@ -5,6 +5,7 @@ use std::error::Error;
 use pixelcnn::data::DataError;
 use pixelcnn::evaluate::WrongImages;
 use pixelcnn::network::EngineError;
+use pixelcnn::ranks::SharingError;
 use pixelcnn::train::TrainError;
 use pixelcnn::weights::{Fault, WeightsError};
 
@@ -37,6 +38,7 @@ fn of_training(error: &TrainError) -> Option<&'static str> {
         TrainError::TooFewImages { .. } | TrainError::Engine(EngineError::Memory { .. }) => {
             Some("--batch-size")
         }
+        TrainError::Sharing(SharingError::TooFew(..)) => Some("--shards"),
         TrainError::Images(_) => Some("--size resizes pictures"),
         TrainError::Data(error) => of_data(error),
         _ => None,

@@ -24,6 +24,7 @@ mod drawing;
 mod heat;
 mod measuring;
 mod output;
+mod ranks;
 mod settings;
 mod terminal;
 mod trained;
@@ -150,6 +151,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     tracing_subscriber::registry()
         .with(messages.with_filter(shown))
         .init();
+    if !matches!(cli.command, Command::Train(_)) {
+        ranks::expect_alone("this command is the work of one; run it without mpirun")?;
+    }
     match cli.command {
         Command::Train(train) => train.run(cli.device.find()?),
         Command::Eval(eval) => eval.run(cli.device.find()?),

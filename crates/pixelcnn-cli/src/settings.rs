@@ -263,6 +263,10 @@ pub struct Flags {
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
     batch_size: Option<usize>,
+    /// Shards of a batch, a power of two: as many ranks can share it, with the same bits for any number
+    /// of them [default: 1 on a GPU, on CPUs as many up to 8 as cost no time, and at least the ranks]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    shards: Option<usize>,
     /// Images from which the scale of every layer is initialised
     #[arg(long, value_name = "N", help_heading = "Training")]
     init_batch_size: Option<usize>,
@@ -371,6 +375,7 @@ impl Flags {
 
     fn apply_training(&self, train: &mut TrainConfig) {
         set(&mut train.batch_size, &self.batch_size);
+        train.shards = self.shards.or(train.shards);
         set(&mut train.init_batch_size, &self.init_batch_size);
         set(&mut train.learning_rate, &self.learning_rate);
         set(&mut train.learning_rate_decay, &self.learning_rate_decay);
@@ -431,7 +436,8 @@ impl Flags {
 
 /// Whether a run can go on with another value of a setting: its state doesn't depend on it.
 pub fn can_change(name: &str, begun: &RunConfig) -> bool {
-    const FREE: [&str; 10] = [
+    const FREE: [&str; 11] = [
+        "shards",
         "data_dir",
         "skip_damaged",
         "learning_rate",

@@ -147,8 +147,8 @@ pub const INTERRUPTED: u8 = 130;
 
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-/// From now on the first Ctrl-C, termination or closing of the terminal says `what_follows` and
-/// makes [`interrupted`] break; Ctrl-C after that leaves at once. Signals that were ignored when the
+/// From now on the first Ctrl-C, termination or closing of the terminal says `what_follows`, if that
+/// is anything, and makes [`interrupted`] break; Ctrl-C after that leaves at once. Signals that were ignored when the
 /// program began (by `nohup`, or in the background of a script) stay ignored.
 #[cfg(unix)]
 pub fn catch_interrupts(what_follows: &'static str) -> Result {
@@ -187,6 +187,7 @@ pub fn catch_interrupts(what_follows: &'static str) -> Result {
 
 fn interrupt(what_follows: &str, ctrl_c: bool) {
     match INTERRUPT.swap(true, Ordering::Relaxed) {
+        false if what_follows.is_empty() => {}
         false => note(format_args!(
             "\n{what_follows}; Ctrl-C again leaves at once"
         )),

@@ -49,6 +49,12 @@ pub enum RankError {
         /// As long it was waited for.
         seconds: u64,
     },
+    /// This rank was told to end while it waited.
+    #[error("told to end while waiting for rank {rank}")]
+    Ended {
+        /// The other rank.
+        rank: usize,
+    },
     /// It is gone.
     #[error("rank {rank} is gone: {reason}")]
     Gone {
@@ -57,6 +63,17 @@ pub enum RankError {
         /// What the connection says.
         reason: String,
     },
+}
+
+impl RankError {
+    /// The rank that can't be reached.
+    pub fn rank(&self) -> usize {
+        match *self {
+            RankError::Silent { rank, .. }
+            | RankError::Ended { rank }
+            | RankError::Gone { rank, .. } => rank,
+        }
+    }
 }
 
 /// A process on its own.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use pixelcnn_core::ModelConfig;
-use pixelcnn_core::cpu::Cpu;
+use pixelcnn_core::cpu::{Cpu, free_shards};
 use pixelcnn_core::engine::{Engine, EngineError};
 
 /// Where the network runs.
@@ -176,6 +176,15 @@ impl Device {
             Device::Cpu => None,
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => Some(pixelcnn_cuda::expect_cudnn().err()?.into()),
+        }
+    }
+
+    /// Shards into which a batch of so many images can be cut without training taking longer.
+    pub fn free_shards(&self, config: &ModelConfig, images: usize) -> usize {
+        match self {
+            Device::Cpu => free_shards(config, images),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { .. } => 1,
         }
     }
 

@@ -41,6 +41,8 @@ pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod model;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod network;
 pub mod numpy;
 mod open;

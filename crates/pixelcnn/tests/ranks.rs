@@ -71,12 +71,12 @@ fn train(
 ) -> Result<Outcome, TrainError> {
     let announced = match ranks.rank() {
         0 => {
-            announce(&**ranks, config)?;
-            config.clone()
+            announce(&**ranks, run, config)?;
+            (run.to_owned(), config.clone())
         }
         _ => announced(&**ranks)?.expect("rank 0 trains"),
     };
-    assert_eq!(announced, *config);
+    assert_eq!(announced, (run.to_owned(), config.clone()));
     let (images, test) = Dataset::open_splits(&config.data).unwrap();
     let training = Training {
         folder: run,
@@ -205,7 +205,7 @@ fn ranks_with_other_images_are_refused() {
     ));
     // Before a step was taken.
     let error = errors[0].as_ref().unwrap_err();
-    assert!(error.is_of_ranks(), "{error}");
+    assert!(error.of_rank().is_some(), "{error}");
 }
 
 /// A rank that is gone after so many messages.
@@ -274,7 +274,7 @@ fn a_rank_that_dies_ends_all_and_nothing_is_lost() {
             train(&run, &config, &ranks, &mut go_on)
         });
         if let Err(error) = &ended[0] {
-            assert!(error.is_of_ranks(), "{error}");
+            assert!(error.of_rank().is_some(), "{error}");
             assert!(ended.iter().all(Result::is_err));
             // Whatever was done is saved.
             if let TrainError::Lost { .. } = error {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use pixelcnn::data::{DataConfig, Dataset};
@@ -12,9 +13,11 @@ use pixelcnn::train::checkpoints::CheckpointError;
 use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
 use pixelcnn::train::folder;
 use pixelcnn::train::metrics::{self, Damaged, Recorded};
+use pixelcnn::train::ranks::{announce, announced, dismiss};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
+use crate::ranks::Team;
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
@@ -55,6 +58,9 @@ pub struct Train {
     /// The checkpoint to go on from [default: the newest of the run]
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
+    /// Seconds for which ranks wait for one another before they take one for dead
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    patience: u32,
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -73,12 +79,78 @@ Examples:
       further than it was to go at first";
 
 impl Train {
-    /// Runs the command.
+    /// Runs the command, as one of the ranks that train together.
     pub fn run(self, device: Device) -> Result<ExitCode> {
-        let (run, config, start, train, test) = match &self.resume {
+        let team = Team::join(Duration::from_secs(self.patience.into()))?;
+        if team.leads() {
+            return self.lead(device, &team);
+        }
+        // The others end with rank 0.
+        catch_interrupts("")?;
+        follow(device, &team)
+    }
+
+    /// Trains, and says how it goes.
+    fn lead(self, device: Device, team: &Team) -> Result<ExitCode> {
+        let prepared = self.prepare(device, team);
+        let (run, config, start, train, test) = prepared.inspect_err(|_| dismiss(&*team.ranks))?;
+        let mut display = Display::new(&config.train);
+        let mut observer = |event| {
+            display.show(event);
+            interrupted()
+        };
+        let training = Training {
+            folder: &run,
+            config: &config,
+            images: &train,
+            test: &test,
+            device,
+            ranks: Some(&team.ranks),
+        };
+        let outcome = match start {
+            None => training.begin(&mut observer),
+            Some(state) => training.resume(state, &mut observer),
+        };
+        let unreachable = outcome
+            .as_ref()
+            .err()
+            .and_then(TrainError::of_rank)
+            .is_some();
+        let outcome = outcome.map_err(|error| match error {
+            TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
+                "{error}: to go on: pixelcnn train --resume {}",
+                quoted(&run)
+            )
+            .into(),
+            error => Box::<dyn Error>::from(error),
+        });
+        if let (true, Err(error)) = (unreachable, &outcome) {
+            drop(display);
+            note(format_args!("pixelcnn: {error}"));
+            team.abort();
+        }
+        let outcome = outcome?;
+        let summary = display.summary(&run, outcome);
+        drop(display);
+        // The results are safe in the run's folder, whoever reads them here.
+        let _ = say(summary);
+        Ok(match outcome {
+            Outcome::Finished => ExitCode::SUCCESS,
+            Outcome::Stopped => ExitCode::from(INTERRUPTED),
+        })
+    }
+
+    /// Opens all that a training needs, says what it is, and tells the other ranks.
+    fn prepare(&self, device: Device, team: &Team) -> Result<Start> {
+        let (run, mut config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
             None => self.begin()?,
         };
+        let ranks = team.ranks.count();
+        if self.resume.is_none() {
+            let free = device.free_shards(&config.model, config.train.batch_size);
+            config.train.shards.get_or_insert(free.max(ranks));
+        }
 
         let layout = Layout::new(&config.model);
         let name = device::devices()?
@@ -100,40 +172,12 @@ impl Train {
         });
         say(format_args!("run     {}{from}", run.display()))?;
 
+        if ranks > 1 {
+            say(format_args!("ranks   {ranks}"))?;
+        }
         catch_interrupts("finishing this step, then saving")?;
-        let mut display = Display::new(&config.train);
-        let mut observer = |event| {
-            display.show(event);
-            interrupted()
-        };
-        let training = Training {
-            folder: &run,
-            config: &config,
-            images: &train,
-            test: &test,
-            device,
-            ranks: None,
-        };
-        let outcome = match start {
-            None => training.begin(&mut observer),
-            Some(state) => training.resume(state, &mut observer),
-        };
-        let outcome = outcome.map_err(|error| match error {
-            TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
-                "{error}: to go on: pixelcnn train --resume {}",
-                quoted(&run)
-            )
-            .into(),
-            error => Box::<dyn Error>::from(error),
-        })?;
-        let summary = display.summary(&run, outcome);
-        drop(display);
-        // The results are safe in the run's folder, whoever reads them here.
-        let _ = say(summary);
-        Ok(match outcome {
-            Outcome::Finished => ExitCode::SUCCESS,
-            Outcome::Stopped => ExitCode::from(INTERRUPTED),
-        })
+        announce(&*team.ranks, &run, &config)?;
+        Ok((run, config, start, train, test))
     }
 
     /// A new run in a folder of its own.
@@ -291,6 +335,32 @@ impl Train {
         }
         Ok(config)
     }
+}
+
+/// Takes part in what rank 0 trains.
+fn follow(device: Device, team: &Team) -> Result<ExitCode> {
+    let take_part = || {
+        let Some((folder, config)) = announced(&*team.ranks)? else {
+            return Ok(());
+        };
+        let (images, test) = Dataset::open_splits(&config.data)?;
+        let training = Training {
+            folder: &folder,
+            config: &config,
+            images: &images,
+            test: &test,
+            device,
+            ranks: Some(&team.ranks),
+        };
+        training.follow(&mut interrupted)
+    };
+    let done: std::result::Result<(), TrainError> = take_part();
+    if let Err(error) = done {
+        let rank = team.ranks.rank();
+        note(format_args!("pixelcnn: rank {rank}: {error}"));
+        team.abort();
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Run folder, configuration, state to start from, training and test images.

@@ -292,7 +292,12 @@ impl<'a> Training<'a> {
     ) -> Result<Outcome, TrainError> {
         let outcome = train(self, start, observer);
         // However it ended, unless they can't be reached.
-        if !outcome.as_ref().is_err_and(TrainError::is_of_ranks) {
+        if outcome
+            .as_ref()
+            .err()
+            .and_then(TrainError::of_rank)
+            .is_none()
+        {
             ranks::dismiss(&*self.ranks());
         }
         outcome
@@ -300,12 +305,12 @@ impl<'a> Training<'a> {
 }
 
 impl TrainError {
-    /// Whether another rank can't be reached, so that all must end.
-    pub fn is_of_ranks(&self) -> bool {
+    /// Of a rank that can't be reached, so that all must end.
+    pub fn of_rank(&self) -> Option<&RankError> {
         match self {
-            TrainError::Rank(_) | TrainError::Engine(EngineError::Rank(_)) => true,
-            TrainError::Saved { error, .. } | TrainError::Lost { error, .. } => error.is_of_ranks(),
-            _ => false,
+            TrainError::Rank(error) | TrainError::Engine(EngineError::Rank(error)) => Some(error),
+            TrainError::Saved { error, .. } | TrainError::Lost { error, .. } => error.of_rank(),
+            _ => None,
         }
     }
 }

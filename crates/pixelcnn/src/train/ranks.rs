@@ -2,7 +2,7 @@
 //! have no run folder, save nothing and say nothing.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pixelcnn_core::kernels::simd;
 use pixelcnn_core::ranks::{RankError, Ranks, broadcast, share};
@@ -70,28 +70,31 @@ fn hear(ranks: &dyn Ranks) -> Result<(Order, Vec<u8>), TrainError> {
     Ok((order, message))
 }
 
-/// Tells all other ranks what is trained, before [`Training::begin`] or [`Training::resume`].
+/// Tells all other ranks what is trained and in which folder, before [`Training::begin`] or [`Training::resume`].
 ///
 /// # Errors
 /// [`RankError`].
-pub fn announce(ranks: &dyn Ranks, config: &RunConfig) -> Result<(), TrainError> {
+pub fn announce(ranks: &dyn Ranks, folder: &Path, config: &RunConfig) -> Result<(), RankError> {
     let config = toml::to_string(config).unwrap_or_default();
-    Ok(order(ranks, Order::Settings, config.as_bytes())?)
+    let message = format!("{}\0{config}", folder.display());
+    order(ranks, Order::Settings, message.as_bytes())
 }
 
-/// What rank 0 [announces](announce), before [`Training::follow`]; none where it has nothing to train.
+/// The folder and the settings that rank 0 [announces](announce), before [`Training::follow`]; none
+/// where it has nothing to train.
 ///
 /// # Errors
 /// Where rank 0 can't be reached or understood.
-pub fn announced(ranks: &dyn Ranks) -> Result<Option<RunConfig>, TrainError> {
+pub fn announced(ranks: &dyn Ranks) -> Result<Option<(PathBuf, RunConfig)>, TrainError> {
     loop {
         match hear(ranks)? {
             (Order::End, _) => return Ok(None),
-            (Order::Settings, config) => {
-                let config = std::str::from_utf8(&config).ok();
-                let config = config.and_then(|config| toml::from_str(config).ok());
-                let other = TrainError::Ranks(OTHER_VERSION);
-                return Ok(Some(config.ok_or(other)?));
+            (Order::Settings, message) => {
+                let message = String::from_utf8_lossy(&message);
+                let found = message.split_once('\0').and_then(|(folder, config)| {
+                    Some((PathBuf::from(folder), toml::from_str(config).ok()?))
+                });
+                return Ok(Some(found.ok_or(TrainError::Ranks(OTHER_VERSION))?));
             }
             _ => {}
         }
@@ -233,7 +236,11 @@ impl Training<'_> {
                     trainer = Some(self.trainer(state)?);
                 }
                 (Order::Step, _) => {
-                    trainer.as_mut().ok_or_else(early)?.step()?;
+                    match trainer.as_mut().ok_or_else(early)?.step() {
+                        // Rank 0 has found it too.
+                        Err(TrainError::NotANumber { .. }) => {}
+                        step => drop(step?),
+                    }
                 }
                 (Order::Evaluate, _) => {
                     let trainer = trainer.as_mut().ok_or_else(early)?;

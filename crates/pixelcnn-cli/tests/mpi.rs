@@ -1,0 +1,213 @@
+//! The program under `mpirun`, as several processes of this machine.
+#![cfg(all(feature = "mpi", target_os = "linux"))]
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use pixelcnn::train::checkpoints::Checkpoints;
+use pixelcnn::train::state::TrainState;
+use program::{contains, ended, output, photos, succeeds, text, wait_until};
+
+const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 \
+     --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --eval-interval 3 \
+     --save-interval 6 --samples 2 --held-out 0.2 --checkpoint-minutes 0.0001";
+const STEPS: u64 = 60;
+
+/// `mpirun -n COUNT pixelcnn ARGUMENTS` in `folder`; every process writes its number to a file
+/// `pid-RANK`.
+fn mpirun(folder: &Path, count: usize, arguments: &str) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--allow-run-as-root", "--oversubscribe", "-n"]);
+    command.arg(count.to_string());
+    let script = "echo $$ > new-$OMPI_COMM_WORLD_RANK; \
+                  mv new-$OMPI_COMM_WORLD_RANK pid-$OMPI_COMM_WORLD_RANK; exec \"$@\"";
+    command.args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_pixelcnn")]);
+    command.args(arguments.split_whitespace());
+    command.args(["--threads", "1"]).current_dir(folder);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn pid(folder: &Path, rank: usize) -> i32 {
+    let file = folder.join(format!("pid-{rank}"));
+    wait_until(|| file.exists());
+    fs::read_to_string(file).unwrap().trim().parse().unwrap()
+}
+
+/// Whether a process is gone, or waits to be buried.
+fn has_ended(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    status.is_empty() || status.contains(") Z ")
+}
+
+/// The last state of a run, but for the time that it took.
+fn last_state(run: &Path) -> TrainState {
+    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
+    state.seconds = 0.0;
+    state.unrecorded.seconds = 0.0;
+    state
+}
+
+/// What our own program said, and not the launcher.
+fn own_errors(output: &Output) -> Vec<String> {
+    let errors = text(&output.stderr);
+    let own = errors.lines().filter(|line| line.starts_with("pixelcnn: "));
+    own.map(str::to_owned).collect()
+}
+
+#[test]
+fn any_number_of_processes_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    succeeds(folder, &format!("{TRAIN} --steps {STEPS} --save-dir alone"));
+    for count in [1, 2, 4] {
+        let arguments = format!("{TRAIN} --steps {STEPS} --save-dir run-{count}");
+        let output = output(&mut mpirun(folder, count, &arguments));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        // It is said once.
+        let said = text(&output.stdout);
+        assert_eq!(said.matches("model   ").count(), 1, "{said}");
+        let run = folder.join(format!("run-{count}"));
+        assert_eq!(last_state(&run), last_state(&folder.join("alone")));
+        let samples = |run: &Path| fs::read(run.join("samples.png")).unwrap();
+        assert_eq!(samples(&run), samples(&folder.join("alone")));
+    }
+}
+
+#[test]
+fn what_many_processes_can_not_do_is_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    for (arguments, said) in [
+        (
+            "eval --data photos",
+            "2 processes were started: this command is the work of one",
+        ),
+        (
+            "train photos --data photos",
+            "already there and not an empty folder",
+        ),
+        ("train --resume nowhere", "nowhere: not the folder of a run"),
+        (
+            "train run --data photos --batch-size 4 --shards 1",
+            "1 shards can't be shared by 2 ranks: there must be at least one for each (--shards)",
+        ),
+    ] {
+        let output = output(&mut mpirun(folder, 2, arguments));
+        assert!(!output.status.success());
+        let errors = own_errors(&output);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        contains(&errors[0], said);
+    }
+}
+
+/// Whichever process is killed and whenever, all end, and the run goes on to the same end.
+#[test]
+fn a_process_that_is_killed_ends_all_and_nothing_is_lost() {
+    let times = std::env::var("KILLS").map_or(4, |times| times.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    let begin = Instant::now();
+    let whole = output(&mut mpirun(
+        folder,
+        2,
+        &format!("{TRAIN} --steps {STEPS} --save-dir whole"),
+    ));
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
+    let whole_time = begin.elapsed().as_millis() as u64;
+    let whole = last_state(&folder.join("whole"));
+    let mut random = ChaCha8Rng::seed_from_u64(times);
+    for number in 0..times {
+        let (count, victim) = match random.random_range(0..3) {
+            0 => (2, random.random_range(0..2)),
+            _ => (4, random.random_range(0..4)),
+        };
+        for rank in 0..4 {
+            let _ = fs::remove_file(folder.join(format!("pid-{rank}")));
+        }
+        let run = format!("run-{number}");
+        let mut command = mpirun(
+            folder,
+            count,
+            &format!("{TRAIN} --steps {STEPS} --save-dir {run}"),
+        );
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let victim = pid(folder, victim);
+        thread::sleep(Duration::from_millis(random.random_range(0..whole_time)));
+        // SAFETY: a signal to a process of ours, or to none where it has ended.
+        unsafe { libc::kill(victim, libc::SIGKILL) };
+        let killed = Instant::now();
+        ended(child);
+        assert!(killed.elapsed() < Duration::from_secs(30), "all end soon");
+        for rank in 0..count {
+            let pid = pid(folder, rank);
+            wait_until(|| has_ended(pid));
+        }
+        // Killed before there was a run, it is begun again.
+        let arguments = match folder.join(&run).join("config.toml").exists() {
+            true => format!("train --resume {run}"),
+            false => format!("{TRAIN} --steps {STEPS} --save-dir {run}"),
+        };
+        let again = output(&mut mpirun(folder, 2, &arguments));
+        assert!(again.status.success(), "{}", text(&again.stderr));
+        assert_eq!(last_state(&folder.join(&run)), whole, "{run}");
+    }
+}
+
+#[test]
+fn a_process_that_hangs_is_named_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    let arguments = format!("{TRAIN} --steps 1000000 --save-dir run --patience 2");
+    let mut command = mpirun(folder, 2, &arguments);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let hung = pid(folder, 1);
+    wait_until(|| folder.join("run/checkpoints").exists());
+    // SAFETY: a signal to a process of ours.
+    unsafe { libc::kill(hung, libc::SIGSTOP) };
+    let errors = own_errors(&ended(child));
+    contains(&errors[0], "rank 1 has not answered for 2 s");
+    contains(&errors[0], "to go on: pixelcnn train --resume run");
+}
+
+#[test]
+fn stopped_by_the_launcher_a_run_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    let arguments = format!("{TRAIN} --steps 1000000 --save-dir run");
+    let mut command = mpirun(folder, 2, &arguments);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    wait_until(|| folder.join("run/checkpoints").exists());
+    thread::sleep(Duration::from_millis(300));
+    // SAFETY: a signal to a process of ours.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let said = text(&ended(child).stdout);
+    contains(&said, "and saved; to go on");
+    // By one process alone, and it ends as any other.
+    let mut last = last_state(&folder.join("run")).step;
+    last += 5;
+    succeeds(folder, &format!("train --resume run --steps {last}"));
+    succeeds(folder, &format!("{TRAIN} --steps {last} --save-dir whole"));
+    let (stopped, whole) = (
+        last_state(&folder.join("run")),
+        last_state(&folder.join("whole")),
+    );
+    assert_eq!(stopped.parameters, whole.parameters);
+    assert_eq!(stopped.average, whole.average);
+}
