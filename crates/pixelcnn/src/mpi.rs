@@ -18,7 +18,7 @@ const LARGEST: usize = 1 << 30;
 /// As long as an answer is waited for once this rank is to end.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 /// As long as an answer is waited for without giving the core to others for longer.
-const AWAKE: Duration = Duration::from_millis(5);
+const AWAKE: Duration = Duration::from_micros(200);
 
 /// The ranks of an MPI program; all of them end together when it is dropped.
 pub struct Mpi {
@@ -98,7 +98,7 @@ impl Mpi {
             }
             match now - begin < AWAKE {
                 true => thread::yield_now(),
-                false => thread::sleep(Duration::from_micros(100)),
+                false => thread::sleep(Duration::from_micros(50)),
             }
         }
     }

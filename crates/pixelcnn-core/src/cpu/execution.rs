@@ -69,10 +69,12 @@ impl<'a> Execution<'a> {
         nats.iter().sum()
     }
 
-    /// The whole backward pass: `gradients` become those by the weights.
-    pub fn backward(&mut self, gradients: &mut Arrays) {
-        for step in &self.plan.backward {
+    /// The whole backward pass: `gradients` become those by the weights. `done` is called after every
+    /// step with its number.
+    pub fn backward(&mut self, gradients: &mut Arrays, mut done: impl FnMut(usize, &mut Arrays)) {
+        for (number, step) in self.plan.backward.iter().enumerate() {
             self.backward_step(step, gradients);
+            done(number, gradients);
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod execution;
 mod init;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -15,7 +16,9 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use rayon::prelude::*;
 
@@ -28,6 +31,7 @@ use crate::network::Layout;
 use crate::plan::Plan;
 use crate::ranks::{self, Sharing, Tree, share};
 use execution::{Execution, Memory};
+use sums::{Bucket, Sums, sum_over};
 
 /// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
 /// cache and the cores seldom wait for one another, enough to be worth reading the weights for.
@@ -75,7 +79,8 @@ pub struct Cpu {
     weights_loaded: bool,
     /// Memory that nobody uses at the moment.
     memories: Pool<Memory>,
-    gradient_memories: Pool<Arrays>,
+    /// The gradients, as they are summed.
+    buckets: Vec<Bucket>,
 }
 
 impl Cpu {
@@ -85,10 +90,12 @@ impl Cpu {
     /// A configuration that no model can have.
     pub fn new(config: &ModelConfig) -> Result<Cpu, ConfigError> {
         config.validate()?;
+        let (layout, training) = (Layout::new(config), Plan::training(config));
         Ok(Cpu {
             config: config.clone(),
-            layout: Layout::new(config),
-            training: Plan::training(config),
+            buckets: Bucket::all(&training, &layout),
+            layout,
+            training,
             evaluation: Plan::evaluation(config),
             sharing: None,
             state: None,
@@ -96,7 +103,6 @@ impl Cpu {
             weights: Vec::new(),
             weights_loaded: false,
             memories: Pool::default(),
-            gradient_memories: Pool::default(),
         })
     }
 
@@ -148,6 +154,13 @@ impl Cpu {
         let results = results.into_iter();
         let results = results.map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner));
         Ok(results.flatten().collect())
+    }
+
+    /// Keeps the memory of gradients for the next ones.
+    fn take_back(&self, mut gradients: Arrays) {
+        for bucket in &self.buckets {
+            bucket.memories.give(bucket.take(&mut gradients));
+        }
     }
 
     /// The parts of some images of a batch, of `least_pixels` and more.
@@ -205,29 +218,6 @@ impl Cpu {
         // Dropout counts in the whole batch.
         parts.iter_mut().for_each(|part| part.first += own.start);
         Ok((parts, last))
-    }
-
-    /// Nats and gradients by the weights of a part.
-    fn gradients_of(
-        &self,
-        weights: &[Vec<f32>],
-        part: Part,
-        dropout: Option<Dropout>,
-    ) -> (f64, Arrays) {
-        let mut gradients = self.gradient_memories.take();
-        if gradients.is_empty() {
-            let parameters = self.layout.parameters.iter();
-            gradients = parameters
-                .map(|parameter| vec![0.0; parameter.len()])
-                .collect();
-        }
-        let mut execution = self.execution(&self.training, weights, part);
-        execution.dropout = dropout;
-        execution.forward();
-        let nats = execution.likelihood();
-        execution.backward(&mut gradients);
-        self.memories.give(execution.memory);
-        (nats, gradients)
     }
 }
 
@@ -289,25 +279,63 @@ impl Engine for Cpu {
         let mut weights = mem::take(&mut self.weights);
         self.weights_loaded = false;
         weights::make(&self.layout.layers, parameters, &mut weights);
-        self.gradient_memories.give_all(self.gradients.take());
-
-        let sum = Mutex::new(Sum::default());
-        in_order(parts.len(), |number| {
-            let found = self.gradients_of(&weights, parts[number], dropout);
-            let mut sum = lock(&sum);
-            sum.waiting.insert(number, found);
-            sum.add(&last, &self.gradient_memories);
-        });
-        let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.weights = weights;
-        let sum = sum.shards.sum();
-        let (mut nats, mut gradients) = sum.ok_or(EngineError::NotLoaded("gradients"))?;
-        if let Some(Sharing { ranks, .. }) = &self.sharing {
-            let mut total = [nats];
-            ranks::sum(&**ranks, &mut total)?;
-            [nats] = total;
-            ranks::sum_arrays(&**ranks, &mut gradients)?;
+        if let Some(gradients) = self.gradients.take() {
+            self.take_back(gradients);
         }
+
+        let ranks = self.sharing.as_ref().map(|sharing| &*sharing.ranks);
+        let ranks = ranks.filter(|ranks| ranks.count() > 1);
+        let nats: Vec<Mutex<f64>> = parts.iter().map(|_| Mutex::default()).collect();
+        let (summed, receiver) = channel();
+        let sums = Sums::new(&self.buckets, &last, summed);
+        let compute = || {
+            in_order(parts.len(), |number| {
+                let mut gradients = vec![Vec::new(); self.layout.parameters.len()];
+                for bucket in &self.buckets {
+                    bucket.lend(&self.layout, &mut gradients);
+                }
+                let mut execution = self.execution(&self.training, &weights, parts[number]);
+                execution.dropout = dropout;
+                execution.forward();
+                *lock(&nats[number]) = execution.likelihood();
+                execution.backward(&mut gradients, |step, gradients| {
+                    sums.add(number, step, gradients);
+                });
+                self.memories.give(execution.memory);
+            });
+            drop(sums);
+        };
+        let buckets = match ranks {
+            None => {
+                compute();
+                Ok(receiver.into_iter().collect())
+            }
+            // What is summed here goes on to be summed over all while the rest is computed.
+            Some(ranks) => thread::scope(|scope| {
+                let others = scope.spawn(|| sum_over(ranks, receiver));
+                compute();
+                let buckets = others.join();
+                buckets.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }),
+        };
+        self.weights = weights;
+        let buckets: Vec<(usize, Arrays)> = buckets?;
+
+        let mut gradients = vec![Vec::new(); parameters.len()];
+        for (number, arrays) in buckets {
+            for (&parameter, array) in self.buckets[number].parameters.iter().zip(arrays) {
+                gradients[parameter] = array;
+            }
+        }
+        // Those by `g` are made of the others below.
+        for (gradient, parameter) in gradients.iter_mut().zip(parameters) {
+            gradient.resize(parameter.len(), 0.0);
+        }
+        let mut total = [sum_of_shards(&nats, &last)];
+        if let Some(ranks) = ranks {
+            ranks::sum(ranks, &mut total)?;
+        }
+        let [nats] = total;
         let layers = &self.layout.layers;
         weights::parameter_gradients(layers, parameters, &mut gradients);
         self.gradients = Some(gradients);
@@ -337,7 +365,7 @@ impl Engine for Cpu {
                 );
             }
         }
-        self.gradient_memories.give(gradients);
+        self.take_back(gradients);
         match finite {
             true => Ok(()),
             false => Err(EngineError::NotANumber),
@@ -409,48 +437,18 @@ impl Part<'_> {
     }
 }
 
-/// Nats and gradients of the parts so far, in the order of the images, so that the sum is the same
-/// whoever computed them.
-#[derive(Default)]
-struct Sum {
-    /// Of the whole shards.
-    shards: Tree<(f64, Arrays)>,
-    /// Of the shard that is being summed.
-    shard: Option<(f64, Arrays)>,
-    /// Number of the part that comes next.
-    next: usize,
-    /// Those that came before their turn.
-    waiting: BTreeMap<usize, (f64, Arrays)>,
-}
-
-impl Sum {
-    /// Adds all whose turn it is; `last` says of each part whether a shard ends with it.
-    fn add(&mut self, last: &[bool], memories: &Pool<Arrays>) {
-        let add = |sum: &mut (f64, Arrays), (nats, gradients): (f64, Arrays)| {
-            sum.0 += nats;
-            // By this thread alone: one that waits for others can be given a part by them, and would
-            // then wait for itself here.
-            for (sum, gradient) in sum.1.iter_mut().zip(&gradients) {
-                for (sum, value) in sum.iter_mut().zip(gradient) {
-                    *sum += value;
-                }
-            }
-            memories.give(gradients);
-        };
-        while let Some(part) = self.waiting.remove(&self.next) {
-            match &mut self.shard {
-                None => self.shard = Some(part),
-                Some(sum) => add(sum, part),
-            }
-            if last[self.next] {
-                let shard = self.shard.take();
-                shard
-                    .into_iter()
-                    .for_each(|shard| self.shards.push(shard, add));
-            }
-            self.next += 1;
+/// Of the parts of a batch, in the order in which gradients are summed.
+fn sum_of_shards(parts: &[Mutex<f64>], last: &[bool]) -> f64 {
+    let (mut shards, mut shard) = (Tree::default(), None);
+    for (part, last) in parts.iter().zip(last) {
+        let part = *lock(part);
+        let sum = shard.map_or(part, |sum: f64| sum + part);
+        shard = Some(sum).filter(|_| !last);
+        if *last {
+            shards.push(sum, |sum, other| *sum += other);
         }
     }
+    shards.sum().unwrap_or(0.0)
 }
 
 /// Calls `f` with the numbers up to `count` side by side, begun in order, by no more threads at a
@@ -486,10 +484,6 @@ impl<T: Default> Pool<T> {
 
     fn give(&self, memory: T) {
         lock(&self.0).push(memory);
-    }
-
-    fn give_all(&self, memories: impl IntoIterator<Item = T>) {
-        lock(&self.0).extend(memories);
     }
 }
 
