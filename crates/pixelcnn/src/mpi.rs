@@ -109,40 +109,23 @@ impl Mpi {
             sent: sent.to_vec(),
             received: vec![0; received.len()],
         };
+        let received_here = open.received.chunks_mut(LARGEST);
+        let received_here = received_here.map(|piece| (piece.as_mut_ptr(), piece.len(), true));
+        let sent_here = open.sent.chunks_mut(LARGEST);
+        let sent_here = sent_here.map(|piece| (piece.as_mut_ptr(), piece.len(), false));
         let mut begun = Ok(());
-        let rank = other as c_int;
-        for piece in open.received.chunks_mut(LARGEST) {
-            // SAFETY: the null request is a constant of MPI.
-            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-            // SAFETY: the bytes stay where they are until the request is done.
-            let code = unsafe {
-                ffi::MPI_Irecv(
-                    piece.as_mut_ptr().cast(),
-                    piece.len() as c_int,
-                    ffi::RSMPI_UINT8_T,
-                    rank,
-                    0,
-                    ffi::RSMPI_COMM_WORLD,
-                    &mut request,
-                )
-            };
-            begun = begun.and(gone(other, code));
-            open.requests.push(request);
-        }
-        for piece in open.sent.chunks(LARGEST) {
-            // SAFETY: as above.
-            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-            // SAFETY: as above.
-            let code = unsafe {
-                ffi::MPI_Isend(
-                    piece.as_ptr().cast(),
-                    piece.len() as c_int,
-                    ffi::RSMPI_UINT8_T,
-                    rank,
-                    0,
-                    ffi::RSMPI_COMM_WORLD,
-                    &mut request,
-                )
+        for (at, bytes, receives) in received_here.chain(sent_here) {
+            let (at, count, rank) = (at.cast(), bytes as c_int, other as c_int);
+            // SAFETY: the bytes stay where they are, and nobody else uses them, until the request is
+            // done; the others are constants of MPI.
+            let (code, request) = unsafe {
+                let (of, all) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+                let mut request = ffi::RSMPI_REQUEST_NULL;
+                let code = match receives {
+                    true => ffi::MPI_Irecv(at, count, of, rank, 0, all, &mut request),
+                    false => ffi::MPI_Isend(at, count, of, rank, 0, all, &mut request),
+                };
+                (code, request)
             };
             begun = begun.and(gone(other, code));
             open.requests.push(request);

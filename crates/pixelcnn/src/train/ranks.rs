@@ -70,7 +70,8 @@ fn hear(ranks: &dyn Ranks) -> Result<(Order, Vec<u8>), TrainError> {
     Ok((order, message))
 }
 
-/// Tells all other ranks what is trained and in which folder, before [`Training::begin`] or [`Training::resume`].
+/// Tells all other ranks what is trained and in which folder, before [`Training::begin`] or
+/// [`Training::resume`].
 ///
 /// # Errors
 /// [`RankError`].
@@ -246,13 +247,15 @@ impl Training<'_> {
                     let trainer = trainer.as_mut().ok_or_else(early)?;
                     let size = self.device.images_at_a_time();
                     evaluation = match evaluate_share(trainer, self.test, size, &mut |_| go_on()) {
-                        // Rank 0 is told to stop too.
-                        Err(TrainError::Evaluate(EvaluateError::Stopped(_))) => None,
-                        evaluation => Some(evaluation?),
+                        // Rank 0 is told to stop too, and does not ask for it.
+                        Err(stopped @ TrainError::Evaluate(EvaluateError::Stopped(_))) => {
+                            Some(Err(stopped))
+                        }
+                        evaluation => Some(Ok(evaluation?)),
                     };
                 }
                 (Order::Collect, _) => {
-                    let evaluation = evaluation.take().ok_or_else(early)?;
+                    let evaluation = evaluation.take().ok_or_else(early)??;
                     let bits = evaluation.bits_per_dim.iter();
                     let bytes: Vec<u8> = bits.flat_map(|bits| bits.to_le_bytes()).collect();
                     ranks.send(0, &bytes)?;
