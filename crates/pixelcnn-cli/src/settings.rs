@@ -263,8 +263,8 @@ pub struct Flags {
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
     batch_size: Option<usize>,
-    /// Shards of a batch, a power of two: as many ranks can share it, with the same bits for any number
-    /// of them [default: 1 on a GPU, on CPUs as many up to 8 as cost no time, and at least the ranks]
+    /// Shards of a batch, a power of two: so many ranks, half as many or a quarter can share it, with the
+    /// same bits [default: 1 on a GPU, on CPUs as many up to 8 as cost no time; at least the ranks]
     #[arg(long, value_name = "N", help_heading = "Training")]
     shards: Option<usize>,
     /// Images from which the scale of every layer is initialised

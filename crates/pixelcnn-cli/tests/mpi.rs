@@ -5,7 +5,7 @@ mod program;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,12 @@ fn mpirun(folder: &Path, count: usize, arguments: &str) -> Command {
     command.args(["--threads", "1"]).current_dir(folder);
     command.stdin(Stdio::null());
     command
+}
+
+/// Begins it, to be [`ended`] later.
+fn begun(command: &mut Command) -> Child {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    piped.spawn().unwrap()
 }
 
 fn pid(folder: &Path, rank: usize) -> i32 {
@@ -171,9 +177,7 @@ fn a_process_that_hangs_is_named_in_time() {
     let folder = folder.path();
     photos(folder);
     let arguments = format!("{TRAIN} --steps 1000000 --save-dir run --patience 2");
-    let mut command = mpirun(folder, 2, &arguments);
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
+    let child = begun(&mut mpirun(folder, 2, &arguments));
     let hung = pid(folder, 1);
     wait_until(|| folder.join("run/checkpoints").exists());
     // SAFETY: a signal to a process of ours.
@@ -189,9 +193,7 @@ fn stopped_by_the_launcher_a_run_is_saved() {
     let folder = folder.path();
     photos(folder);
     let arguments = format!("{TRAIN} --steps 1000000 --save-dir run");
-    let mut command = mpirun(folder, 2, &arguments);
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
+    let child = begun(&mut mpirun(folder, 2, &arguments));
     wait_until(|| folder.join("run/checkpoints").exists());
     thread::sleep(Duration::from_millis(300));
     // SAFETY: a signal to a process of ours.

@@ -288,36 +288,18 @@ pub fn sum<T: Summed>(ranks: &dyn Ranks, values: &mut [T]) -> Result<(), RankErr
     Ok(())
 }
 
-/// Values that are summed at a time, about: few enough that they need little memory, enough that
-/// messages are seldom waited for.
-const AT_A_TIME: usize = 1 << 20;
-
-/// As [`sum`], for many arrays.
+/// As [`sum`], for some arrays as one.
 ///
 /// # Errors
 /// [`RankError`].
 pub fn sum_arrays(ranks: &dyn Ranks, arrays: &mut [Vec<f32>]) -> Result<(), RankError> {
-    if ranks.count() == 1 {
-        return Ok(());
-    }
-    let mut together = Vec::new();
-    let mut rest = arrays;
-    while !rest.is_empty() {
-        together.clear();
-        let mut count = 0;
-        while count < rest.len() && together.len() < AT_A_TIME {
-            together.extend_from_slice(&rest[count]);
-            count += 1;
-        }
-        sum(ranks, &mut together)?;
-        let (arrays, others) = rest.split_at_mut(count);
-        let mut sums = &together[..];
-        for array in arrays {
-            let (own, others) = sums.split_at(array.len());
-            array.copy_from_slice(own);
-            sums = others;
-        }
-        rest = others;
+    let mut together = arrays.concat();
+    sum(ranks, &mut together)?;
+    let mut sums = &together[..];
+    for array in arrays {
+        let (own, others) = sums.split_at(array.len());
+        array.copy_from_slice(own);
+        sums = others;
     }
     Ok(())
 }

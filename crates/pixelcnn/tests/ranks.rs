@@ -6,14 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use image::{Rgb, RgbImage};
-use pixelcnn::ModelConfig;
+use lab::{last_state, records};
 use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device::Device;
 use pixelcnn::ranks::{Alone, RankError, Ranks};
 use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::train::metrics::{self, Record};
+use pixelcnn::train::metrics::Record;
 use pixelcnn::train::ranks::{announce, announced};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
@@ -22,43 +21,23 @@ use tempfile::TempDir;
 #[path = "../../pixelcnn-core/tests/suite/ranks.rs"]
 mod threads;
 
+mod lab;
+
 const STEPS: u64 = 12;
 
 /// Pictures, and the settings of a run that learns them: 7 steps an epoch.
-fn lab(seed: u8) -> (TempDir, RunConfig) {
+fn prepared(seed: u8) -> (TempDir, RunConfig) {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
-    for i in 0..30u32 {
-        let picture = RgbImage::from_fn(8, 8, |x, y| {
-            let level = |factor| (factor * (x + 8 * y) + 7 * i) as u8;
-            Rgb([level(3), level(2), level(1) ^ seed])
-        });
-        picture.save(pictures.join(format!("{i:02}.png"))).unwrap();
-    }
-    let config = RunConfig {
-        model: ModelConfig {
-            height: 8,
-            width: 8,
-            nr_resnet: 1,
-            nr_filters: 2,
-            nr_logistic_mix: 1,
-            ..ModelConfig::default()
-        },
-        data: DataConfig {
-            data: pictures.to_str().unwrap().into(),
-            ..DataConfig::default()
-        },
-        train: TrainConfig {
-            batch_size: 4,
-            shards: Some(4),
-            init_batch_size: 4,
-            steps: STEPS,
-            save_interval: 2,
-            samples: 1,
-            ..TrainConfig::default()
-        },
+    lab::write_pictures(&pictures, seed);
+    let train = TrainConfig {
+        batch_size: 4,
+        shards: Some(4),
+        steps: STEPS,
+        ..TrainConfig::default()
     };
+    let config = lab::config(&pictures, train);
     (folder, config)
 }
 
@@ -115,26 +94,13 @@ fn train_on(
 
 /// What a run has, but for the time that it took.
 fn outcome(run: &Path) -> (TrainState, Vec<Record>, Vec<u8>) {
-    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
-    state.seconds = 0.0;
-    state.unrecorded.seconds = 0.0;
-    let mut records = metrics::read(run).unwrap().records;
-    for record in &mut records {
-        match record {
-            Record::Train {
-                images_per_second,
-                seconds,
-                ..
-            } => (*images_per_second, *seconds) = (0.0, 0.0),
-            Record::Test { seconds, .. } => *seconds = 0.0,
-        }
-    }
-    (state, records, fs::read(run.join("samples.png")).unwrap())
+    let samples = fs::read(run.join("samples.png")).unwrap();
+    (last_state(run), records(run), samples)
 }
 
 #[test]
 fn any_number_of_ranks_ends_with_the_same_bits() {
-    let (folder, config) = lab(0);
+    let (folder, config) = prepared(0);
     let alone = folder.path().join("alone");
     let ranks: Arc<dyn Ranks> = Arc::new(Alone);
     let mut go_on = |_| ControlFlow::Continue(());
@@ -155,7 +121,7 @@ fn any_number_of_ranks_ends_with_the_same_bits() {
 
 #[test]
 fn what_can_not_be_shared_is_refused_once() {
-    let (folder, config) = lab(0);
+    let (folder, config) = prepared(0);
     let run = folder.path().join("run");
     for (count, said) in [
         (8, "can't be shared by 8 ranks"),
@@ -174,8 +140,8 @@ fn what_can_not_be_shared_is_refused_once() {
 
 #[test]
 fn ranks_with_other_images_are_refused() {
-    let (folder, config) = lab(0);
-    let (_other_folder, other) = lab(1);
+    let (folder, config) = prepared(0);
+    let (_other_folder, other) = prepared(1);
     let errors = threads::side_by_side(2, |ranks| {
         let config = match ranks.rank() {
             0 => config.clone(),
@@ -255,7 +221,7 @@ impl Ranks for Mortal {
 
 #[test]
 fn a_rank_that_dies_ends_all_and_nothing_is_lost() {
-    let (folder, config) = lab(0);
+    let (folder, config) = prepared(0);
     let whole = folder.path().join("whole");
     train_on(1, &whole, &config, u64::MAX).unwrap();
     let whole = outcome(&whole);

@@ -1,16 +1,17 @@
 //! Runs that stop for whatever reason and go on end as those that never stopped.
 
+mod lab;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use image::{Rgb, RgbImage};
-use pixelcnn::ModelConfig;
-use pixelcnn::data::{DataConfig, Dataset};
+use lab::{last_state, records};
+use pixelcnn::data::Dataset;
 use pixelcnn::device::Device;
 use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
-use pixelcnn::train::metrics::{self, Record};
+use pixelcnn::train::metrics::Record;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 use tempfile::TempDir;
@@ -38,15 +39,7 @@ impl Lab {
     }
 
     fn write_pictures(&self) {
-        for i in 0..30u32 {
-            let picture = RgbImage::from_fn(8, 8, |x, y| {
-                let level = |factor| (factor * (x + 8 * y) + 7 * i) as u8;
-                Rgb([level(3), level(2), level(1)])
-            });
-            picture
-                .save(self.pictures().join(format!("{i:02}.png")))
-                .unwrap();
-        }
+        lab::write_pictures(&self.pictures(), 0);
     }
 
     fn run(&self, name: &str) -> PathBuf {
@@ -54,28 +47,12 @@ impl Lab {
     }
 
     fn config(&self) -> RunConfig {
-        RunConfig {
-            model: ModelConfig {
-                height: 8,
-                width: 8,
-                nr_resnet: 1,
-                nr_filters: 2,
-                nr_logistic_mix: 1,
-                ..ModelConfig::default()
-            },
-            data: DataConfig {
-                data: self.pictures().to_str().unwrap().into(),
-                ..DataConfig::default()
-            },
-            train: TrainConfig {
-                batch_size: 2,
-                init_batch_size: 4,
-                steps: STEPS,
-                save_interval: 2,
-                samples: 1,
-                ..TrainConfig::default()
-            },
-        }
+        let train = TrainConfig {
+            batch_size: 2,
+            steps: STEPS,
+            ..TrainConfig::default()
+        };
+        lab::config(&self.pictures(), train)
     }
 
     /// Begins a run, or goes on with it from its newest checkpoint.
@@ -117,31 +94,6 @@ fn stop_after(last: u64) -> impl FnMut(Event) -> ControlFlow<()> {
         Event::Step { step, .. } if step == last => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     }
-}
-
-/// The last state of a run, but for the time that it took.
-fn last_state(run: &Path) -> TrainState {
-    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
-    state.seconds = 0.0;
-    state.unrecorded.seconds = 0.0;
-    state
-}
-
-/// The metrics of a run, but for the time that things took.
-fn records(run: &Path) -> Vec<Record> {
-    let mut recorded = metrics::read(run).unwrap();
-    assert_eq!(recorded.damaged, [0; 0]);
-    for record in &mut recorded.records {
-        match record {
-            Record::Train {
-                images_per_second,
-                seconds,
-                ..
-            } => (*images_per_second, *seconds) = (0.0, 0.0),
-            Record::Test { seconds, .. } => *seconds = 0.0,
-        }
-    }
-    recorded.records
 }
 
 /// The names of all files of a run, sorted, but for TensorBoard's, of which each start makes one, and

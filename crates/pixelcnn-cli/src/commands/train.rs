@@ -51,14 +51,15 @@ pub struct Train {
     /// leaves out is as in the original
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "resume"])]
     config: Option<PathBuf>,
-    /// Go on with a run: with its own settings, of which those for learning rates, length, saving
-    /// and measuring can be overridden, and the place of images that have moved
+    /// Go on with a run: with its own settings, of which those for learning rates, length, shards,
+    /// saving and measuring can be overridden, and the place of images that have moved
     #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
     /// The checkpoint to go on from [default: the newest of the run]
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
-    /// Seconds for which ranks wait for one another before they take one for dead
+    /// Seconds for which ranks, the processes that `mpirun` starts to train together, wait for one
+    /// another before they take one for dead
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     patience: u32,
     #[command(flatten)]
@@ -113,9 +114,7 @@ impl Train {
         };
         let unreachable = outcome
             .as_ref()
-            .err()
-            .and_then(TrainError::of_rank)
-            .is_some();
+            .is_err_and(|error| error.of_rank().is_some());
         let outcome = outcome.map_err(|error| match error {
             TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
                 "{error}: to go on: pixelcnn train --resume {}",

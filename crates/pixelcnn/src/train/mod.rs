@@ -292,11 +292,9 @@ impl<'a> Training<'a> {
     ) -> Result<Outcome, TrainError> {
         let outcome = train(self, start, observer);
         // However it ended, unless they can't be reached.
-        if outcome
+        if !outcome
             .as_ref()
-            .err()
-            .and_then(TrainError::of_rank)
-            .is_none()
+            .is_err_and(|error| error.of_rank().is_some())
         {
             ranks::dismiss(&*self.ranks());
         }
