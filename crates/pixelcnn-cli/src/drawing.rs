@@ -96,14 +96,21 @@ fn single(folder: &Path, image: usize) -> PathBuf {
     folder.join(format!("{image:04}.png"))
 }
 
-/// Shows progress until the images are drawn or Ctrl-C is pressed.
-pub fn progress(bar: &mut Bar, model: &ModelConfig) -> impl FnMut(Drawn) -> ControlFlow<()> {
+/// Shows progress until `images` are drawn, of which this process may draw a share alone, or Ctrl-C is
+/// pressed.
+pub fn progress(
+    bar: &mut Bar,
+    model: &ModelConfig,
+    images: usize,
+) -> impl FnMut(Drawn) -> ControlFlow<()> {
     let start = Instant::now();
     let pixels = (model.height * model.width) as f64;
-    move |Drawn { done, total, .. }| {
+    let total = images as f64 * pixels;
+    move |drawn| {
+        // The others are as far.
+        let done = drawn.done as f64 / drawn.total as f64 * total;
         bar.show(done as u64, total as u64, || {
             let seconds = start.elapsed().as_secs_f64();
-            let (done, total) = (done as f64, total as f64);
             format!(
                 "{:.1} of {} images  {:.2} images/s  {} left",
                 done / pixels,

@@ -92,14 +92,26 @@ enum Command {
     Completions(completions::Completions),
 }
 
+impl Command {
+    /// Whether the processes of a launcher can do it together.
+    fn is_shared(&self) -> bool {
+        use Command::{Compress, Eval, Sample, Score, Train};
+        matches!(
+            self,
+            Train(_) | Eval(_) | Sample(_) | Score(_) | Compress(_)
+        )
+    }
+}
+
 /// The whole command line, for its help and for completions.
 fn command_line() -> clap::Command {
     settings::with_presets_in_help(Cli::command())
 }
 
 fn main() -> ExitCode {
-    let matches = command_line().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let matches = command_line().try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = cli.unwrap_or_else(|error| ranks::say_once(|| error.exit()));
     let threads = cli.threads.map_or(0, usize::from);
     let done = on_threads(threads, || {
         run(cli).unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
@@ -151,17 +163,17 @@ fn run(cli: Cli) -> Result<ExitCode> {
     tracing_subscriber::registry()
         .with(messages.with_filter(shown))
         .init();
-    if !matches!(cli.command, Command::Train(_)) {
+    if !cli.command.is_shared() {
         ranks::expect_alone("this command is the work of one; run it without mpirun")?;
     }
     match cli.command {
-        Command::Train(train) => train.run(cli.device.find()?),
-        Command::Eval(eval) => eval.run(cli.device.find()?),
-        Command::Sample(sample) => sample.run(cli.device.find()?),
+        Command::Train(train) => train.run(&cli.device),
+        Command::Eval(eval) => eval.run(&cli.device),
+        Command::Sample(sample) => sample.run(&cli.device),
         Command::Complete(complete) => complete.run(cli.device.find()?),
         Command::Compress(compress) => compress.run(),
         Command::Decompress(decompress) => decompress.run(),
-        Command::Score(score) => score.run(cli.device.find()?),
+        Command::Score(score) => score.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),

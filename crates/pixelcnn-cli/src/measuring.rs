@@ -6,30 +6,38 @@ use std::time::Instant;
 use pixelcnn::data::Dataset;
 use pixelcnn::evaluate::{Evaluation, evaluate};
 use pixelcnn::network::Network;
+use pixelcnn::ranks::{Ranks, gather, share};
 
 use crate::terminal::{Bar, Result, interrupted};
 
-/// Evaluates the first `count` images of a data set and shows how far it is.
+/// Evaluates the first `count` images of a data set, each rank its share, and shows how far it is;
+/// rank 0 has all figures.
 pub fn measure(
+    ranks: &dyn Ranks,
     network: &Network,
     data: &Dataset,
     count: usize,
     batch_size: usize,
 ) -> Result<Evaluation> {
-    Ok(evaluate(
-        network,
-        data,
-        count,
-        batch_size,
-        &mut progress(count),
-    )?)
+    let own = share(count, ranks.rank(), ranks.count());
+    let mut shown = progress(count, ranks.count());
+    let parts = gather(ranks, |beat| {
+        let mut progress = |so_far: &Evaluation| {
+            beat();
+            shown(so_far)
+        };
+        Result::Ok(evaluate(network, data, own, batch_size, &mut progress)?)
+    })?;
+    Ok(Evaluation::concat(parts))
 }
 
-/// Shows how far the evaluation of `count` images is, until Ctrl-C is pressed.
-pub fn progress(count: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
+/// Shows how far the evaluation of `count` images is, which so many ranks share, until Ctrl-C is
+/// pressed.
+pub fn progress(count: usize, ranks: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
     let (mut bar, start) = (Bar::new(), Instant::now());
     move |so_far| {
-        let done = so_far.bits_per_dim.len();
+        // The others are as far.
+        let done = (so_far.bits_per_dim.len() * ranks).min(count);
         bar.show(done as u64, count as u64, || {
             let speed = done as f64 / start.elapsed().as_secs_f64();
             let mean = so_far.mean();

@@ -23,9 +23,23 @@ use pixelcnn::picture::DroppedCount;
 /// The error is one line: what went wrong: what to do.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process [says](say) and [notes](note) nothing: another one does it for both.
+pub fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
 /// Prints a line of results. A bare [`io::Error`] is an error of standard output, and of nothing
 /// else in this program.
 pub fn say(line: impl Display) -> Result {
+    if is_silent() {
+        return Ok(());
+    }
     match writeln!(io::stdout(), "{line}") {
         // Whoever could read it is gone, and the program was told to outlive that.
         Err(error) if terminal_is_gone(&error) => Ok(()),
@@ -59,6 +73,13 @@ pub fn colours() -> bool {
 
 /// Tells the user something that is not a result.
 pub fn note(line: impl Display) {
+    if !is_silent() {
+        complain(line);
+    }
+}
+
+/// Tells the user what ends this process, even if it is silent otherwise.
+pub fn complain(line: impl Display) {
     // Where standard error is gone, there is nobody to tell.
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -83,8 +104,12 @@ impl Bar {
     /// A bar that appears with the first progress.
     pub fn new() -> Bar {
         let style = ProgressStyle::with_template("{bar:24} {percent:>3}%  {msg}");
+        let bar = match is_silent() {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::new(0),
+        };
         Bar {
-            bar: ProgressBar::new(0).with_style(style.expect("the template is one")),
+            bar: bar.with_style(style.expect("the template is one")),
             spoke: Instant::now(),
         }
     }

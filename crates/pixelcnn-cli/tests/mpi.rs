@@ -96,9 +96,11 @@ fn what_many_processes_can_not_do_is_said_once() {
     photos(folder);
     for (arguments, said) in [
         (
-            "eval --data photos",
+            "complete photos/0.png --keep top:16",
             "2 processes were started: this command is the work of one",
         ),
+        ("eval --data nowhere", "nowhere"),
+        ("sample nowhere", "nowhere: no such file"),
         (
             "train photos --data photos",
             "already there and not an empty folder",
@@ -115,6 +117,99 @@ fn what_many_processes_can_not_do_is_said_once() {
         assert_eq!(errors.len(), 1, "{errors:?}");
         contains(&errors[0], said);
     }
+}
+
+/// As one process would.
+#[test]
+fn images_are_shared_out_and_the_results_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    succeeds(folder, &format!("{TRAIN} --steps 3 --save-dir run"));
+    for (arguments, results) in [
+        (
+            "eval run --raw --limit 7 -o OUT/figures.csv",
+            vec!["figures.csv"],
+        ),
+        (
+            "eval run --split train -o OUT/figures.npz",
+            vec!["figures.npz"],
+        ),
+        (
+            "score run photos --against photos --maps 1 -o OUT/scores",
+            vec![
+                "scores/scores.csv",
+                "scores/against.csv",
+                "scores/histogram.png",
+                "scores/maps.png",
+            ],
+        ),
+        // Fewer images than processes, and more.
+        ("sample run --num 2 -o OUT/two.png", vec!["two.png"]),
+        (
+            "sample run --num 7 -o OUT/seven.png --npz OUT/seven.npz --singles singles --force",
+            vec!["seven.png", "seven.npz"],
+        ),
+        (
+            "compress run singles -o OUT/all.pxc --batch-size 2",
+            vec!["all.pxc"],
+        ),
+    ] {
+        let alone = arguments.replace("OUT", "alone");
+        let alone = succeeds(folder, &alone);
+        let mut together = mpirun(folder, 3, &arguments.replace("OUT", "together"));
+        let together = output(&mut together);
+        assert!(together.status.success(), "{}", text(&together.stderr));
+        for name in results {
+            let file = |folder_: &str| fs::read(folder.join(folder_).join(name)).unwrap();
+            assert_eq!(file("alone"), file("together"), "{arguments}: {name}");
+        }
+        // What is said, once, but for the speed.
+        let said = |said: String| {
+            let said = said.replace("together", "alone");
+            said.split(", ").next().unwrap_or_default().to_owned()
+        };
+        assert_eq!(said(text(&together.stdout)), said(alone), "{arguments}");
+    }
+}
+
+#[test]
+fn processes_that_have_not_the_same_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    photos(folder);
+    succeeds(folder, &format!("{TRAIN} --steps 1 --save-dir run-0"));
+    succeeds(folder, &format!("{TRAIN} --steps 2 --save-dir run-1"));
+    // Each finds its own under the same name.
+    let with_own = |arguments: &str| {
+        let mut command = Command::new("mpirun");
+        command.args(["--allow-run-as-root", "--oversubscribe", "-n", "2"]);
+        let script = "mkdir here-$OMPI_COMM_WORLD_RANK; cd here-$OMPI_COMM_WORLD_RANK; \
+                      ln -s ../run-$OMPI_COMM_WORLD_RANK run; ln -s ../photos .; exec \"$@\"";
+        command.args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_pixelcnn")]);
+        command.args(arguments.split_whitespace());
+        command.args(["--threads", "1"]).current_dir(folder);
+        own_errors(&output(&mut command))
+    };
+    let errors = with_own("eval run --data photos");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    contains(&errors[0], "rank 1 has another model");
+}
+
+/// A process that hangs while others wait for its images is named.
+#[test]
+fn images_of_a_process_that_hangs_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let arguments = "sample --num 8 -o drawn.png --patience 2";
+    let child = begun(&mut mpirun(folder, 2, arguments));
+    let hung = pid(folder, 1);
+    thread::sleep(Duration::from_millis(700));
+    // SAFETY: a signal to a process of ours.
+    unsafe { libc::kill(hung, libc::SIGSTOP) };
+    let errors = own_errors(&ended(child));
+    contains(&errors[0], "rank 1 has not answered for 2 s");
+    assert!(!folder.join("drawn.png").exists());
 }
 
 /// Whichever process is killed and whenever, all end, and the run goes on to the same end.

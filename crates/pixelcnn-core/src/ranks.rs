@@ -6,9 +6,13 @@
 //! two, the lower levels of that tree are within a rank and the upper ones between ranks, so that the
 //! sum has the same bits for any number of ranks.
 
+mod gather;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use gather::gather;
 
 /// What a rank asks of the others: messages, in order, between any two.
 pub trait Ranks: Send + Sync {
@@ -18,7 +22,8 @@ pub trait Ranks: Send + Sync {
     /// How many there are.
     fn count(&self) -> usize;
 
-    /// Sends bytes to another rank, which [`receive`](Ranks::receive)s as many.
+    /// Sends bytes to another rank, which [`receive`](Ranks::receive)s as many. A few are sent whether
+    /// or not it asks for them yet.
     ///
     /// # Errors
     /// [`RankError`]; nothing can be expected of the ranks after one.
@@ -63,6 +68,17 @@ pub enum RankError {
         /// What the connection says.
         reason: String,
     },
+    /// It can't do its part.
+    #[error("rank {rank}: {reason}")]
+    Failed {
+        /// The other rank.
+        rank: usize,
+        /// What it says.
+        reason: String,
+    },
+    /// Rank 0 wants no more of this rank's part, or was told why it can't be done.
+    #[error("rank 0 has ended the work")]
+    Over,
 }
 
 impl RankError {
@@ -71,7 +87,9 @@ impl RankError {
         match *self {
             RankError::Silent { rank, .. }
             | RankError::Ended { rank }
-            | RankError::Gone { rank, .. } => rank,
+            | RankError::Gone { rank, .. }
+            | RankError::Failed { rank, .. } => rank,
+            RankError::Over => 0,
         }
     }
 }

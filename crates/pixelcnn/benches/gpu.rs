@@ -353,9 +353,8 @@ fn sampling() -> Result {
     let go_on = &mut |_: Drawn| ControlFlow::Continue(());
     let images = |device: &Device, count: usize| {
         let sampling = Sampling::of(count, 1);
-        sample(&model.sampler(device)?, &sampling, &mut |drawn| {
-            go_on(drawn)
-        })
+        let sampler = model.sampler(device)?;
+        sample(&sampler, &sampling, 0..count, &mut |drawn| go_on(drawn))
     };
     let (on_gpu, on_cpu) = (images(&device, 16)?, images(&Device::Cpu, 16)?);
     let dims = model.config.dims();

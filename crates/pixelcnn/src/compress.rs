@@ -273,6 +273,21 @@ pub fn compress(
     batch_size: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, CompressError> {
+    let streams = streams(model, pictures, batch_size, progress)?;
+    assemble(model, pictures, &streams)
+}
+
+/// The streams of some of a file's pictures, as [`compress`] makes them: [`assemble`] makes a file of
+/// all.
+///
+/// # Errors
+/// [`CompressError::Name`], [`CompressError::Levels`] and [`CompressError::Codec`].
+pub fn streams(
+    model: &CodingModel,
+    pictures: &[Picture],
+    batch_size: usize,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u8>>, CompressError> {
     let config = model.config();
     check_names(pictures.iter().map(|picture| picture.name.as_str()))?;
     for Picture { name, levels, .. } in pictures {
@@ -295,7 +310,20 @@ pub fn compress(
         streams.extend(coded);
         done += config.height * config.width * batch.len();
     }
-    let mut file = front(model, pictures, &streams);
+    Ok(streams)
+}
+
+/// The bytes of a `.pxc` file of pictures and their [`streams`].
+///
+/// # Errors
+/// [`CompressError::Name`].
+pub fn assemble(
+    model: &CodingModel,
+    pictures: &[Picture],
+    streams: &[Vec<u8>],
+) -> Result<Vec<u8>, CompressError> {
+    check_names(pictures.iter().map(|picture| picture.name.as_str()))?;
+    let mut file = front(model, pictures, streams);
     streams.iter().for_each(|stream| file.extend(stream));
     Ok(file)
 }

@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
+use serde::{Deserialize, Serialize};
 
 use crate::data::{DataError, Dataset};
 use crate::network::{Batch, EngineError, Network};
@@ -61,7 +62,7 @@ pub enum EvaluateError {
 }
 
 /// The likelihood of a set of images under a model.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Bits per dimension of every image, in the data's order.
     pub bits_per_dim: Vec<f64>,
@@ -70,6 +71,16 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// That of several sets of images, one after the other, as of one.
+    pub fn concat(parts: Vec<Evaluation>) -> Evaluation {
+        let mut whole = Evaluation::default();
+        for part in parts {
+            whole.bits_per_dim.extend(part.bits_per_dim);
+            whole.labels.extend(part.labels);
+        }
+        whole
+    }
+
     /// Evaluates some more images.
     pub(crate) fn add(&mut self, network: &Network, batch: Batch) -> Result<(), EngineError> {
         let nats = network.nats_per_image(batch)?;
@@ -93,25 +104,13 @@ impl Evaluation {
     }
 }
 
-/// Evaluates the first `images` images of a data set (at most all of them), `batch_size` at a time,
-/// the last batch smaller where the number does not divide. `progress` sees what is evaluated so
-/// far after every batch and can stop it.
+/// Evaluates some images of a data set that follow one another, `batch_size` at a time, the last batch
+/// smaller where the number does not divide. `progress` sees what is evaluated so far after every
+/// batch and can stop it.
 ///
 /// # Errors
 /// Where images can't be read or are not what the network takes, or stopped.
 pub fn evaluate(
-    network: &Network,
-    data: &Dataset,
-    images: usize,
-    batch_size: usize,
-    progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
-) -> Result<Evaluation, EvaluateError> {
-    let images = 0..images.min(data.len());
-    evaluate_range(network, data, images, batch_size, progress)
-}
-
-/// As [`evaluate`], for some images that follow one another.
-pub(crate) fn evaluate_range(
     network: &Network,
     data: &Dataset,
     images: Range<usize>,

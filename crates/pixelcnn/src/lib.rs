@@ -22,7 +22,7 @@
 //! let images = Dataset::open(&data, Split::Test)?;
 //! let network = model.network(&device::parse("auto")?)?;
 //! let go_on = &mut |_: &evaluate::Evaluation| ControlFlow::Continue(());
-//! let figures = evaluate::evaluate(&network, &images, 8, 8, go_on)?;
+//! let figures = evaluate::evaluate(&network, &images, 0..8, 8, go_on)?;
 //! println!("{}: {:.2} ± {:.2}", images.describe(), figures.mean(), figures.standard_error());
 //! # Ok(())
 //! # }
@@ -61,6 +61,11 @@ pub use pixelcnn_core::{
     ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine, incremental,
     kernels, likelihood, plan, ranks, reference,
 };
+
+/// Bytes in hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// What comes from a file or another crate may span lines; messages don't.
 fn one_line(text: impl std::fmt::Display) -> String {

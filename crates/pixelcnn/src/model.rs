@@ -81,7 +81,9 @@ impl Model {
     /// # Errors
     /// A class that the model does not have, or no memory.
     pub fn sample(&self, sampling: &Sampling) -> Result<Vec<u8>, DrawError> {
-        sample::sample(&self.evaluator()?.into(), sampling, &mut |_| unheard())
+        let sampler = self.evaluator()?.into();
+        let images = 0..sampling.labels.len();
+        sample::sample(&sampler, sampling, images, &mut |_| unheard())
     }
 
     /// Completes images of which a part is known: u8 \[N, variants, H, W, C\].

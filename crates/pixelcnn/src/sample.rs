@@ -179,7 +179,7 @@ pub enum DrawError {
     Stopped(#[from] Stopped),
 }
 
-/// Draws images, u8 \[N, H, W, C\]. On the CPU, up to 64 at a time and in a gigabyte of memory if one
+/// Draws those of a sampling's images that have these numbers, u8 \[N, H, W, C\]. On the CPU, up to 64 at a time and in a gigabyte of memory if one
 /// image needs no more, on as many threads as rayon has or one where little work is to be shared; on
 /// a GPU up to 1,024. There a pixel may differ from the CPU's, whose arithmetic rounds otherwise.
 /// `progress` is told after every row and can stop it.
@@ -189,10 +189,12 @@ pub enum DrawError {
 pub fn sample(
     sampler: &Sampler,
     sampling: &Sampling,
+    images: Range<usize>,
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
-    draw(sampler, sampling.labels.len(), progress, |images| {
-        Rows::new(sampler, sampling, images)
+    let first = images.start;
+    draw(sampler, images.len(), progress, |drawn| {
+        Rows::new(sampler, sampling, first + drawn.start..first + drawn.end)
     })
 }
 

@@ -8,10 +8,11 @@
 //! nothing of the data.
 
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::{Stopped, go_on};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use zune_core::bit_depth::BitDepth;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::EncoderOptions;
@@ -121,7 +122,7 @@ fn encode_jpeg_xl(image: &[u8], [height, width, channels]: [usize; 3]) -> Result
 }
 
 /// What a model and the formats spend on images.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Scores {
     /// The model's likelihood of each image.
     pub likelihood: Evaluation,
@@ -130,6 +131,20 @@ pub struct Scores {
 }
 
 impl Scores {
+    /// Those of several sets of images, one after the other, as of one.
+    pub fn concat(parts: Vec<Scores>) -> Scores {
+        let mut whole = Scores::default();
+        let mut likelihoods = Vec::new();
+        for part in parts {
+            likelihoods.push(part.likelihood);
+            for (whole, part) in whole.complexity.iter_mut().zip(part.complexity) {
+                whole.extend(part);
+            }
+        }
+        whole.likelihood = Evaluation::concat(likelihoods);
+        whole
+    }
+
     /// Bits/dim of each image's file in a format \[N\].
     pub fn complexity(&self, format: LosslessFormat) -> &[f64] {
         &self.complexity[format as usize]
@@ -147,23 +162,22 @@ impl Scores {
     }
 }
 
-/// Scores the first `images` images of a data set (at most all of them), `batch_size` at a time.
-/// `progress` sees the scores so far after every batch and can stop it.
+/// Scores some images of a data set that follow one another, `batch_size` at a time. `progress` sees
+/// the scores so far after every batch and can stop it.
 ///
 /// # Errors
 /// Where images can't be read or encoded, or are not what the network takes, or stopped.
 pub fn score(
     network: &Network,
     data: &Dataset,
-    images: usize,
+    images: Range<usize>,
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
 ) -> Result<Scores, ScoreError> {
-    let count = images.min(data.len());
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();
-    in_batches(data, 0..count, batch_size, |batch| {
+    in_batches(data, images, batch_size, |batch| {
         scores.likelihood.add(network, batch)?;
         for format in LosslessFormat::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
@@ -359,14 +373,14 @@ mod tests {
         let network = Network::new(&config, &parameters, &device).unwrap();
         let count = data.len().min(7);
         let mut seen = 0;
-        let scores = score(&network, &data, count, 3, &mut |scores| {
+        let scores = score(&network, &data, 0..count, 3, &mut |scores| {
             seen += 1;
             assert_eq!(scores.complexity[1].len(), count.min(3 * seen));
             ControlFlow::Continue(())
         });
         let scores = scores.unwrap();
         let mut go_on = |_: &Evaluation| ControlFlow::Continue(());
-        let evaluation = evaluate(&network, &data, count, 4, &mut go_on).unwrap();
+        let evaluation = evaluate(&network, &data, 0..count, 4, &mut go_on).unwrap();
         assert_eq!(scores.likelihood, evaluation);
 
         let indices = [count - 1, 0];
@@ -402,7 +416,13 @@ mod tests {
         assert_eq!(before[..pixel], after[..pixel]);
         assert_ne!(before[pixel], after[pixel]);
 
-        let stopped = score(&network, &data, count, 3, &mut |_| ControlFlow::Break(()));
+        let stopped = score(
+            &network,
+            &data,
+            0..count,
+            3,
+            &mut |_| ControlFlow::Break(()),
+        );
         assert!(matches!(stopped, Err(ScoreError::Stopped(_))));
     }
 }

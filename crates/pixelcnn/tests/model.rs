@@ -117,7 +117,9 @@ fn its_answers_are_those_of_its_parts() {
     let sampling = Sampling::of(20, 5);
     let images = model.sample(&sampling).unwrap();
     let sampler = model.sampler(&Device::Cpu).unwrap();
-    let drawn = sample(&sampler, &sampling, &mut |_| ControlFlow::Continue(()));
+    let drawn = sample(&sampler, &sampling, 0..20, &mut |_| {
+        ControlFlow::Continue(())
+    });
     assert_eq!(images, drawn.unwrap());
 
     // More images than are evaluated at a time, in an order that is kept.

@@ -155,7 +155,11 @@ impl Complete {
         };
         let sampler = Sampler::new(model, parameters, &device)?;
         let (mut bar, start) = (Bar::new(), Instant::now());
-        let completed = complete(&sampler, &completion, &mut progress(&mut bar, model));
+        let completed = complete(
+            &sampler,
+            &completion,
+            &mut progress(&mut bar, model, n * variants),
+        );
         drop(bar);
         let completed = completed?;
         let speed = (n * variants) as f64 / start.elapsed().as_secs_f64();

@@ -1,18 +1,20 @@
 //! `pixelcnn compress`.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
-use pixelcnn::compress::{CodingModel, Picture, compress, distinct_names, write};
+use pixelcnn::compress::{CodingModel, Picture, assemble, distinct_names, streams, write};
 use pixelcnn::data::{Walk, walk};
 use pixelcnn::picture::{DroppedCount, FORMATS, read_exactly};
+use pixelcnn::ranks::{gather, share};
 
 use super::complete::label;
 use crate::output::Overwrite;
+use crate::ranks::{RankFlags, Team, common, together};
 use crate::terminal::{
     Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
 };
@@ -45,6 +47,8 @@ pub struct Compress {
     batch_size: u16,
     #[command(flatten)]
     overwrite: Overwrite,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -56,50 +60,41 @@ Examples:
       as pictures of a class, where the model was trained with --class-conditional";
 
 impl Compress {
-    /// Runs the command.
-    pub fn run(self) -> Result<ExitCode> {
-        let (trained, files) = Trained::open_first(&self.files, "compress")?;
-        let config = trained.model();
-        let class = label(&trained, self.class.as_deref())?;
-        let found = find(files)?;
-        // Not even by force over what is about to be read.
-        let output = self.output.canonicalize().ok();
-        if output.is_some()
-            && found
-                .iter()
-                .any(|(_, path)| path.canonicalize().ok() == output)
-        {
-            return Err(format!(
-                "`{}` is one of the pictures: choose another name",
-                self.output.display()
-            )
-            .into());
-        }
-        self.overwrite.prepare(&self.output)?;
-        let shape = [config.height, config.width, config.channels];
-        let (mut pictures, mut dropped, mut before) = (Vec::new(), DroppedCount::default(), 0);
-        for (name, path) in found {
-            let picture = read_exactly(&path, shape)?;
-            before += picture.file_bytes;
-            // What is exact has nothing in its alpha channel.
-            dropped += picture.dropped.beside_pixels();
-            pictures.push(Picture {
-                name,
-                class,
-                levels: picture.levels,
-            });
-        }
-        if !dropped.is_empty() {
-            note(format_args!("{dropped}: only pixels are kept"));
-        }
+    /// Runs the command, as one of the ranks that share the images.
+    pub fn run(&self) -> Result<ExitCode> {
+        together(&self.ranks, |team| self.compress(team))
+    }
 
-        catch_interrupts("leaving after this row")?;
+    fn compress(&self, team: &Team) -> Result<ExitCode> {
+        let ranks = &*team.ranks;
+        let Prepared {
+            trained,
+            own,
+            pictures,
+            before,
+        } = team.prepare(
+            || self.prepare(team),
+            |Prepared { trained, .. }| common(self, trained, false, &[]),
+        )?;
+        let config = trained.model();
         let model = CodingModel::new(config, trained.parameters(false)?)?;
-        let start = Instant::now();
-        let mut progress = progress(config, pictures.len(), 0);
-        let file = compress(&model, &pictures, self.batch_size.into(), &mut progress);
-        drop(progress);
-        let file = file?;
+        let (start, size) = (Instant::now(), self.batch_size.into());
+        let pixels = config.height * config.width;
+        let mut shown = progress(config, pictures.len(), 0);
+        let parts = gather(ranks, |beat| {
+            let mut progress = |done: usize| {
+                beat();
+                // The others are as far.
+                shown((done * ranks.count()).min(pictures.len() * pixels))
+            };
+            Result::Ok(streams(&model, &pictures[own], size, &mut progress)?)
+        });
+        drop(shown);
+        let streams = parts?.concat();
+        if !team.leads() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let file = assemble(&model, &pictures, &streams)?;
         write(&self.output, &file)?;
         let raw = (pictures.len() * config.dims()) as f64;
         say(format_args!(
@@ -122,6 +117,70 @@ impl Compress {
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    fn prepare(&self, team: &Team) -> Result<Prepared> {
+        let (trained, files) = Trained::open_first(&self.files, "compress")?;
+        let config = trained.model();
+        let class = label(&trained, self.class.as_deref())?;
+        let found = find(files)?;
+        if team.leads() {
+            // Not even by force over what is about to be read.
+            let output = self.output.canonicalize().ok();
+            if output.is_some()
+                && found
+                    .iter()
+                    .any(|(_, path)| path.canonicalize().ok() == output)
+            {
+                return Err(format!(
+                    "`{}` is one of the pictures: choose another name",
+                    self.output.display()
+                )
+                .into());
+            }
+            self.overwrite.prepare(&self.output)?;
+        }
+        let shape = [config.height, config.width, config.channels];
+        let own = share(found.len(), team.ranks.rank(), team.ranks.count());
+        let (mut pictures, mut dropped, mut before) = (Vec::new(), DroppedCount::default(), 0);
+        for (number, (name, path)) in found.into_iter().enumerate() {
+            let mut levels = Vec::new();
+            // Rank 0 writes the checksums of all.
+            if team.leads() || own.contains(&number) {
+                let picture = read_exactly(&path, shape)?;
+                before += picture.file_bytes;
+                // What is exact has nothing in its alpha channel.
+                dropped += picture.dropped.beside_pixels();
+                levels = picture.levels;
+            }
+            pictures.push(Picture {
+                name,
+                class,
+                levels,
+            });
+        }
+        if !dropped.is_empty() {
+            note(format_args!("{dropped}: only pixels are kept"));
+        }
+        if team.leads() {
+            catch_interrupts("leaving after this row")?;
+        }
+        Ok(Prepared {
+            trained,
+            own,
+            pictures,
+            before,
+        })
+    }
+}
+
+/// What compressing needs.
+struct Prepared {
+    trained: Trained,
+    /// The numbers of this rank's pictures.
+    own: Range<usize>,
+    pictures: Vec<Picture>,
+    /// Bytes of their files.
+    before: u64,
 }
 
 /// Shows how far so many images are, of which the first `before` are done already, until Ctrl-C is

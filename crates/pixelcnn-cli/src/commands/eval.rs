@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
-use pixelcnn::device::Device;
 use pixelcnn::evaluate::{Evaluation, expect_images};
+use pixelcnn::network::Network;
 use pixelcnn::numpy::Npz;
 
+use crate::device::DeviceFlags;
 use crate::measuring::measure;
 use crate::output::Overwrite;
+use crate::ranks::{RankFlags, Team, common, together};
 use crate::settings::{DataFlags, split};
 use crate::terminal::{Result, catch_interrupts, counted, note_dropped, opening, say};
 use crate::trained::Trained;
@@ -51,6 +53,8 @@ pub struct Eval {
     overwrite: Overwrite,
     #[command(flatten)]
     data: DataFlags,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -76,27 +80,29 @@ fn table(path: &str) -> std::result::Result<PathBuf, String> {
 }
 
 impl Eval {
-    /// Runs the command.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
-        let trained = Trained::open(self.run.as_deref(), "eval")?;
-        let network = trained.network(self.raw, &device)?;
-        let config = trained.data_or(&self.data)?;
-        if let Some(path) = &self.output {
-            self.overwrite.prepare(path)?;
-        }
-        // A fraction that is asked for is the test split, of any data.
-        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
-        let (split, data) = trained.open_measured(&config, split, &mut opening())?;
-        expect_images(trained.model(), &data)?;
-        note_dropped(data.dropped());
+    /// Runs the command, as one of the ranks that share the images.
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        together(&self.ranks, |team| self.measure(device, team))
+    }
 
-        catch_interrupts("leaving after this batch")?;
+    fn measure(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
+        let Prepared {
+            trained,
+            network,
+            split,
+            data,
+            batch_size,
+        } = team.prepare(
+            || self.prepare(device, team),
+            |prepared| common(self, &prepared.trained, self.raw, &[&prepared.data]),
+        )?;
         let count = self
             .limit
             .map_or(data.len(), |limit| data.len().min(limit as usize));
-        let batch_size = self.batch_size.map(|n| n as usize);
-        let batch_size = batch_size.unwrap_or(device.images_at_a_time());
-        let figures = measure(&network, &data, count, batch_size)?;
+        let figures = measure(&*team.ranks, &network, &data, count, batch_size)?;
+        if !team.leads() {
+            return Ok(ExitCode::SUCCESS);
+        }
 
         let told = say(format_args!(
             "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
@@ -114,6 +120,42 @@ impl Eval {
         told?;
         Ok(ExitCode::SUCCESS)
     }
+
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
+        let device = device.find()?;
+        let trained = Trained::open(self.run.as_deref(), "eval")?;
+        let network = trained.network(self.raw, &device)?;
+        let config = trained.data_or(&self.data)?;
+        if let Some(path) = self.output.as_ref().filter(|_| team.leads()) {
+            self.overwrite.prepare(path)?;
+        }
+        // A fraction that is asked for is the test split, of any data.
+        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
+        let (split, data) = trained.open_measured(&config, split, &mut opening())?;
+        expect_images(trained.model(), &data)?;
+        note_dropped(data.dropped());
+
+        if team.leads() {
+            catch_interrupts("leaving after this batch")?;
+        }
+        let batch_size = self.batch_size.map(|n| n as usize);
+        Ok(Prepared {
+            trained,
+            network,
+            split,
+            data,
+            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
+        })
+    }
+}
+
+/// What an evaluation needs.
+struct Prepared {
+    trained: Trained,
+    network: Network,
+    split: Option<Split>,
+    data: Dataset,
+    batch_size: usize,
 }
 
 /// Writes the figures of every image as a table.

@@ -8,6 +8,7 @@ use pixelcnn::data::Split;
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
+use pixelcnn::ranks::Alone;
 use pixelcnn::train::config::TrainConfig;
 use pixelcnn::weights::hub::{Card, Measured};
 use pixelcnn::weights::safetensors::Precision;
@@ -169,8 +170,13 @@ impl Export {
                         false => parameters,
                     };
                     let network = Network::new(model, written, &device)?;
-                    let figures =
-                        measure(&network, &images, images.len(), device.images_at_a_time())?;
+                    let figures = measure(
+                        &Alone,
+                        &network,
+                        &images,
+                        images.len(),
+                        device.images_at_a_time(),
+                    )?;
                     card.measured = Some(Measured {
                         bits_per_dim: figures.mean(),
                         standard_error: Some(figures.standard_error()),

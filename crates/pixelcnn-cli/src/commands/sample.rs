@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
-use pixelcnn::device::Device;
 use pixelcnn::numpy::Npz;
 use pixelcnn::picture::{grid, write_animation, write_png};
-use pixelcnn::sample::{Sampler, Sampling, sample};
+use pixelcnn::ranks::{gather, share};
+use pixelcnn::sample::{Drawn, Sampler, Sampling, sample};
 
+use crate::device::DeviceFlags;
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
+use crate::ranks::{RankFlags, Team, common, together};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
 use crate::trained::Trained;
 
@@ -54,6 +56,8 @@ pub struct Sample {
     /// labels [N]; --data takes it [default: none]
     #[arg(long, value_name = "FILE", value_parser = npz)]
     npz: Option<PathBuf>,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -79,31 +83,45 @@ fn npz(path: &str) -> std::result::Result<PathBuf, String> {
 }
 
 impl Sample {
-    /// Runs the command.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
-        let trained = Trained::open(self.run.as_deref(), "sample")?;
+    /// Runs the command, as one of the ranks that share the images.
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        together(&self.ranks, |team| self.draw(device, team))
+    }
+
+    fn draw(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
+        let raw = self.drawing.raw;
+        let Prepared {
+            trained,
+            sampler,
+            sampling,
+            columns,
+            output,
+        } = team.prepare(
+            || self.prepare(device, team),
+            |prepared| common(self, &prepared.trained, raw, &[]),
+        )?;
         let model = trained.model();
-        let (labels, columns) = self.labels(&trained)?;
-        let parameters = trained.parameters(self.drawing.raw)?;
-        let n = labels.len();
+        let n = sampling.labels.len();
+        let (ranks, start) = (&*team.ranks, Instant::now());
+        let own = share(n, ranks.rank(), ranks.count());
+        let mut bar = Bar::new();
+        let mut shown = progress(&mut bar, model, n);
+        let parts = gather(ranks, |beat| {
+            let mut progress = |drawn: Drawn| {
+                beat();
+                shown(drawn)
+            };
+            Result::Ok(sample(&sampler, &sampling, own, &mut progress)?)
+        });
+        drop(shown);
+        drop(bar);
+        let drawn = parts?.concat();
+        if !team.leads() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let speed = n as f64 / start.elapsed().as_secs_f64();
         let shape = [n, model.height, model.width, model.channels];
         let scale = self.drawing.scale.into();
-        let output = self.drawing.overwrite.or_free(&self.output, "samples.png");
-        let files = [Some(&output), self.animate.as_ref(), self.npz.as_ref()];
-        prepare(n, columns, &self.drawing, model, &files, n)?;
-
-        catch_interrupts("leaving after this row")?;
-        let sampling = Sampling {
-            labels,
-            temperature: self.drawing.temperature,
-            seed: self.drawing.seed,
-        };
-        let sampler = Sampler::new(model, parameters, &device)?;
-        let (mut bar, start) = (Bar::new(), Instant::now());
-        let drawn = sample(&sampler, &sampling, &mut progress(&mut bar, model));
-        drop(bar);
-        let drawn = drawn?;
-        let speed = n as f64 / start.elapsed().as_secs_f64();
 
         write_png(&output, &grid(&drawn, shape, columns, GAP, scale)?)?;
         if let Some(folder) = &self.drawing.singles {
@@ -134,6 +152,33 @@ impl Sample {
         Ok(ExitCode::SUCCESS)
     }
 
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
+        let device = device.find()?;
+        let trained = Trained::open(self.run.as_deref(), "sample")?;
+        let model = trained.model();
+        let (labels, columns) = self.labels(&trained)?;
+        let n = labels.len();
+        let output = self.drawing.overwrite.or_free(&self.output, "samples.png");
+        if team.leads() {
+            let files = [Some(&output), self.animate.as_ref(), self.npz.as_ref()];
+            prepare(n, columns, &self.drawing, model, &files, n)?;
+            catch_interrupts("leaving after this row")?;
+        }
+        let sampler = Sampler::new(model, trained.parameters(self.drawing.raw)?, &device)?;
+        let sampling = Sampling {
+            labels,
+            temperature: self.drawing.temperature,
+            seed: self.drawing.seed,
+        };
+        Ok(Prepared {
+            trained,
+            sampler,
+            sampling,
+            columns,
+            output,
+        })
+    }
+
     /// The class of every image, and the columns of the grid.
     fn labels(&self, trained: &Trained) -> Result<(Vec<u32>, usize)> {
         let num = self.num as usize;
@@ -148,6 +193,16 @@ impl Sample {
             }
         })
     }
+}
+
+/// What drawing needs.
+struct Prepared {
+    trained: Trained,
+    sampler: Sampler,
+    sampling: Sampling,
+    /// Of the grid.
+    columns: usize,
+    output: PathBuf,
 }
 
 fn write_npz(

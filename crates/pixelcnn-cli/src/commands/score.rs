@@ -9,16 +9,18 @@ use clap::{Args, value_parser};
 use pixelcnn::Stopped;
 use pixelcnn::atomic;
 use pixelcnn::data::{DataConfig, Dataset, Listener, Split};
-use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
+use pixelcnn::ranks::{Ranks, gather, share};
 use pixelcnn::score::{LosslessFormat, Map, Scores, auroc, maps, score};
 
 use crate::chart::{Chart, Series, Shape};
+use crate::device::DeviceFlags;
 use crate::heat::{self, Group};
 use crate::measuring::progress;
 use crate::output::{Overwrite, make_folder};
+use crate::ranks::{RankFlags, Team, common, together};
 use crate::settings::{absolute, split};
 use crate::terminal::{
     Result, catch_interrupts, counted, interrupted, note, note_dropped, opening, say,
@@ -98,6 +100,8 @@ pub struct Score {
     output: Option<PathBuf>,
     #[command(flatten)]
     overwrite: Overwrite,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -108,6 +112,16 @@ Examples:
       with pictures of where the unusual ones are unusual, in scores/maps.png
   pixelcnn score runs/quick-1 cifar10 --against photos --size 32 -o unlike
       how well the score tells the two sets apart, and their histograms";
+
+/// What scores need.
+struct Prepared {
+    trained: Trained,
+    network: Network,
+    /// Data sets by their names, and how many images of each.
+    sets: Vec<(String, Dataset, usize)>,
+    output: PathBuf,
+    batch_size: usize,
+}
 
 /// A data set with its scores.
 struct Scored {
@@ -120,45 +134,27 @@ struct Scored {
 }
 
 impl Score {
-    /// Runs the command.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
-        let (trained, rest) = Trained::open_first(&self.files, "score")?;
-        let [data] = rest else {
-            return Err(format!(
-                "{} data sets beside the model: give one, and another with --against",
-                rest.len()
-            )
-            .into());
+    /// Runs the command, as one of the ranks that share the images.
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        together(&self.ranks, |team| self.score(device, team))
+    }
+
+    fn score(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
+        let common = |Prepared { trained, sets, .. }: &Prepared| {
+            let data: Vec<&Dataset> = sets.iter().map(|(_, data, _)| data).collect();
+            common(self, trained, self.raw, &data)
         };
+        let Prepared {
+            trained,
+            network,
+            sets,
+            output,
+            batch_size,
+        } = team.prepare(|| self.prepare(device, team), common)?;
         let model = trained.model();
-        let output = self.overwrite.or_free(&self.output, "scores");
-        for file in FILES {
-            self.overwrite.expect_free(&output.join(file))?;
-        }
-        let network = trained.network(self.raw, &device)?;
-        let batch_size = self.batch_size.map(|n| n as usize);
-        let batch_size = batch_size.unwrap_or(device.images_at_a_time());
-        let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
-        let mut listener = opening();
-        for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
-            let (name, data) = self.open(data, &trained, &mut listener)?;
-            dropped += data.dropped();
-            expect_images(model, &data)?;
-            let count = self
-                .limit
-                .map_or(data.len(), |n| data.len().min(n as usize));
-            if let Some(n) = self.maps {
-                let n = usize::from(n).min(count);
-                heat::fits(model, &[n, n]).map_err(|error| format!("--maps {n}: {error}"))?;
-            }
-            sets.push((name, data, count));
-        }
-        note_dropped(dropped);
-        catch_interrupts("leaving after this batch")?;
-        make_folder(&output)?;
         let mut scored = Vec::new();
         for (name, data, count) in sets {
-            let scores = self.measure(&network, &data, count, batch_size)?;
+            let scores = measure(&*team.ranks, &network, &data, count, batch_size)?;
             let corrected = scores.corrected(&LosslessFormat::ALL);
             scored.push(Scored {
                 name,
@@ -166,6 +162,9 @@ impl Score {
                 scores,
                 corrected,
             });
+        }
+        if !team.leads() {
+            return Ok(ExitCode::SUCCESS);
         }
         let mut pictures = Vec::new();
         if let Some(n) = self.maps {
@@ -220,6 +219,54 @@ impl Score {
         Ok(ExitCode::SUCCESS)
     }
 
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
+        let device = device.find()?;
+        let (trained, rest) = Trained::open_first(&self.files, "score")?;
+        let [data] = rest else {
+            return Err(format!(
+                "{} data sets beside the model: give one, and another with --against",
+                rest.len()
+            )
+            .into());
+        };
+        let model = trained.model();
+        let output = self.overwrite.or_free(&self.output, "scores");
+        if team.leads() {
+            for file in FILES {
+                self.overwrite.expect_free(&output.join(file))?;
+            }
+        }
+        let network = trained.network(self.raw, &device)?;
+        let batch_size = self.batch_size.map(|n| n as usize);
+        let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
+        let mut listener = opening();
+        for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
+            let (name, data) = self.open(data, &trained, &mut listener)?;
+            dropped += data.dropped();
+            expect_images(model, &data)?;
+            let count = self
+                .limit
+                .map_or(data.len(), |n| data.len().min(n as usize));
+            if let Some(n) = self.maps {
+                let n = usize::from(n).min(count);
+                heat::fits(model, &[n, n]).map_err(|error| format!("--maps {n}: {error}"))?;
+            }
+            sets.push((name, data, count));
+        }
+        note_dropped(dropped);
+        if team.leads() {
+            catch_interrupts("leaving after this batch")?;
+            make_folder(&output)?;
+        }
+        Ok(Prepared {
+            trained,
+            network,
+            sets,
+            output,
+            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
+        })
+    }
+
     /// Opens what is given as DATA, and names it.
     fn open(
         &self,
@@ -249,19 +296,6 @@ impl Score {
         let (split, data) = trained.open_measured(&config, self.split, listener)?;
         let split = split.map(|split| format!(" {split}"));
         Ok((short + &split.unwrap_or_default(), data))
-    }
-
-    /// Scores the first `count` images and shows how far it is; none where Ctrl-C stopped it.
-    fn measure(
-        &self,
-        network: &Network,
-        data: &Dataset,
-        count: usize,
-        batch_size: usize,
-    ) -> Result<Scores> {
-        let mut progress = progress(count);
-        let mut progress = |so_far: &Scores| progress(&so_far.likelihood);
-        Ok(score(network, data, count, batch_size, &mut progress)?)
     }
 
     /// Removes what earlier scores left in the folder and these, which are forced, do not replace: it
@@ -344,6 +378,27 @@ impl Scored {
             self.scores.likelihood.bits_per_dim[image], self.corrected[image]
         )
     }
+}
+
+/// Scores the first `count` images of a data set, each rank its share, and shows how far it is; rank 0
+/// has all scores.
+fn measure(
+    ranks: &dyn Ranks,
+    network: &Network,
+    data: &Dataset,
+    count: usize,
+    batch_size: usize,
+) -> Result<Scores> {
+    let own = share(count, ranks.rank(), ranks.count());
+    let mut shown = progress(count, ranks.count());
+    let parts = gather(ranks, |beat| {
+        let mut progress = |so_far: &Scores| {
+            beat();
+            shown(&so_far.likelihood)
+        };
+        Result::Ok(score(network, data, own, batch_size, &mut progress)?)
+    })?;
+    Ok(Scores::concat(parts))
 }
 
 /// The end of a long path, so that it has its place in a legend.

@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use pixelcnn::data::{DataConfig, Dataset};
@@ -17,7 +16,8 @@ use pixelcnn::train::ranks::{announce, announced, dismiss};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
-use crate::ranks::Team;
+use crate::device::DeviceFlags;
+use crate::ranks::{RankFlags, Team, together};
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
@@ -58,10 +58,8 @@ pub struct Train {
     /// The checkpoint to go on from [default: the newest of the run]
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
-    /// Seconds for which ranks, the processes that `mpirun` starts to train together, wait for one
-    /// another before they take one for dead
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    patience: u32,
+    #[command(flatten)]
+    ranks: RankFlags,
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -81,20 +79,18 @@ Examples:
 
 impl Train {
     /// Runs the command, as one of the ranks that train together.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
-        let team = Team::join(Duration::from_secs(self.patience.into()))?;
-        if team.leads() {
-            return self.lead(device, &team);
-        }
-        // The others end with rank 0.
-        catch_interrupts("")?;
-        follow(device, &team)
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        together(&self.ranks, |team| match team.leads() {
+            true => self.lead(device, team),
+            false => follow(device, team),
+        })
     }
 
     /// Trains, and says how it goes.
-    fn lead(self, device: Device, team: &Team) -> Result<ExitCode> {
+    fn lead(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
         let prepared = self.prepare(device, team);
-        let (run, config, start, train, test) = prepared.inspect_err(|_| dismiss(&*team.ranks))?;
+        let (device, (run, config, start, train, test)) =
+            prepared.inspect_err(|_| dismiss(&*team.ranks))?;
         let mut display = Display::new(&config.train);
         let mut observer = |event| {
             display.show(event);
@@ -126,7 +122,7 @@ impl Train {
         if let (true, Err(error)) = (unreachable, &outcome) {
             drop(display);
             note(format_args!("pixelcnn: {error}"));
-            team.abort();
+            team.abort(1);
         }
         let outcome = outcome?;
         let summary = display.summary(&run, outcome);
@@ -140,7 +136,8 @@ impl Train {
     }
 
     /// Opens all that a training needs, says what it is, and tells the other ranks.
-    fn prepare(&self, device: Device, team: &Team) -> Result<Start> {
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<(Device, Start)> {
+        let device = device.find()?;
         let (run, mut config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
             None => self.begin()?,
@@ -176,7 +173,7 @@ impl Train {
         }
         catch_interrupts("finishing this step, then saving")?;
         announce(&*team.ranks, &run, &config)?;
-        Ok((run, config, start, train, test))
+        Ok((device, (run, config, start, train, test)))
     }
 
     /// A new run in a folder of its own.
@@ -337,11 +334,9 @@ impl Train {
 }
 
 /// Takes part in what rank 0 trains.
-fn follow(device: Device, team: &Team) -> Result<ExitCode> {
-    let take_part = || {
-        let Some((folder, config)) = announced(&*team.ranks)? else {
-            return Ok(());
-        };
+fn follow(device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
+    let device = device.find()?;
+    if let Some((folder, config)) = announced(&*team.ranks)? {
         let (images, test) = Dataset::open_splits(&config.data)?;
         let training = Training {
             folder: &folder,
@@ -351,13 +346,7 @@ fn follow(device: Device, team: &Team) -> Result<ExitCode> {
             device,
             ranks: Some(&team.ranks),
         };
-        training.follow(&mut interrupted)
-    };
-    let done: std::result::Result<(), TrainError> = take_part();
-    if let Err(error) = done {
-        let rank = team.ranks.rank();
-        note(format_args!("pixelcnn: rank {rank}: {error}"));
-        team.abort();
+        training.follow(&mut interrupted)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::raw::{Bytes, Raw};
 use super::{DataError, Dataset, Images, Listener, Opening, Split, one_line, tell};
+use crate::hex;
 use crate::picture::{self, DroppedCount};
 
 const ARCHIVE_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
@@ -178,10 +179,6 @@ fn read_checked(path: &Path, sum: &str) -> Result<Vec<u8>, DataError> {
             "is not the file published (its SHA-256 differs)".into(),
         )),
     }
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Fetches CIFAR-10 into `home` and returns the folder with its files.

@@ -26,9 +26,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::one_line;
 use crate::picture::{DroppedCount, is_picture};
 use crate::random::{Purpose, generator};
+use crate::{hex, one_line};
 
 mod arrays;
 mod cifar10;
@@ -562,6 +562,21 @@ impl Dataset {
             Images::Raw(_) => None,
             Images::Pictures(pictures) => pictures.name(index),
         }
+    }
+
+    /// Tells these images from others: what they are, and a checksum of a few.
+    ///
+    /// # Errors
+    /// Where they can't be read.
+    pub fn fingerprint(&self) -> Result<String, DataError> {
+        let few = self.len().min(16);
+        let spread: Vec<usize> = (0..few).map(|n| n * self.len() / few).collect();
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        self.read(&spread, &mut images, &mut labels)?;
+        let labels = labels.iter().flat_map(|label| label.to_le_bytes());
+        images.extend(labels);
+        let sum = hex(&Sha256::digest(&images));
+        Ok(format!("{} {sum}", self.describe()))
     }
 
     /// For example `CIFAR-10 test: 10000 images 32x32x3, 10 classes`.

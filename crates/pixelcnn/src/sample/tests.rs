@@ -209,7 +209,13 @@ fn samples_are_those_of_one_pass_per_pixel() {
             temperature: 0.9,
             seed: 11,
         };
-        let drawn = sample(&evaluator.clone().into(), &sampling, &mut unheard).unwrap();
+        let drawn = sample(
+            &evaluator.clone().into(),
+            &sampling,
+            0..sampling.labels.len(),
+            &mut unheard,
+        )
+        .unwrap();
         let passes = sample_by_passes(&config, &parameters, &sampling);
         // A value half-way between two levels could be rounded either way; with this seed none is.
         assert_eq!(drawn, passes, "{config:?}");
@@ -281,10 +287,12 @@ fn an_image_does_not_hang_on_those_beside_it() {
         last = done;
         ControlFlow::Continue(())
     };
-    let drawn = sample(&evaluator.clone().into(), &many, &mut progress).unwrap();
+    let drawn = sample(&evaluator.clone().into(), &many, 0..70, &mut progress).unwrap();
     assert_eq!(last, 70 * config.height * config.width);
-    let few = sample(&evaluator.clone().into(), &sampling(3), &mut unheard).unwrap();
+    let few = sample(&evaluator.clone().into(), &sampling(3), 0..3, &mut unheard).unwrap();
     assert_eq!(few, drawn[..few.len()]);
+    let last = sample(&evaluator.clone().into(), &many, 68..70, &mut unheard).unwrap();
+    assert_eq!(last, drawn[68 * config.dims()..]);
 
     let rows: Vec<Vec<u8>> = Rows::new(&evaluator.clone().into(), &many, 66..68)
         .unwrap()
@@ -298,7 +306,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
         }
     }
 
-    let stopped = sample(&evaluator.clone().into(), &many, &mut |_| {
+    let stopped = sample(&evaluator.clone().into(), &many, 0..70, &mut |_| {
         ControlFlow::Break(())
     });
     assert_eq!(stopped, Err(DrawError::Stopped(Stopped)));
@@ -306,7 +314,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
         labels: vec![3],
         ..many
     };
-    assert!(sample(&evaluator.clone().into(), &wrong, &mut unheard).is_err());
+    assert!(sample(&evaluator.clone().into(), &wrong, 0..1, &mut unheard).is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use pixelcnn_core::kernels::simd;
-use pixelcnn_core::ranks::{RankError, Ranks, broadcast, share};
+use pixelcnn_core::ranks::{RankError, Ranks, broadcast, gather, share};
 use sha2::{Digest, Sha256};
 
 use super::config::RunConfig;
@@ -13,7 +13,10 @@ use super::state::TrainState;
 use super::step::Trainer;
 use super::{TrainError, Training};
 use crate::data::{DataError, Dataset};
-use crate::evaluate::{EvaluateError, Evaluation, evaluate_range};
+use crate::device::Device;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::hex;
+use crate::sample::{Drawn, Sampler, Sampling, sample};
 
 /// What rank 0 says to all others; the first byte of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +24,6 @@ use crate::evaluate::{EvaluateError, Evaluation, evaluate_range};
 pub(super) enum Order {
     /// All is over.
     End,
-    /// Wait for the next order: rank 0 is busy.
-    Wait,
     /// The settings of the run, as TOML, follow.
     Settings,
     /// What all must have in common follows.
@@ -33,19 +34,18 @@ pub(super) enum Order {
     Step,
     /// Evaluate this rank's share of the test images with the averaged parameters.
     Evaluate,
-    /// Send what the evaluation gave.
-    Collect,
+    /// Draw this rank's share of the samples.
+    Sample,
 }
 
-const ORDERS: [Order; 8] = [
+const ORDERS: [Order; 7] = [
     Order::End,
-    Order::Wait,
     Order::Settings,
     Order::Compare,
     Order::Load,
     Order::Step,
     Order::Evaluate,
-    Order::Collect,
+    Order::Sample,
 ];
 
 /// Gives an order, with what follows it.
@@ -118,9 +118,9 @@ pub(super) fn common(
     Ok([
         env!("CARGO_PKG_VERSION").to_owned(),
         format!("{:?}", simd::level()),
-        sum_of(config.as_bytes()),
-        sample_of(images)?,
-        sample_of(test)?,
+        hex(&Sha256::digest(config.as_bytes())),
+        images.fingerprint()?,
+        test.fingerprint()?,
     ]
     .join("\n"))
 }
@@ -135,22 +135,6 @@ const DIFFERENCES: [&str; 5] = [
 ];
 const OTHER_VERSION: &str = "another version of this program";
 
-fn sum_of(bytes: &[u8]) -> String {
-    format!("{:02x?}", Sha256::digest(bytes).as_slice())
-}
-
-/// How many images there are, and the checksum of a few.
-fn sample_of(data: &Dataset) -> Result<String, DataError> {
-    let few = data.len().min(16);
-    let spread: Vec<usize> = (0..few).map(|n| n * data.len() / few).collect();
-    let (mut images, mut labels) = (Vec::new(), Vec::new());
-    data.read(&spread, &mut images, &mut labels)?;
-    labels
-        .iter()
-        .for_each(|label| images.extend(label.to_le_bytes()));
-    Ok(format!("{} {}", data.describe(), sum_of(&images)))
-}
-
 /// What this rank has otherwise than rank 0.
 fn difference(own: &str, common: &str) -> Option<&'static str> {
     let mut lines = DIFFERENCES.iter().zip(own.lines().zip(common.lines()));
@@ -158,38 +142,25 @@ fn difference(own: &str, common: &str) -> Option<&'static str> {
     differing.map(|(what, _)| *what)
 }
 
-/// Evaluates the test images together; this is rank 0. Others are told by the orders.
+/// Evaluates the test images together; this is rank 0. Others are told by the order.
 pub(super) fn evaluate_together(
     trainer: &mut Trainer,
     test: &Dataset,
     batch_size: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Evaluation, TrainError> {
-    let ranks = trainer.ranks.clone();
-    let count = ranks.count();
-    order(&*ranks, Order::Evaluate, &[])?;
-    let mut evaluation = evaluate_share(trainer, test, batch_size, &mut |done| {
-        progress(done * count)
-    })?;
-    order(&*ranks, Order::Collect, &[])?;
-    for rank in 1..count {
-        let others = share(test.len(), rank, count);
-        let mut bytes = vec![0; others.len() * size_of::<f64>()];
-        ranks.receive(rank, &mut bytes)?;
-        let bits = bytes.chunks_exact(size_of::<f64>());
-        let bits = bits.map(|bits| f64::from_le_bytes(bits.try_into().unwrap_or_default()));
-        evaluation.bits_per_dim.extend(bits);
-    }
-    Ok(evaluation)
+    order(&*trainer.ranks, Order::Evaluate, &[])?;
+    let parts = evaluate_part(trainer, test, batch_size, progress)?;
+    Ok(Evaluation::concat(parts))
 }
 
-/// Evaluates this rank's share of the test images.
-fn evaluate_share(
+/// Evaluates this rank's part of the test images; gives rank 0 what all come to.
+fn evaluate_part(
     trainer: &mut Trainer,
     test: &Dataset,
     batch_size: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Evaluation, TrainError> {
+) -> Result<Vec<Evaluation>, TrainError> {
     trainer.state()?;
     let Trainer {
         network,
@@ -198,15 +169,50 @@ fn evaluate_share(
         ..
     } = trainer;
     network.engine().load_weights(&state.average)?;
-    let own = share(test.len(), ranks.rank(), ranks.count());
-    let mut progress = |so_far: &Evaluation| progress(so_far.bits_per_dim.len());
-    Ok(evaluate_range(
-        network,
-        test,
-        own,
-        batch_size,
-        &mut progress,
-    )?)
+    let (rank, count) = (ranks.rank(), ranks.count());
+    gather(&**ranks, |beat| {
+        let own = share(test.len(), rank, count);
+        let mut progress = |so_far: &Evaluation| {
+            beat();
+            progress(so_far.bits_per_dim.len() * count)
+        };
+        Ok(evaluate(network, test, own, batch_size, &mut progress)?)
+    })
+}
+
+/// Draws images from the averaged parameters together; this is rank 0. Others are told by the order.
+pub(super) fn sample_together(
+    trainer: &Trainer,
+    device: &Device,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<u8>, TrainError> {
+    order(&*trainer.ranks, Order::Sample, &[])?;
+    Ok(sample_part(trainer, device, progress)?.concat())
+}
+
+/// Draws this rank's part of the images; gives rank 0 all.
+fn sample_part(
+    trainer: &Trainer,
+    device: &Device,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u8>>, TrainError> {
+    let RunConfig { model, train, .. } = trainer.config;
+    let (images, classes) = (train.samples, model.nr_classes.max(1));
+    let sampling = Sampling {
+        labels: (0..images).map(|image| (image % classes) as u32).collect(),
+        temperature: 1.0,
+        seed: trainer.state.seed,
+    };
+    let ranks = &*trainer.ranks;
+    let own = share(images, ranks.rank(), ranks.count());
+    gather(ranks, |beat| {
+        let sampler = Sampler::new(model, &trainer.state.average, device)?;
+        let mut progress = |Drawn { done, .. }: Drawn| {
+            beat();
+            progress(done)
+        };
+        Ok(sample(&sampler, &sampling, own, &mut progress)?)
+    })
 }
 
 impl Training<'_> {
@@ -218,12 +224,11 @@ impl Training<'_> {
     pub fn follow(&self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<(), TrainError> {
         let ranks = self.ranks();
         let mut trainer: Option<Trainer> = None;
-        let mut evaluation = None;
         let early = || TrainError::Ranks(OTHER_VERSION);
         loop {
             match hear(&*ranks)? {
                 (Order::End, _) => return Ok(()),
-                (Order::Wait | Order::Settings, _) => {}
+                (Order::Settings, _) => {}
                 (Order::Compare, common_) => {
                     let own = common(self.config, self.images, self.test)?;
                     let theirs = String::from_utf8_lossy(&common_);
@@ -246,21 +251,24 @@ impl Training<'_> {
                 (Order::Evaluate, _) => {
                     let trainer = trainer.as_mut().ok_or_else(early)?;
                     let size = self.device.images_at_a_time();
-                    evaluation = match evaluate_share(trainer, self.test, size, &mut |_| go_on()) {
-                        // Rank 0 is told to stop too, and does not ask for it.
-                        Err(stopped @ TrainError::Evaluate(EvaluateError::Stopped(_))) => {
-                            Some(Err(stopped))
-                        }
-                        evaluation => Some(Ok(evaluation?)),
-                    };
+                    let mut go_on = |_| go_on();
+                    unless_over(evaluate_part(trainer, self.test, size, &mut go_on))?;
                 }
-                (Order::Collect, _) => {
-                    let evaluation = evaluation.take().ok_or_else(early)??;
-                    let bits = evaluation.bits_per_dim.iter();
-                    let bytes: Vec<u8> = bits.flat_map(|bits| bits.to_le_bytes()).collect();
-                    ranks.send(0, &bytes)?;
+                (Order::Sample, _) => {
+                    let trainer = trainer.as_mut().ok_or_else(early)?;
+                    trainer.state()?;
+                    let mut go_on = |_| go_on();
+                    unless_over(sample_part(trainer, &self.device, &mut go_on))?;
                 }
             }
         }
+    }
+}
+
+/// Does not mind that rank 0 has ended some work, of which it knows why.
+fn unless_over<T>(done: Result<T, TrainError>) -> Result<(), TrainError> {
+    match done {
+        Err(TrainError::Rank(RankError::Over)) => Ok(()),
+        done => done.map(drop),
     }
 }

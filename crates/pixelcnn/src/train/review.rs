@@ -2,18 +2,15 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use super::checkpoints::Checkpoints;
 use super::metrics::{Metrics, Record};
-use super::ranks::{Order, evaluate_together, order};
+use super::ranks::{evaluate_together, sample_together};
 use super::step::Trainer;
 use super::{Event, Observer, TrainError};
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::evaluate::EvaluateError;
 use crate::picture::{self, PictureError};
-use crate::sample::{DrawError, Drawn, Sampler, Sampling, sample};
 
 /// What is done at the end of an epoch, with the averaged parameters.
 pub(super) struct Review<'a> {
@@ -45,9 +42,8 @@ impl Review<'_> {
             let size = self.device.images_at_a_time();
             let evaluation = evaluate_together(trainer, self.test, size, &mut progress);
             let evaluation = match evaluation {
-                Err(TrainError::Evaluate(EvaluateError::Stopped(_))) => {
-                    return Ok(ControlFlow::Break(()));
-                }
+                // Another rank may have been told to stop before.
+                Err(_) if progress(0).is_break() => return Ok(ControlFlow::Break(())),
                 evaluation => evaluation?,
             };
             let state = &mut trainer.state;
@@ -87,8 +83,8 @@ impl Review<'_> {
             }
         }
 
-        let Trainer { state, ranks, .. } = trainer;
-        let path = samples_of(state.step, self.run);
+        let step = trainer.state.step;
+        let path = samples_of(step, self.run);
         let newest = self.run.join("samples.png");
         let done = || {
             let contents = std::fs::read(&path).ok();
@@ -99,27 +95,16 @@ impl Review<'_> {
             let model = &config.model;
             let shape = [images, model.height, model.width, model.channels];
             let columns = images.isqrt().max(1);
-            let classes = config.model.nr_classes.max(1);
-            let sampling = Sampling {
-                labels: (0..images).map(|image| (image % classes) as u32).collect(),
-                temperature: 1.0,
-                seed: state.seed,
-            };
-            let sampler = Sampler::new(model, &state.average, &self.device)?;
-            let (mut said, mut reached) = (Instant::now(), Ok(()));
-            let mut progress = |Drawn { done, total, .. }: Drawn| {
-                // So that they don't take this rank for dead.
-                if said.elapsed().as_secs() >= 5 && reached.is_ok() {
-                    said = Instant::now();
-                    reached = order(&**ranks, Order::Wait, &[]);
-                }
+            let total = images * model.height * model.width;
+            let count = trainer.ranks.count();
+            let mut progress = |done: usize| {
+                let done = (done * count).min(total);
                 observer(Event::Sampling { done, total })
             };
-            let images = match sample(&sampler, &sampling, &mut progress) {
-                Err(DrawError::Stopped(_)) => return Ok(ControlFlow::Break(())),
+            let images = match sample_together(trainer, &self.device, &mut progress) {
+                Err(_) if progress(0).is_break() => return Ok(ControlFlow::Break(())),
                 images => images?,
             };
-            reached?;
             let picture = picture::grid(&images, shape, columns, 1, 1)?;
             let folder = self.run.join("samples");
             std::fs::create_dir_all(&folder).map_err(|source| PictureError::Write {
@@ -127,7 +112,7 @@ impl Review<'_> {
                 source,
             })?;
             picture::write_png(&newest, &picture)?;
-            self.metrics.samples(state.step, &picture)?;
+            self.metrics.samples(step, &picture)?;
             // Last: once it is there, all of it is done.
             picture::write_png(&path, &picture)?;
             return Ok(observer(Event::Sampled { path: newest }));

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::Float;
 use crate::atomic;
+use crate::hex;
 
 /// Why a file of weights or of a training state can't be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -325,8 +326,7 @@ impl Checksum {
     }
 
     pub(crate) fn finish(self) -> String {
-        let bytes = self.0.finalize();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0.finalize())
     }
 }
 
