@@ -8,6 +8,9 @@ use clap::Args;
 use pixelcnn::device::Precision;
 use pixelcnn::device::{self, Device};
 
+use crate::ranks::Team;
+#[cfg(feature = "cuda")]
+use crate::terminal::counted;
 use crate::terminal::{Result, note};
 
 /// Where the network runs, of all commands but those that code images.
@@ -53,9 +56,35 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 }
 
 impl DeviceFlags {
-    /// The device, which is there.
+    /// The device of a process alone, which is there.
     pub fn find(&self) -> Result<Device> {
+        Self::there(self.chosen()?)
+    }
+
+    /// The device of one of some ranks, which is there: each on this machine has a GPU of its own.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    pub fn find_for(&self, team: &Team) -> Result<Device> {
         let device = self.chosen()?;
+        #[cfg(feature = "cuda")]
+        let device = match (device, team.here) {
+            (Device::Cuda { precision, .. }, [number, count]) if count > 1 => {
+                self.expect_one_for_each(count)?;
+                Device::Cuda { number, precision }
+            }
+            (Device::Cpu, _) if team.is_on_gpus && self.device != "cpu" => {
+                return Err(
+                    "--gpus: this machine has none that can be used (see `pixelcnn \
+                            devices`): leave it out"
+                        .into(),
+                );
+            }
+            _ => device,
+        };
+        Self::there(device)
+    }
+
+    /// Says what a device lacks.
+    fn there(device: Device) -> Result<Device> {
         if let Some(lack) = device.lacks() {
             note(format_args!(
                 "training and evaluating on {device} will be many times slower than it could be: {lack}"
@@ -83,6 +112,28 @@ impl DeviceFlags {
                 self.precision
             )
             .into()),
+        }
+    }
+
+    /// Checks that there is a GPU for each of so many processes.
+    #[cfg(feature = "cuda")]
+    fn expect_one_for_each(&self, processes: usize) -> Result {
+        if self.device.contains(':') {
+            return Err(format!(
+                "--device {}: {processes} processes of this machine would have the same GPU: leave it \
+                 out",
+                self.device
+            )
+            .into());
+        }
+        // The CPU is the first device.
+        match device::devices()?.len() - 1 {
+            gpus if gpus < processes => Err(format!(
+                "{processes} processes on this machine, which has {}: start one for each",
+                counted(gpus, "GPU")
+            )
+            .into()),
+            _ => Ok(()),
         }
     }
 

@@ -201,10 +201,10 @@ fn processes_that_have_not_the_same_are_refused() {
 fn images_of_a_process_that_hangs_are_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let arguments = "sample --num 8 -o drawn.png --patience 2";
+    let arguments = "sample --num 400 -o drawn.png --patience 2";
     let child = begun(&mut mpirun(folder, 2, arguments));
     let hung = pid(folder, 1);
-    thread::sleep(Duration::from_millis(700));
+    thread::sleep(Duration::from_secs(2));
     // SAFETY: a signal to a process of ours.
     unsafe { libc::kill(hung, libc::SIGSTOP) };
     let errors = own_errors(&ended(child));

@@ -14,10 +14,11 @@
 //! buffers whose lives do not overlap may have the same slot, which is memory that an engine takes
 //! once.
 
+use std::mem;
 use std::ops::RangeInclusive;
 
 use crate::config::ModelConfig;
-use crate::network::{GatedResnet, Layer, LayerKind, Pass, pixelcnn};
+use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
 
 /// The operations of a model, and the buffers between them.
 #[derive(Debug, Clone, PartialEq)]
@@ -176,6 +177,39 @@ impl Plan {
     pub fn values(&self) -> usize {
         self.slots.iter().sum()
     }
+
+    /// The parameters in the order in which the backward pass has their gradients, cut into buckets of
+    /// at least so many values, but for the last one. Those by `g` are in none: they follow from those
+    /// by the weight.
+    pub fn buckets(&self, layout: &Layout, values: usize) -> Vec<Bucket> {
+        let (mut buckets, mut bucket, mut held) = (Vec::new(), Bucket::default(), 0);
+        for (step, backward) in self.backward.iter().enumerate() {
+            let parameters = self.forward[backward.operation].parameters();
+            let sizes = parameters.iter();
+            held += sizes
+                .map(|&parameter| layout.parameters[parameter].len())
+                .sum::<usize>();
+            bucket.parameters.extend(parameters);
+            bucket.step = step;
+            if held >= values {
+                buckets.push(mem::take(&mut bucket));
+                held = 0;
+            }
+        }
+        if !bucket.parameters.is_empty() {
+            buckets.push(bucket);
+        }
+        buckets
+    }
+}
+
+/// Parameters whose gradients can be summed together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bucket {
+    /// The step of [`Plan::backward`] with which the gradients by all of them are there.
+    pub step: usize,
+    /// Their numbers in the layout.
+    pub parameters: Vec<usize>,
 }
 
 struct Planner<'a> {
@@ -484,6 +518,20 @@ impl Operation {
         };
         let writes = [&inner[..], &[self.to()]].concat();
         Uses { reads, writes }
+    }
+
+    /// The parameters that its backward pass writes gradients of, but for `g`.
+    fn parameters(&self) -> Vec<usize> {
+        let of = |layer: &Layer| [layer.parameter, layer.parameter + 2];
+        match self {
+            Operation::Layer { layer, .. } => of(layer).to_vec(),
+            Operation::GatedResnet { block, .. } => {
+                let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
+                let layers = layers.into_iter().flatten().flat_map(of);
+                layers.chain(block.conditional).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// The buffers of the forward pass that its backward pass uses.

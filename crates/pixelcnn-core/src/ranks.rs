@@ -7,12 +7,15 @@
 //! sum has the same bits for any number of ranks.
 
 mod gather;
+mod patience;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use gather::gather;
+pub use patience::Patience;
 
 /// What a rank asks of the others: messages, in order, between any two.
 pub trait Ranks: Send + Sync {
@@ -21,6 +24,17 @@ pub trait Ranks: Send + Sync {
 
     /// How many there are.
     fn count(&self) -> usize;
+
+    /// As long as an answer is waited for.
+    fn patience(&self) -> Duration;
+
+    /// Checks that all others are there, as far as can be told without asking them.
+    ///
+    /// # Errors
+    /// [`RankError::Gone`].
+    fn expect_all(&self) -> Result<(), RankError> {
+        Ok(())
+    }
 
     /// Sends bytes to another rank, which [`receive`](Ranks::receive)s as many. A few are sent whether
     /// or not it asks for them yet.
@@ -54,6 +68,12 @@ pub enum RankError {
         /// As long it was waited for.
         seconds: u64,
     },
+    /// Nothing came from some of them in that time.
+    #[error("another rank has not answered for {seconds} s")]
+    AllSilent {
+        /// As long they were waited for.
+        seconds: u64,
+    },
     /// This rank was told to end while it waited.
     #[error("told to end while waiting for rank {rank}")]
     Ended {
@@ -81,19 +101,6 @@ pub enum RankError {
     Over,
 }
 
-impl RankError {
-    /// The rank that can't be reached.
-    pub fn rank(&self) -> usize {
-        match *self {
-            RankError::Silent { rank, .. }
-            | RankError::Ended { rank }
-            | RankError::Gone { rank, .. }
-            | RankError::Failed { rank, .. } => rank,
-            RankError::Over => 0,
-        }
-    }
-}
-
 /// A process on its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Alone;
@@ -105,6 +112,10 @@ impl Ranks for Alone {
 
     fn count(&self) -> usize {
         1
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::MAX
     }
 
     fn send(&self, to: usize, _: &[u8]) -> Result<(), RankError> {
@@ -190,6 +201,11 @@ impl Sharing {
     pub fn shards(&self) -> impl Iterator<Item = Range<usize>> {
         let own = share(self.shards, self.ranks.rank(), self.ranks.count());
         own.map(|shard| share(self.images, shard, self.shards))
+    }
+
+    /// Images of the largest of this rank's shards.
+    pub fn largest(&self) -> usize {
+        self.shards().map(|shard| shard.len()).max().unwrap_or(0)
     }
 
     /// The numbers of this rank's images in the whole batch.
@@ -322,8 +338,9 @@ pub fn sum_arrays(ranks: &dyn Ranks, arrays: &mut [Vec<f32>]) -> Result<(), Rank
     Ok(())
 }
 
-/// Of what a rank and its partner on a level have: the half that the rank sums, and the other one.
-fn halves(has: &Range<usize>, rank: usize, level: u32) -> (Range<usize>, Range<usize>) {
+/// Of what a rank and its partner on a level of the tree have: the half that the rank sums, and the
+/// other one.
+pub fn halves(has: &Range<usize>, rank: usize, level: u32) -> (Range<usize>, Range<usize>) {
     let middle = has.start + has.len() / 2;
     let halves = (has.start..middle, middle..has.end);
     match rank >> level & 1 {

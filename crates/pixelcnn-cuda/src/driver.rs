@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::Path;
+use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};
 
+use pixelcnn_core::ranks::Ranks;
+
 use crate::convolution::{Convolution, Direction};
 use crate::cudnn::{Cudnn, Work};
-use crate::gpu::{Argument, Branch, Gpu, Graph};
+use crate::gpu::{Argument, BRANCHES, Branch, Gpu, Graph};
 use crate::kernels::NAMES;
+use crate::nccl::Nccl;
 use crate::{CudaError, Precision, compiler, libraries};
 
 /// A GPU of this machine.
@@ -85,7 +89,7 @@ pub fn expect(number: usize) -> Result<(), CudaError> {
 pub(crate) struct Driver {
     /// Of the device and the kernels.
     module: Arc<Module>,
-    branches: [Lane; 2],
+    branches: [Lane; BRANCHES],
 }
 
 /// The kernels on a device.
@@ -94,15 +98,17 @@ struct Module {
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
     precision: Precision,
+    /// The GPUs of other ranks, where it trains with them.
+    others: OnceLock<Nccl>,
 }
 
-/// One of the two branches.
+/// A branch.
 struct Lane {
     module: Arc<Module>,
     stream: sys::CUstream,
-    /// The other branch's.
-    other: sys::CUstream,
-    /// How far the other branch has come, whenever this one waits for it.
+    /// Those of all branches, this one's too.
+    streams: [sys::CUstream; BRANCHES],
+    /// How far another branch has come, whenever this one waits for it.
     reached: sys::CUevent,
     /// Begun with the first convolution, for it is large and drawing images needs none; none where it
     /// is not to be found: the plain kernels take its place.
@@ -149,22 +155,26 @@ impl Driver {
             module,
             functions,
             precision,
+            others: OnceLock::new(),
         });
-        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
-        let streams = [stream().map_err(refused)?, stream().map_err(refused)?];
-        let lane = |[stream, other]: [sys::CUstream; 2]| {
+        let mut streams = [ptr::null_mut(); BRANCHES];
+        for stream in &mut streams {
+            let kind = result::stream::StreamKind::NonBlocking;
+            *stream = result::stream::create(kind).map_err(refused)?;
+        }
+        let lane = |stream: sys::CUstream| {
             let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-            Ok(Lane {
+            Ok::<_, CudaError>(Lane {
                 module: Arc::clone(&module),
                 stream,
-                other,
+                streams,
                 reached: result::event::create(flags).map_err(refused)?,
                 cudnn: OnceLock::new(),
                 workspace: Mutex::default(),
             })
         };
-        let [first, second] = streams;
-        let branches = [lane([first, second])?, lane([second, first])?];
+        let [first, second, sums] = streams;
+        let branches = [lane(first)?, lane(second)?, lane(sums)?];
         Ok(Driver { module, branches })
     }
 
@@ -234,8 +244,18 @@ impl Lane {
 
     /// Waits until all is done.
     fn finish(&self) -> Result<(), CudaError> {
-        // SAFETY: the stream lives as long as this.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(refused)
+        let Some(others) = self.module.others.get() else {
+            // SAFETY: the stream lives as long as this.
+            return unsafe { result::stream::synchronize(self.stream) }.map_err(refused);
+        };
+        // It may wait for other ranks.
+        others.wait(|| {
+            // SAFETY: as above.
+            match unsafe { sys::cuStreamQuery(self.stream) } {
+                sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+                done => done.result().map(|()| true).map_err(refused),
+            }
+        })
     }
 }
 
@@ -306,6 +326,13 @@ impl Gpu for Driver {
         &self.branches[number]
     }
 
+    fn join(&self, ranks: &Arc<dyn Ranks>) -> Result<(), CudaError> {
+        self.bind()?;
+        let others = Nccl::join(ranks)?;
+        let joined = self.module.others.set(others);
+        joined.map_err(|_| CudaError::Refused("it trains with other ranks already".into()))
+    }
+
     fn record(
         &self,
         work: &mut dyn FnMut() -> Result<(), CudaError>,
@@ -333,14 +360,27 @@ impl Gpu for Driver {
 }
 
 impl Branch for Lane {
-    fn wait(&self) -> Result<(), CudaError> {
+    fn wait(&self, other: usize) -> Result<(), CudaError> {
         self.module.bind()?;
         // SAFETY: the event and the streams live as long as the driver.
         unsafe {
-            result::event::record(self.reached, self.other).map_err(refused)?;
+            result::event::record(self.reached, self.streams[other]).map_err(refused)?;
             let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
             result::stream::wait_event(self.stream, self.reached, flags).map_err(refused)
         }
+    }
+
+    unsafe fn exchange(
+        &self,
+        with: usize,
+        sent: (u64, usize),
+        received: (u64, usize),
+    ) -> Result<(), CudaError> {
+        self.module.bind()?;
+        let others = self.module.others.get();
+        let others = others.ok_or(CudaError::Refused("no other ranks have joined".into()))?;
+        // SAFETY: the caller knows the memory.
+        unsafe { others.exchange(self.stream, with, sent, received) }
     }
 
     unsafe fn launch(

@@ -7,13 +7,16 @@ use std::fs;
 use std::mem;
 use std::process::Command;
 use std::ptr;
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
+use pixelcnn_core::ranks::Ranks;
+
 use crate::convolution::{Convolution, Direction};
-use crate::gpu::{Argument, Branch, Gpu, Graph};
+use crate::gpu::{Argument, BRANCHES, Branch, Gpu, Graph};
 use crate::kernels::SOURCES;
 use crate::{CudaError, Precision};
 
@@ -29,7 +32,9 @@ pub(crate) struct Emulator {
     allocated: Mutex<BTreeMap<u64, Layout>>,
     /// While kernels are recorded they don't run, and nothing else may be asked for.
     recording: Arc<AtomicBool>,
-    branches: [Queue; 2],
+    branches: [Queue; BRANCHES],
+    /// The ranks that have joined.
+    ranks: Arc<OnceLock<Arc<dyn Ranks>>>,
 }
 
 /// A branch of the emulator.
@@ -38,18 +43,28 @@ struct Queue {
     recording: Arc<AtomicBool>,
     /// What has not run yet: all, on a branch that is late, until another one waits for it.
     late: Option<Arc<Mutex<VecDeque<Asked>>>>,
-    /// The other branch's.
-    other: Option<Arc<Mutex<VecDeque<Asked>>>>,
+    /// Another branch's, and its number.
+    other: Option<(usize, Arc<Mutex<VecDeque<Asked>>>)>,
     /// How many of those run before each of this branch.
     pace: usize,
+    ranks: Arc<OnceLock<Arc<dyn Ranks>>>,
 }
 
-/// A kernel that was asked for, its arguments in words of eight bytes.
-struct Asked {
-    kernel: &'static str,
-    blocks: [u32; 3],
-    threads: u32,
-    arguments: Vec<Vec<u64>>,
+/// What was asked for.
+enum Asked {
+    /// A kernel, its arguments in words of eight bytes.
+    Kernel {
+        name: &'static str,
+        blocks: [u32; 3],
+        threads: u32,
+        arguments: Vec<Vec<u64>>,
+    },
+    /// An exchange with another rank.
+    Exchange {
+        with: usize,
+        sent: (u64, usize),
+        received: (u64, usize),
+    },
 }
 
 impl Emulator {
@@ -66,18 +81,24 @@ impl Emulator {
         pace: usize,
     ) -> Arc<Emulator> {
         let recording = Arc::new(AtomicBool::new(false));
-        let asked: [Option<Arc<Mutex<_>>>; 2] =
-            [0, 1].map(|branch| (late == Some(branch)).then(Arc::default));
-        let queue = |branch: usize| Queue {
-            precision,
-            recording: Arc::clone(&recording),
-            late: asked[branch].clone(),
-            other: asked[1 - branch].clone(),
-            pace,
+        let asked: Arc<Mutex<VecDeque<Asked>>> = Arc::default();
+        let ranks: Arc<OnceLock<Arc<dyn Ranks>>> = Arc::default();
+        let queue = |branch: usize| {
+            let is_late = late == Some(branch);
+            let other = late.filter(|_| !is_late);
+            Queue {
+                precision,
+                recording: Arc::clone(&recording),
+                late: is_late.then(|| Arc::clone(&asked)),
+                other: other.map(|other| (other, Arc::clone(&asked))),
+                pace,
+                ranks: Arc::clone(&ranks),
+            }
         };
         Arc::new(Emulator {
             bytes,
-            branches: [queue(0), queue(1)],
+            branches: [queue(0), queue(1), queue(2)],
+            ranks: Arc::clone(&ranks),
             allocated: Mutex::default(),
             recording,
         })
@@ -205,6 +226,11 @@ impl Gpu for Emulator {
         &self.branches[number]
     }
 
+    fn join(&self, ranks: &Arc<dyn Ranks>) -> Result<(), CudaError> {
+        let joined = self.ranks.set(Arc::clone(ranks));
+        joined.map_err(|_| CudaError::Refused("joined already".into()))
+    }
+
     fn record(
         &self,
         work: &mut dyn FnMut() -> Result<(), CudaError>,
@@ -223,24 +249,85 @@ impl Queue {
         asked.iter().for_each(|asked| self.run(asked));
     }
 
+    /// Runs what was asked for now, or when another branch waits for it.
+    fn ask(&self, asked: Asked) {
+        if self.recording.load(Ordering::Relaxed) {
+            return;
+        }
+        let lock = PoisonError::into_inner;
+        match &self.late {
+            Some(late) => late.lock().unwrap_or_else(lock).push_back(asked),
+            None => {
+                if let Some((_, other)) = &self.other {
+                    let mut other = other.lock().unwrap_or_else(lock);
+                    let first = self.pace.min(other.len());
+                    let first: Vec<Asked> = other.drain(..first).collect();
+                    drop(other);
+                    first.iter().for_each(|asked| self.run(asked));
+                }
+                self.run(&asked);
+            }
+        }
+    }
+
     fn run(&self, asked: &Asked) {
+        let (name, blocks, threads, arguments) = match asked {
+            Asked::Kernel {
+                name,
+                blocks,
+                threads,
+                arguments,
+            } => (name, blocks, *threads, arguments),
+            &Asked::Exchange {
+                with,
+                sent,
+                received,
+            } => {
+                let ranks = self.ranks.get().expect("they have joined");
+                // SAFETY: who asked knows that it is allocated; what is received is no part of what
+                // is sent.
+                unsafe {
+                    let sent = slice::from_raw_parts(sent.0 as *const u8, 4 * sent.1);
+                    let received = slice::from_raw_parts_mut(received.0 as *mut u8, 4 * received.1);
+                    ranks.exchange(with, sent, received).unwrap();
+                }
+                return;
+            }
+        };
         let library = library(self.precision)
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let arguments = asked.arguments.iter();
+        let arguments = arguments.iter();
         let arguments: Vec<*mut c_void> = arguments.map(|a| a.as_ptr() as *mut c_void).collect();
         // SAFETY: all that it exports are such functions; who asked knows the arguments.
         unsafe {
-            let name = format!("emulated_{}", asked.kernel);
+            let name = format!("emulated_{name}");
             let kernel: Symbol<Kernel> = library.get(name).unwrap();
-            kernel(asked.blocks.as_ptr(), asked.threads, arguments.as_ptr());
+            kernel(blocks.as_ptr(), threads, arguments.as_ptr());
         }
     }
 }
 
 impl Branch for Queue {
-    fn wait(&self) -> Result<(), CudaError> {
-        self.run_late(&self.other);
+    fn wait(&self, other: usize) -> Result<(), CudaError> {
+        match &self.other {
+            Some((late, asked)) if *late == other => self.run_late(&Some(Arc::clone(asked))),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    unsafe fn exchange(
+        &self,
+        with: usize,
+        sent: (u64, usize),
+        received: (u64, usize),
+    ) -> Result<(), CudaError> {
+        self.ask(Asked::Exchange {
+            with,
+            sent,
+            received,
+        });
         Ok(())
     }
 
@@ -251,9 +338,6 @@ impl Branch for Queue {
         threads: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
-        if self.recording.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         let copied = |argument: &Argument| {
             let mut words = vec![0u64; argument.bytes.div_ceil(8)];
             // SAFETY: the argument has so many bytes, and the words have as many at the least.
@@ -266,26 +350,12 @@ impl Branch for Queue {
             }
             words
         };
-        let asked = Asked {
-            kernel,
+        self.ask(Asked::Kernel {
+            name: kernel,
             blocks,
             threads,
             arguments: arguments.iter().map(copied).collect(),
-        };
-        match &self.late {
-            Some(late) => late
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_back(asked),
-            None => {
-                if let Some(other) = &self.other {
-                    let mut other = other.lock().unwrap_or_else(PoisonError::into_inner);
-                    let first = self.pace.min(other.len());
-                    other.drain(..first).for_each(|asked| self.run(&asked));
-                }
-                self.run(&asked);
-            }
-        }
+        });
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! The engine: the plan, carried out on a GPU.
 
 use std::collections::HashSet;
+use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +14,12 @@ use pixelcnn_core::kernels::adam::{Adam, Rates};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{LayerKind, Layout, Parameter};
-use pixelcnn_core::plan::{Operation, Plan};
-use pixelcnn_core::ranks::Sharing;
+use pixelcnn_core::plan::{self, Operation, Plan};
+use pixelcnn_core::ranks::{self, Sharing, Tree};
 
 use crate::driver::Driver;
 use crate::gpu::{Gpu, Graph, Memory, usable};
-use crate::kernels::{self, Norm};
+use crate::kernels::{self, Address, Norm};
 use crate::pass::Pass;
 use crate::{CudaError, Precision};
 
@@ -27,6 +29,9 @@ pub(crate) const VALUE: usize = size_of::<f32>();
 const ALIGNED: usize = 32;
 /// Images that are evaluated at a time, at most: enough to fill any GPU.
 const SIDE_BY_SIDE: usize = 256;
+/// Values of a bucket of gradients, at least: so many that a message is not waited for, or an eighth of
+/// all, so that most are on their way before the backward pass ends.
+const BUCKET: usize = 1 << 22;
 
 /// The engine on a GPU.
 pub struct Cuda {
@@ -35,8 +40,11 @@ pub struct Cuda {
     layout: Layout,
     training: Plan,
     evaluation: Plan,
-    /// Where each parameter begins among all, in values.
+    /// Where each parameter begins among all, in values: bucket after bucket, then those by `g`.
     pub(crate) starts: Vec<usize>,
+    pub(crate) buckets: Vec<Bucket>,
+    /// How batches to train on are shared out.
+    pub(crate) sharing: Option<Sharing>,
     /// Values of all parameters together, gaps included.
     pub(crate) values: usize,
     norms: Norms,
@@ -52,10 +60,18 @@ pub struct Cuda {
     next: AtomicU64,
 }
 
-/// A step as one graph.
+/// Parameters whose gradients are summed together.
+pub(crate) struct Bucket {
+    /// The step of the plan's backward pass with which they are there.
+    pub step: usize,
+    /// Where they are among all, in values.
+    pub values: Range<usize>,
+}
+
+/// The gradients of a step as one graph.
 #[derive(Default)]
 struct Step {
-    /// What it was taken with.
+    /// What they were computed with.
     taken: Option<Taken>,
     graph: Option<Box<dyn Graph>>,
 }
@@ -79,6 +95,8 @@ struct Norms {
     widest: i64,
     /// Values of the largest V.
     largest: i64,
+    /// Where parameters of no layer begin, which have no norm, and their values.
+    others: Vec<(usize, usize)>,
 }
 
 /// Parameters with the weights that they make.
@@ -100,8 +118,10 @@ pub(crate) struct Trained {
     pub second: Memory,
     /// By the parameters.
     pub gradients: Memory,
-    /// By the weights.
-    pub by_weights: Memory,
+    /// By the weights, and by all else but `g`: of shards and sums of them, as their tree has them.
+    pub sums: Vec<Memory>,
+    /// What another rank has sent of a bucket.
+    pub received: Memory,
     /// For each output of each layer, twice.
     pub factors: Memory,
     /// What a step is given: the rates of Adam, then each block's dropout.
@@ -120,7 +140,9 @@ pub(crate) struct Maps {
     /// For each branch, where the memory of one operation begins.
     pub scratch: [usize; 2],
     pub memory: Memory,
-    /// u8 \[images, H, W, C\].
+    /// How many images there is memory for in what follows.
+    pub all: usize,
+    /// u8 \[all, H, W, C\].
     pub levels: Memory,
     /// The images' classes.
     pub labels: Memory,
@@ -133,14 +155,18 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    fn fit(&self, plan: &Plan, images: usize) -> bool {
-        self.images >= images && self.training == plan.d_logits.is_some()
+    fn fit(&self, plan: &Plan, images: usize, all: usize) -> bool {
+        let training = plan.d_logits.is_some();
+        self.images >= images && self.all >= all && self.training == training
     }
 }
 
 impl From<CudaError> for EngineError {
     fn from(error: CudaError) -> EngineError {
-        EngineError::Device(error.to_string())
+        match error {
+            CudaError::Rank(error) => EngineError::Rank(error),
+            error => EngineError::Device(error.to_string()),
+        }
     }
 }
 
@@ -164,22 +190,41 @@ impl Cuda {
     pub(crate) fn on(gpu: Arc<dyn Gpu>, config: &ModelConfig) -> Result<Cuda, EngineError> {
         config.validate()?;
         let layout = Layout::new(config);
+        let (training, evaluation) = (Plan::training(config), Plan::evaluation(config));
+        let mut starts = vec![usize::MAX; layout.parameters.len()];
         let mut values = 0;
-        let starts = layout.parameters.iter().map(|parameter| {
-            let start = values;
-            values += parameter.len().next_multiple_of(ALIGNED);
-            start
-        });
-        let starts: Vec<usize> = starts.collect();
-        let evaluation = Plan::evaluation(config);
+        let mut place = |starts: &mut Vec<usize>, parameter: usize| {
+            starts[parameter] = values;
+            values += layout.parameters[parameter].len().next_multiple_of(ALIGNED);
+            values
+        };
+        let (mut buckets, mut first) = (Vec::new(), 0);
+        for plan::Bucket { step, parameters } in
+            training.buckets(&layout, BUCKET.min(layout.size() / 8))
+        {
+            let ends = parameters.iter().map(|&n| place(&mut starts, n));
+            let end = ends.last().unwrap_or(first);
+            buckets.push(Bucket {
+                step,
+                values: first..end,
+            });
+            first = end;
+        }
+        for parameter in 0..starts.len() {
+            if starts[parameter] == usize::MAX {
+                place(&mut starts, parameter);
+            }
+        }
         let norms = Norms::new(&gpu, &layout, &evaluation, &starts)?;
         Ok(Cuda {
             config: config.clone(),
-            training: Plan::training(config),
+            training,
             evaluation,
             gpu,
             layout,
             starts,
+            buckets,
+            sharing: None,
             values,
             norms,
             state: None,
@@ -280,15 +325,19 @@ impl Cuda {
         values * VALUE + self.config.dims() + sums
     }
 
-    /// Memory for the maps of so many images.
+    /// Memory for the maps of so many images at a time, of `all`.
     fn maps(
         &self,
         plan: &Plan,
         images: usize,
+        all: usize,
     ) -> Result<MutexGuard<'_, Option<Maps>>, EngineError> {
         let mut held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let training = plan.d_logits.is_some();
-        if held.as_ref().is_some_and(|maps| maps.fit(plan, images)) {
+        if held
+            .as_ref()
+            .is_some_and(|maps| maps.fit(plan, images, all))
+        {
             return Ok(held);
         }
         // Before it is taken anew.
@@ -304,9 +353,11 @@ impl Cuda {
         if branches(plan) == 2 {
             scratch[1] = take(self.scratch(plan));
         }
-        let pixels = images * self.config.height * self.config.width;
-        let partial =
-            |wanted: bool| Memory::zeroed(&self.gpu, usize::from(wanted) * self.partial(pixels));
+        let pixels = |images: usize| images * self.config.height * self.config.width;
+        let partial = |wanted: bool| {
+            let bytes = self.partial(pixels(images));
+            Memory::zeroed(&self.gpu, usize::from(wanted) * bytes)
+        };
         *held = Some(Maps {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             images,
@@ -314,19 +365,21 @@ impl Cuda {
             slots,
             scratch,
             memory: self.zeros(values)?,
-            levels: Memory::zeroed(&self.gpu, images * self.config.dims())?,
-            labels: Memory::zeroed(&self.gpu, images * size_of::<u32>())?,
-            nats: self.zeros(pixels)?,
-            sums: Memory::zeroed(&self.gpu, images * size_of::<f64>())?,
+            all,
+            levels: Memory::zeroed(&self.gpu, all * self.config.dims())?,
+            labels: Memory::zeroed(&self.gpu, all * size_of::<u32>())?,
+            nats: self.zeros(pixels(all))?,
+            sums: Memory::zeroed(&self.gpu, all * size_of::<f64>())?,
             partial: [partial(training)?, partial(branches(plan) == 2)?],
         });
         Ok(held)
     }
 
-    /// Whether there is memory held for so many images.
-    fn has_room(&self, plan: &Plan, images: usize) -> bool {
+    /// Whether there is memory held for so many images at a time, of `all`.
+    fn has_room(&self, plan: &Plan, images: usize, all: usize) -> bool {
         let held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().is_some_and(|maps| maps.fit(plan, images))
+        held.as_ref()
+            .is_some_and(|maps| maps.fit(plan, images, all))
     }
 
     /// How many images there is memory for, what is held already counted.
@@ -343,7 +396,7 @@ impl Cuda {
         let available = usable(self.gpu.available()? + held);
         // A state that is not there yet takes its part.
         let state = match (plan.d_logits, &self.state) {
-            (Some(_), None) => 7 * self.values * VALUE,
+            (Some(_), None) => (6 + self.depth()) * self.values * VALUE,
             _ => 0,
         };
         let available = available.saturating_sub(state);
@@ -374,7 +427,7 @@ impl Cuda {
         }
         for first in (0..count).step_by(most) {
             let images = first..count.min(first + most);
-            let held = self.maps(plan, images.len())?;
+            let held = self.maps(plan, images.len(), images.len())?;
             let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
             let pass = Pass {
                 engine: self,
@@ -382,10 +435,13 @@ impl Cuda {
                 maps,
                 images: images.len(),
                 weights,
+                first: 0,
+                shard: 0,
+                is_last: true,
                 dropout: None,
                 branch: 0,
             };
-            pass.write(batch, images.start)?;
+            pass.write(batch, images.clone())?;
             for operation in &plan.forward {
                 pass.operation(operation)?;
                 take(&pass, operation, images.clone())?;
@@ -396,7 +452,7 @@ impl Cuda {
 }
 
 /// How many branches a plan has.
-fn branches(plan: &Plan) -> usize {
+pub(crate) fn branches(plan: &Plan) -> usize {
     let branches = plan.turns.iter().map(|turn| turn.branch + 1);
     branches.max().unwrap_or(0)
 }
@@ -423,6 +479,7 @@ impl Norms {
             Norm {
                 v: long(starts[layer.parameter]),
                 g: long(starts[layer.parameter + 1]),
+                bias: long(starts[layer.parameter + 2]),
                 first: long(first),
                 wide: wide.contains(&layer.parameter).into(),
                 transposed: (layer.kind == LayerKind::Deconv).into(),
@@ -438,12 +495,22 @@ impl Norms {
         let largest = norms
             .iter()
             .map(|norm| norm.rows * norm.outputs * norm.inner);
+        let in_layers = layout.layers.iter().flat_map(|layer| {
+            let first = layer.parameter;
+            first..first + 3
+        });
+        let in_layers: HashSet<usize> = in_layers.collect();
+        let others = layout.parameters.iter().enumerate();
+        let others = others.filter(|(number, _)| !in_layers.contains(number));
+        let others = others.map(|(number, parameter)| (starts[number], parameter.len()));
+        let others = others.collect();
         Ok(Norms {
             table,
             layers: norms.len() as u32,
             outputs,
             widest: norms.iter().map(|norm| norm.outputs).max().unwrap_or(0),
             largest: largest.max().unwrap_or(0),
+            others,
         })
     }
 }
@@ -464,7 +531,10 @@ impl Engine for Cuda {
     }
 
     fn expect_room(&self, images: usize) -> Result<(), EngineError> {
-        if self.has_room(&self.training, images) {
+        let all = images;
+        // A shard is computed at a time.
+        let images = self.sharing.as_ref().map_or(all, Sharing::largest);
+        if self.has_room(&self.training, images, all) {
             return Ok(());
         }
         let room = self.room(&self.training)?;
@@ -483,7 +553,7 @@ impl Engine for Cuda {
         ] {
             expect_parameters(&self.layout, arrays)?;
         }
-        let drops = self.training.forward.len() * size_of::<Dropped>();
+        let drops = self.shards() * self.training.forward.len() * size_of::<Dropped>();
         self.has_gradients = false;
         // Before memory for the new one is taken.
         (self.state, self.loaded) = (None, None);
@@ -494,7 +564,10 @@ impl Engine for Cuda {
             first: self.upload(&state.first)?,
             second: self.upload(&state.second)?,
             gradients: self.zeros(self.values)?,
-            by_weights: self.zeros(self.values)?,
+            sums: (0..self.depth())
+                .map(|_| self.zeros(self.values))
+                .collect::<Result<_, _>>()?,
+            received: self.zeros(self.largest_received())?,
             factors: self.zeros(2 * self.norms.outputs)?,
             step: Memory::zeroed(&self.gpu, size_of::<Rates>() + drops)?,
             wrong: Memory::zeroed(&self.gpu, size_of::<u32>())?,
@@ -502,14 +575,14 @@ impl Engine for Cuda {
         Ok(())
     }
 
-    /// A GPU alone computes a batch as one, whatever its shards.
     fn share(&mut self, sharing: Option<Sharing>) -> Result<(), EngineError> {
-        match sharing.is_none_or(|sharing| sharing.ranks.count() == 1) {
-            true => Ok(()),
-            false => Err(EngineError::Device(
-                "GPUs can't share batches with other ranks yet".into(),
-            )),
+        if let Some(sharing) = sharing.as_ref().filter(|new| new.ranks.count() > 1) {
+            self.gpu.join(&sharing.ranks)?;
         }
+        // Its memory is for as many sums as there are shards.
+        let state = self.state.is_some().then(|| self.unload()).transpose()?;
+        self.sharing = sharing;
+        state.map_or(Ok(()), |state| self.load(state))
     }
 
     fn unload(&mut self) -> Result<State, EngineError> {
@@ -526,10 +599,7 @@ impl Engine for Cuda {
 
     fn backward(&mut self, batch: Batch, dropout: Option<Dropout>) -> Result<f64, EngineError> {
         (self.loaded, self.has_gradients) = (None, false);
-        let nats = self.train(batch, dropout, |pass, state| {
-            pass.gradients(state)?;
-            Ok(pass.nats()?.iter().sum())
-        })?;
+        let nats = self.train(batch, dropout, |nats, _| nats())?;
         self.has_gradients = true;
         Ok(nats)
     }
@@ -541,38 +611,15 @@ impl Engine for Cuda {
         adam: &Adam,
     ) -> Result<f64, EngineError> {
         (self.loaded, self.has_gradients) = (None, false);
-        self.train(batch, dropout, |pass, state| {
-            self.write_rates(state, adam)?;
-            let mut work = || {
-                pass.gradients(state)?;
-                pass.find_wrong(state)?;
-                self.move_parameters(state)
+        self.train(batch, dropout, |nats, state| {
+            // With others, the gradients are known to be there before the state is touched.
+            let known = match &self.sharing {
+                Some(sharing) if sharing.ranks.count() > 1 => Some(nats()?),
+                _ => None,
             };
-            let taken = Taken {
-                state: state.number,
-                maps: pass.maps.number,
-                images: pass.images,
-                dropout: pass.dropout.is_some(),
-            };
-            let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-            if step.taken != Some(taken) {
-                // The first time everything is chosen and allocated.
-                *step = Step {
-                    taken: Some(taken),
-                    graph: None,
-                };
-                work()?;
-            } else {
-                if step.graph.is_none() {
-                    step.graph = self.gpu.record(&mut work)?;
-                }
-                match &step.graph {
-                    // SAFETY: state and maps are those that it was recorded with.
-                    Some(graph) => unsafe { graph.launch()? },
-                    None => work()?,
-                }
-            }
-            let nats = pass.nats()?.iter().sum();
+            self.find_wrong(state)?;
+            self.move_parameters(state, adam)?;
+            let nats = known.map_or_else(nats, Ok)?;
             self.expect_numbers(state)?;
             Ok(nats)
         })
@@ -591,9 +638,8 @@ impl Engine for Cuda {
         if !std::mem::take(&mut self.has_gradients) {
             return Err(EngineError::NotLoaded("gradients"));
         }
-        self.write_rates(state, adam)?;
         self.find_wrong(state)?;
-        self.move_parameters(state)?;
+        self.move_parameters(state, adam)?;
         self.expect_numbers(state)
     }
 
@@ -662,51 +708,130 @@ impl Engine for Cuda {
 }
 
 impl Cuda {
-    /// Writes a batch where the plan of training reads it, and calls `f`.
+    /// Shards of this rank.
+    fn shards(&self) -> usize {
+        self.sharing.as_ref().map_or(1, |s| s.shards().count())
+    }
+
+    /// As many sums of shards are there at a time.
+    fn depth(&self) -> usize {
+        1 + self.shards().trailing_zeros() as usize
+    }
+
+    /// Values that another rank sends at a time, at most.
+    fn largest_received(&self) -> usize {
+        let alone = self.sharing.as_ref().is_none_or(|s| s.ranks.count() == 1);
+        let buckets = self.buckets.iter().map(|bucket| bucket.values.len());
+        match alone {
+            true => 0,
+            false => buckets.max().unwrap_or(0).div_ceil(2),
+        }
+    }
+
+    /// Computes the gradients of a batch, summed over all shards and ranks, and calls `f` with what
+    /// then gives its nats.
     fn train<R>(
         &self,
         batch: Batch,
         dropout: Option<Dropout>,
-        f: impl FnOnce(&Pass, &Trained) -> Result<R, EngineError>,
+        f: impl FnOnce(&dyn Fn() -> Result<f64, EngineError>, &Trained) -> Result<R, EngineError>,
     ) -> Result<R, EngineError> {
         let images = batch.len(&self.config)?;
         let state = self.state.as_ref();
         let state = state.ok_or(EngineError::NotLoaded("state"))?;
-        self.expect_room(images)?;
-        let held = self.maps(&self.training, images)?;
-        let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
-        let drops = size_of::<Rates>();
-        if let Some(dropout) = dropout {
-            state.step.write(drops, &self.drops(dropout))?;
+        let (own, shards) = match &self.sharing {
+            None => (0..images, iter::once(0..images).collect()),
+            Some(sharing) => (sharing.images(), sharing.shards().collect::<Vec<_>>()),
+        };
+        if own.len() != images {
+            let share = own.len();
+            return Err(EngineError::Share { images, share });
         }
-        let pass = Pass {
+        self.expect_room(images)?;
+        let largest = shards.iter().map(Range::len).max().unwrap_or(0);
+        let held = self.maps(&self.training, largest, images)?;
+        let maps = held.as_ref().ok_or(EngineError::NotLoaded("memory"))?;
+        let blocks = self.training.forward.len() * size_of::<Dropped>();
+        let passes = shards.iter().enumerate().map(|(shard, range)| Pass {
             engine: self,
             plan: &self.training,
             maps,
-            images,
+            images: range.len(),
             weights: &state.weights,
-            dropout: dropout.map(|_| state.step.address() + drops as u64),
+            first: range.start - own.start,
+            shard,
+            is_last: shard + 1 == shards.len(),
+            dropout: dropout.map(|_| {
+                let place = size_of::<Rates>() + shard * blocks;
+                state.step.address() + place as u64
+            }),
             branch: 0,
+        });
+        let passes: Vec<Pass> = passes.collect();
+        if let Some(dropout) = dropout {
+            let drops = shards.iter().flat_map(|s| self.drops(dropout, s.start));
+            let drops: Vec<Dropped> = drops.collect();
+            state.step.write(size_of::<Rates>(), &drops)?;
+        }
+        passes[0].write(batch, 0..images)?;
+
+        let mut work = || {
+            self.make(&state.weights)?;
+            passes.iter().try_for_each(|pass| pass.gradients(state))?;
+            self.by_parameters(state)
         };
-        pass.write(batch, 0)?;
-        f(&pass, state)
+        let taken = Taken {
+            state: state.number,
+            maps: maps.number,
+            images,
+            dropout: dropout.is_some(),
+        };
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        if step.taken != Some(taken) {
+            // The first time everything is chosen and allocated.
+            *step = Step {
+                taken: Some(taken),
+                graph: None,
+            };
+            work()?;
+        } else {
+            if step.graph.is_none() {
+                step.graph = self.gpu.record(&mut work)?;
+            }
+            match &step.graph {
+                // SAFETY: state and maps are those that it was recorded with.
+                Some(graph) => unsafe { graph.launch()? },
+                None => work()?,
+            }
+        }
+        let nats = || {
+            let mut sums = vec![0.0f64; images];
+            maps.sums.read(0, &mut sums)?;
+            let mut tree = Tree::default();
+            for pass in &passes {
+                let shard = &sums[pass.first..pass.first + pass.images];
+                tree.push(shard.iter().sum::<f64>(), |sum, shard| *sum += shard);
+            }
+            let mut total = [tree.sum().unwrap_or(0.0)];
+            if let Some(sharing) = &self.sharing {
+                ranks::sum(&*sharing.ranks, &mut total)?;
+            }
+            Ok(total[0])
+        };
+        f(&nats, state)
     }
 
-    /// Writes what Adam takes, and takes the flag down.
-    fn write_rates(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
-        state.step.write(0, &[adam.rates()])?;
-        state.wrong.write(0, &[0u32])
-    }
-
-    /// Raises the flag where a gradient is not a number.
-    pub(crate) fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+    /// Raises the flag where a gradient is not a number, and takes it down where all are.
+    fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+        state.wrong.write(0, &[0u32])?;
         let (gradients, wrong) = (state.gradients.address(), state.wrong.address());
         // SAFETY: the gradients are an array of all parameters.
         unsafe { kernels::find_wrong(self.gpu.branch(0), gradients, self.values as i64, wrong) }
     }
 
     /// Moves parameters, moments and average by the gradients, unless the flag is up.
-    fn move_parameters(&self, state: &Trained) -> Result<(), CudaError> {
+    fn move_parameters(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
+        state.step.write(0, &[adam.rates()])?;
         // SAFETY: all are arrays of all parameters.
         unsafe {
             kernels::adam(
@@ -733,13 +858,21 @@ impl Cuda {
         }
     }
 
-    /// The dropout of every block.
-    fn drops(&self, dropout: Dropout) -> Vec<Dropped> {
-        let drop = |block: usize| {
-            let seed = dropout.seed.wrapping_add(block as u64);
-            Dropout { seed, ..dropout }.factors()
-        };
-        (0..self.training.forward.len()).map(drop).collect()
+    /// The dropout of every block, for images from one of the whole batch on.
+    fn drops(&self, dropout: Dropout, image: usize) -> Vec<Dropped> {
+        let mut drops = vec![dropout.factors(); self.training.forward.len()];
+        for operation in &self.training.forward {
+            if let Operation::GatedResnet { block, c1, .. } = operation {
+                let [h, w] = self.training.buffers[*c1].size;
+                let drop = Dropout {
+                    rate: dropout.rate,
+                    seed: dropout.seed.wrapping_add(block.number as u64),
+                    first: image * h * w * block.conv_2.inputs,
+                };
+                drops[block.number] = drop.factors();
+            }
+        }
+        drops
     }
 
     /// Turns the gradients by the weights into those by the parameters.
@@ -750,11 +883,12 @@ impl Cuda {
             outputs,
             widest,
             largest,
+            ..
         } = self.norms;
         let (branch, norms) = (self.gpu.branch(0), table.address());
         let (parameters, by_weights, gradients) = (
             state.weights.parameters.address(),
-            state.by_weights.address(),
+            state.sums[0].address(),
             state.gradients.address(),
         );
         let by_weight = state.factors.address();
@@ -766,7 +900,14 @@ impl Cuda {
             )?;
             kernels::weights_backward(
                 branch, parameters, by_weights, by_weight, by_v, gradients, norms, layers, largest,
-            )
+            )?;
         }
+        // Those of no layer.
+        for &(start, values) in &self.norms.others {
+            let at = |memory: Address| memory + (start * VALUE) as u64;
+            // SAFETY: both are arrays of all parameters.
+            unsafe { kernels::copy(branch, at(by_weights), at(gradients), values as i64)? };
+        }
+        Ok(())
     }
 }

@@ -1,8 +1,10 @@
-//! A GPU as the engine sees it: memory, and kernels on two branches. Tests have another one, which
+//! A GPU as the engine sees it: memory, and kernels on a few branches. Tests have another one, which
 //! runs the same kernels on the CPU.
 
 use std::ffi::c_void;
 use std::sync::Arc;
+
+use pixelcnn_core::ranks::Ranks;
 
 use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
@@ -42,22 +44,42 @@ pub(crate) trait Gpu: Send + Sync {
     /// So many bytes were allocated there.
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<(), CudaError>;
 
-    /// Branch 0 or 1. What is done to memory is done on branch 0.
+    /// A branch by its number, below [`BRANCHES`]. What is done to memory is done on branch 0.
     fn branch(&self, number: usize) -> &dyn Branch;
 
-    /// Records the kernels that `work` asks for, without running them; none where the GPU can't. It
-    /// must ask for nothing else, and not for the first time. If it uses branch 1, that begins with
-    /// waiting for branch 0, which at last waits for it.
+    /// Brings this GPU together with those of other ranks: they all do so.
+    fn join(&self, ranks: &Arc<dyn Ranks>) -> Result<(), CudaError>;
+
+    /// Records the kernels and exchanges that `work` asks for, without running them; none where the
+    /// GPU can't. It must ask for nothing else, and not for the first time. If it uses other branches
+    /// than 0, they begin with waiting for branch 0, which at last waits for them.
     fn record(
         &self,
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<Option<Box<dyn Graph>>, CudaError>;
 }
 
-/// An order in which kernels run. Those of two branches may run at the same time.
+/// The two of the plan, and [`SUMS`].
+pub(crate) const BRANCHES: usize = 3;
+/// The branch on which gradients are summed.
+pub(crate) const SUMS: usize = 2;
+
+/// An order in which kernels run. Those of different branches may run at the same time.
 pub(crate) trait Branch {
-    /// Lets what comes next on this branch wait for what was asked for on the other one.
-    fn wait(&self) -> Result<(), CudaError>;
+    /// Lets what comes next on this branch wait for what was asked for on another one.
+    fn wait(&self, other: usize) -> Result<(), CudaError>;
+
+    /// Sends values of four bytes to another rank and receives others from it, each at an address; once
+    /// all have joined.
+    ///
+    /// # Safety
+    /// So many values were allocated there.
+    unsafe fn exchange(
+        &self,
+        with: usize,
+        sent: (u64, usize),
+        received: (u64, usize),
+    ) -> Result<(), CudaError>;
 
     /// Runs a kernel in so many blocks of so many threads.
     ///

@@ -114,6 +114,7 @@ impl Geometry {
 pub(crate) struct Norm {
     pub v: i64,
     pub g: i64,
+    pub bias: i64,
     pub first: i64,
     pub wide: i64,
     pub transposed: i64,
@@ -123,7 +124,7 @@ pub(crate) struct Norm {
     pub floor: f64,
 }
 
-// SAFETY: nine numbers of eight bytes.
+// SAFETY: ten numbers of eight bytes.
 unsafe impl Plain for Norm {}
 
 // SAFETY: `Drop` of `kernels/pointwise.cu`: four numbers of four bytes.
@@ -332,6 +333,7 @@ kernels! {
     ) in blocks(values);
     fn add_bias(bias: Address, to: Address, values: i64, channels: i32) in blocks(values);
     fn add(from: Address, to: Address, values: i64) in blocks(values);
+    fn copy(from: Address, to: Address, values: i64) in blocks(values);
     fn elu(x: Address, y: Address, values: i64) in blocks(values);
     fn elu_backward(x: Address, dy: Address, dx: Address, values: i64, accumulate: i32)
         in blocks(values);

@@ -15,14 +15,17 @@ mod engine;
 mod gpu;
 mod kernels;
 mod libraries;
+mod nccl;
 mod pass;
 mod raster;
 
 use std::fmt;
 
+use pixelcnn_core::ranks::RankError;
+
 pub use driver::{Device, devices, expect};
 pub use engine::Cuda;
-pub use libraries::{expect_cudnn, look_in};
+pub use libraries::{expect_cudnn, expect_nccl, look_in};
 pub use raster::{CudaEvaluator, CudaRaster};
 
 /// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the
@@ -82,6 +85,9 @@ pub enum CudaError {
     /// The driver or a library refuses: what it says.
     #[error("CUDA: {0}")]
     Refused(String),
+    /// Another rank's GPU can't be reached.
+    #[error(transparent)]
+    Rank(#[from] RankError),
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::{cudnn, driver, nvrtc};
 use libloading::Library;
 
-use crate::CudaError;
+use crate::{CudaError, nccl};
 
 /// A library as it is called, and how to get it.
 struct Wanted {
@@ -43,6 +43,14 @@ const CUDNN: Wanted = Wanted {
            active, or name the folder in which it is",
 };
 
+const NCCL: Wanted = Wanted {
+    name: "NCCL (libnccl)",
+    present: nccl::is_present,
+    file: "libnccl.so",
+    help: "install NCCL 2, or `pip install nvidia-nccl-cu13` in the Python environment that is \
+           active, or name the folder in which it is",
+};
+
 /// Folders that the user named.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -72,6 +80,14 @@ pub(crate) fn load_driver() -> Result<(), CudaError> {
 /// [`CudaError::Missing`].
 pub fn expect_cudnn() -> Result<(), CudaError> {
     CUDNN.load()
+}
+
+/// Checks that NCCL is there, without which GPUs can't train together.
+///
+/// # Errors
+/// [`CudaError::Missing`].
+pub fn expect_nccl() -> Result<(), CudaError> {
+    NCCL.load()
 }
 
 /// Loads the compiler alone, which needs no GPU.

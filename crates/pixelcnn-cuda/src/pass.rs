@@ -1,14 +1,17 @@
 //! A plan carried out on a GPU: every operation, on some images.
 
+use std::ops::Range;
+
 use pixelcnn_core::engine::Batch;
 use pixelcnn_core::kernels::pointwise::Dropped;
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
+use pixelcnn_core::ranks::halves;
 
 use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
-use crate::engine::{Cuda, Maps, Trained, VALUE, Weights};
-use crate::gpu::{Branch, Memory};
+use crate::engine::{Bucket, Cuda, Maps, Trained, VALUE, Weights, branches};
+use crate::gpu::{Branch, Memory, SUMS};
 use crate::kernels::{self, Added, Address, Biases, Channels, Geometry};
 
 /// How a layer is carried out.
@@ -30,6 +33,11 @@ pub(crate) struct Pass<'a> {
     pub maps: &'a Maps,
     pub images: usize,
     pub weights: &'a Weights,
+    /// The first of them among those whose levels and nats are held.
+    pub first: usize,
+    /// Which of this rank's shards they are, and whether it is the last one.
+    pub shard: usize,
+    pub is_last: bool,
     /// Where the blocks' dropout is.
     pub dropout: Option<Address>,
     /// The branch on which it is.
@@ -41,16 +49,39 @@ impl Pass<'_> {
         self.engine.gpu.branch(self.branch)
     }
 
-    /// Writes images of a batch, from one on, and their classes.
-    pub fn write(&self, batch: Batch, first: usize) -> Result<(), CudaError> {
+    /// Writes images of a batch, which are to be held, and their classes.
+    pub fn write(&self, batch: Batch, images: Range<usize>) -> Result<(), CudaError> {
         let dims = self.engine.config.dims();
-        let levels = &batch.images[first * dims..(first + self.images) * dims];
+        let levels = &batch.images[images.start * dims..images.end * dims];
         self.maps.levels.write(0, levels)?;
         if self.engine.config.nr_classes > 0 {
-            let labels = &batch.labels[first..first + self.images];
-            self.maps.labels.write(0, labels)?;
+            self.maps.labels.write(0, &batch.labels[images])?;
         }
         Ok(())
+    }
+
+    /// Where something of these images is that is held of all, of so many bytes each.
+    fn held(&self, memory: &Memory, bytes: usize) -> Address {
+        memory.address() + (self.first * bytes) as u64
+    }
+
+    fn labels(&self) -> Address {
+        self.held(&self.maps.labels, size_of::<u32>())
+    }
+
+    fn levels(&self) -> Address {
+        self.held(&self.maps.levels, self.engine.config.dims())
+    }
+
+    /// Nats of each pixel.
+    fn nats_per_pixel(&self) -> Address {
+        let config = &self.engine.config;
+        self.held(&self.maps.nats, config.height * config.width * VALUE)
+    }
+
+    /// Where the gradients of this shard are summed with others.
+    fn sums<'s>(&self, state: &'s Trained) -> &'s Memory {
+        &state.sums[self.shard.count_ones() as usize]
     }
 
     /// Where a buffer is.
@@ -115,7 +146,7 @@ impl Pass<'_> {
         Added {
             bias: self.bias(&block.conv_2),
             hw: hw.map_or(0, |hw| self.parameter(&self.weights.parameters, hw)),
-            labels: self.maps.labels.address(),
+            labels: self.labels(),
         }
     }
 
@@ -211,8 +242,8 @@ impl Pass<'_> {
     ) -> Result<(), CudaError> {
         let geometry = Geometry::of(layer, size);
         let convolution = Convolution { geometry, wide };
-        let d_weight = self.parameter(&state.by_weights, layer.parameter);
-        let d_bias = self.parameter(&state.gradients, layer.parameter + 2);
+        let d_weight = self.parameter(self.sums(state), layer.parameter);
+        let d_bias = self.parameter(self.sums(state), layer.parameter + 2);
         let [fine, coarse] = fine_and_coarse(layer, from, d_to);
         let [h, w, channels] = match layer.kind {
             LayerKind::Deconv => geometry.fine,
@@ -245,10 +276,7 @@ impl Pass<'_> {
             match operation {
                 Operation::Images { .. } => {
                     let pixels = self.images as i64 * self.pixels_per_image(to);
-                    let (levels, channels) = (
-                        self.maps.levels.address(),
-                        self.engine.config.channels as i32,
-                    );
+                    let (levels, channels) = (self.levels(), self.engine.config.channels as i32);
                     kernels::images(branch, levels, self.at(to), pixels, channels)
                 }
                 Operation::Layer { layer, from, .. } => {
@@ -323,46 +351,112 @@ impl Pass<'_> {
         unsafe {
             kernels::likelihood(
                 self.branch(),
-                self.maps.levels.address(),
+                self.levels(),
                 self.at(self.plan.logits),
-                self.maps.nats.address(),
+                self.nats_per_pixel(),
                 gradient,
                 self.images as i64 * pixels,
                 config.channels as i32,
                 config.nr_logistic_mix as i32,
             )?;
-            let (nats, sums) = (self.maps.nats.address(), self.maps.sums.address());
+            let nats = self.nats_per_pixel();
+            let sums = self.held(&self.maps.sums, size_of::<f64>());
             kernels::sum_images(self.branch(), nats, sums, pixels, self.images as i32)
         }
     }
 
-    /// All of a step but the update: the gradients by the parameters.
+    /// The gradients of these images, summed with those of the shards before them and, with the last
+    /// one, with those of other ranks.
     pub fn gradients(&self, state: &Trained) -> Result<(), CudaError> {
-        self.engine.make(&state.weights)?;
+        let engine = self.engine;
+        let sharing = engine.sharing.as_ref();
+        let is_shared = sharing.is_some_and(|sharing| sharing.shards > 1);
+        let mut buckets = engine.buckets.iter().peekable();
         for (step, turn) in self.plan.turns.iter().enumerate() {
             let branch = turn.branch;
             let pass = Pass { branch, ..*self };
             if turn.waits {
-                pass.branch().wait()?;
+                pass.branch().wait(1 - branch)?;
             }
-            match step.checked_sub(self.plan.forward.len()) {
-                None => pass.operation(&self.plan.forward[step])?,
-                Some(0) => pass.likelihood()?,
-                Some(after) => pass.backward_step(state, &self.plan.backward[after - 1])?,
+            let Some(after) = step.checked_sub(self.plan.forward.len()) else {
+                pass.operation(&self.plan.forward[step])?;
+                continue;
+            };
+            let Some(number) = after.checked_sub(1) else {
+                pass.likelihood()?;
+                continue;
+            };
+            pass.backward_step(state, &self.plan.backward[number])?;
+            if is_shared && let Some(bucket) = buckets.next_if(|bucket| bucket.step == number) {
+                self.sum(state, bucket)?;
             }
         }
         // All of the step, on whatever branch.
-        self.branch().wait()?;
-        self.engine.by_parameters(state)
+        if branches(self.plan) > 1 {
+            self.branch().wait(1)?;
+        }
+        match is_shared {
+            true => self.branch().wait(SUMS),
+            false => self.mark_wrong(state, self.branch()),
+        }
     }
 
-    /// Raises the flag where the loss or its gradient is not a number.
-    pub fn find_wrong(&self, state: &Trained) -> Result<(), CudaError> {
+    /// Sums a bucket, while the rest of the backward pass goes on: as far as the tree of shards goes
+    /// here, and with the last shard over all ranks.
+    fn sum(&self, state: &Trained, bucket: &Bucket) -> Result<(), CudaError> {
+        let engine = self.engine;
+        let branch = engine.gpu.branch(SUMS);
+        for other in 0..branches(self.plan) {
+            branch.wait(other)?;
+        }
+        if bucket.values.start == 0 {
+            self.mark_wrong(state, branch)?;
+        }
+        let at = |memory: &Memory, value: usize| memory.address() + (value * VALUE) as u64;
+        let Range { start, end } = bucket.values;
+        let top = self.shard.count_ones() as usize;
+        for below in (top - self.shard.trailing_ones() as usize..top).rev() {
+            let (from, to) = (
+                at(&state.sums[below + 1], start),
+                at(&state.sums[below], start),
+            );
+            // SAFETY: the sums are arrays of all parameters.
+            unsafe { kernels::add(branch, from, to, (end - start) as i64)? };
+        }
+        let Some(sharing) = engine.sharing.as_ref().filter(|_| self.is_last) else {
+            return Ok(());
+        };
+
+        // As `pixelcnn_core::ranks::sum` does.
+        let (rank, sum) = (sharing.ranks.rank(), &state.sums[0]);
+        let place = |values: &Range<usize>| (at(sum, values.start), values.len());
+        let (mut has, mut levels) = (bucket.values.clone(), Vec::new());
+        for level in 0..sharing.ranks.count().trailing_zeros() {
+            let (keeps, gives) = halves(&has, rank, level);
+            let received = (state.received.address(), keeps.len());
+            let (to, values) = place(&keeps);
+            // SAFETY: there is room for half a bucket.
+            unsafe {
+                branch.exchange(rank ^ (1 << level), place(&gives), received)?;
+                kernels::add(branch, received.0, to, values as i64)?;
+            }
+            levels.push((level, keeps.clone(), gives));
+            has = keeps;
+        }
+        for (level, keeps, gives) in levels.into_iter().rev() {
+            // SAFETY: both are parts of the bucket.
+            unsafe { branch.exchange(rank ^ (1 << level), place(&keeps), place(&gives))? };
+        }
+        Ok(())
+    }
+
+    /// Makes a gradient no number where the loss is none, so that all ranks find it in the sum. To be
+    /// asked once the gradients of the first bucket are there.
+    fn mark_wrong(&self, state: &Trained, branch: &dyn Branch) -> Result<(), CudaError> {
         let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
-        let (nats, wrong) = (self.maps.nats.address(), state.wrong.address());
+        let (nats, first) = (self.nats_per_pixel(), self.sums(state).address());
         // SAFETY: there are nats for each pixel.
-        unsafe { kernels::find_wrong(self.branch(), nats, pixels, wrong)? };
-        self.engine.find_wrong(state)
+        unsafe { kernels::find_wrong(branch, nats, pixels, first) }
     }
 
     /// Nats of every image.
@@ -447,7 +541,7 @@ impl Pass<'_> {
             let added = self.added(block);
             kernels::gate_backward(branch, d_out, added, d_c2, values, filters, pixels as i32)?;
             if let Some(hw) = block.conditional {
-                let d_hw = self.parameter(&state.gradients, hw);
+                let d_hw = self.parameter(self.sums(state), hw);
                 let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
                 let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
                 kernels::class_backward(

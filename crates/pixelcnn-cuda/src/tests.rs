@@ -13,6 +13,7 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::Precision;
 use crate::emulator::{self, Emulator};
 use crate::engine::Cuda;
+use crate::gpu::SUMS;
 use crate::raster::CudaEvaluator;
 use crate::suite;
 
@@ -74,6 +75,28 @@ fn steps_on_two_branches_give_the_same_bits() {
             assert_eq!(stepped(Some(late), pace), want);
         }
     }
+}
+
+#[test]
+fn ranks_do_not_change_the_results() {
+    if !emulator::can_run() {
+        return;
+    }
+    suite::results_are_the_same_for_any_number(with_late_sums);
+}
+
+/// Whose sums come as late as can be.
+fn with_late_sums(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
+    let emulator = Emulator::with_late_branch(1 << 30, Precision::F32, Some(SUMS), 0);
+    Ok(Box::new(Cuda::on(emulator, config)?))
+}
+
+#[test]
+fn no_number_is_found_by_all() {
+    if !emulator::can_run() {
+        return;
+    }
+    suite::no_number_is_found_by_all_ranks(make);
 }
 
 #[test]

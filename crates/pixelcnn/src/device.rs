@@ -170,6 +170,15 @@ impl Device {
         }
     }
 
+    /// What it is, whichever of its kind: ranks need the same.
+    pub fn kind(&self) -> String {
+        match self {
+            Device::Cpu => "cpu".into(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { precision, .. } => format!("cuda {precision}"),
+        }
+    }
+
     /// What makes training and evaluation many times slower by not being there, and how to get it.
     pub fn lacks(&self) -> Option<DeviceError> {
         match self {

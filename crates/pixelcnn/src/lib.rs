@@ -40,6 +40,8 @@ pub mod compress;
 pub mod data;
 pub mod device;
 pub mod evaluate;
+#[cfg(feature = "cuda")]
+pub mod local;
 pub mod model;
 #[cfg(feature = "mpi")]
 pub mod mpi;

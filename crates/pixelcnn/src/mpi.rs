@@ -6,36 +6,25 @@
 
 use std::mem;
 use std::os::raw::c_int;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mpi::environment::{Threading, Universe};
 use mpi::ffi;
-use pixelcnn_core::ranks::{RankError, Ranks};
+use pixelcnn_core::ranks::{Patience, RankError, Ranks};
 
 /// Bytes of a message: MPI counts them with 31 bits.
 const LARGEST: usize = 1 << 30;
-/// As long as an answer is waited for once this rank is to end.
-const LAST_WAIT: Duration = Duration::from_millis(500);
-/// As long as an answer is waited for without giving the core to others for longer.
-const AWAKE: Duration = Duration::from_micros(200);
-
 /// The ranks of an MPI program; all of them end together when it is dropped.
 pub struct Mpi {
     rank: usize,
     count: usize,
-    patience: Duration,
-    is_to_end: Box<dyn Fn() -> bool + Send + Sync>,
+    patience: Patience,
     _universe: Universe,
 }
 
 impl Mpi {
-    /// Joins the other ranks; none where MPI can't be begun a second time. They wait for one another
-    /// as long as `patience` says, and rank 0 hardly longer once `is_to_end`: the others end with it.
-    pub fn join(
-        patience: Duration,
-        is_to_end: impl Fn() -> bool + Send + Sync + 'static,
-    ) -> Option<Mpi> {
+    /// Joins the other ranks; none where MPI can't be begun a second time.
+    pub fn join(patience: Patience) -> Option<Mpi> {
         let (universe, _) = mpi::initialize_with_threading(Threading::Serialized)?;
         let (mut rank, mut count) = (0, 0);
         // SAFETY: MPI has begun; the numbers are written before they are read. Errors are to be
@@ -49,7 +38,6 @@ impl Mpi {
             rank: usize::try_from(rank).ok()?,
             count: usize::try_from(count).ok()?,
             patience,
-            is_to_end: Box::new(is_to_end),
             _universe: universe,
         })
     }
@@ -63,8 +51,7 @@ impl Mpi {
 
     /// Waits for all of some requests to another rank.
     fn wait(&self, other: usize, mut open: Open) -> Result<Open, RankError> {
-        let (begin, mut told) = (Instant::now(), None);
-        loop {
+        let done = self.patience.wait(other, || {
             let mut done: c_int = 0;
             let count = open.requests.len() as c_int;
             // SAFETY: the requests are open, and what they send and receive is held beside them.
@@ -76,29 +63,14 @@ impl Mpi {
                     ffi::RSMPI_STATUSES_IGNORE,
                 )
             };
-            let failed = gone(other, code).err();
-            if failed.is_none() && done != 0 {
-                return Ok(open);
-            }
-            let now = Instant::now();
-            if self.rank == 0 && (self.is_to_end)() {
-                told.get_or_insert(now);
-            }
-            let ends = told.is_some_and(|told| now - told > LAST_WAIT);
-            let error = failed.or_else(|| match now - begin > self.patience {
-                true => Some(RankError::Silent {
-                    rank: other,
-                    seconds: self.patience.as_secs(),
-                }),
-                false => ends.then_some(RankError::Ended { rank: other }),
-            });
-            if let Some(error) = error {
+            gone(other, code)?;
+            Ok((done != 0).then_some(()))
+        });
+        match done {
+            Ok(()) => Ok(open),
+            Err(error) => {
                 mem::forget(open);
-                return Err(error);
-            }
-            match now - begin < AWAKE {
-                true => thread::yield_now(),
-                false => thread::sleep(Duration::from_micros(50)),
+                Err(error)
             }
         }
     }
@@ -170,6 +142,10 @@ impl Ranks for Mpi {
 
     fn count(&self) -> usize {
         self.count
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience.limit
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), RankError> {

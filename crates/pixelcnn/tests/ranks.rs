@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use lab::{last_state, records};
 use pixelcnn::data::{DataConfig, Dataset};
@@ -201,6 +202,10 @@ impl Ranks for Mortal {
 
     fn count(&self) -> usize {
         self.ranks.count()
+    }
+
+    fn patience(&self) -> Duration {
+        self.ranks.patience()
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), RankError> {

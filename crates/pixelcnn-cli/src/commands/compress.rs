@@ -9,6 +9,7 @@ use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::compress::{CodingModel, Picture, assemble, distinct_names, streams, write};
 use pixelcnn::data::{Walk, walk};
+use pixelcnn::device::Device;
 use pixelcnn::picture::{DroppedCount, FORMATS, read_exactly};
 use pixelcnn::ranks::{gather, share};
 
@@ -62,7 +63,7 @@ Examples:
 impl Compress {
     /// Runs the command, as one of the ranks that share the images.
     pub fn run(&self) -> Result<ExitCode> {
-        together(&self.ranks, |team| self.compress(team))
+        together(self.ranks, |team| self.compress(team))
     }
 
     fn compress(&self, team: &Team) -> Result<ExitCode> {
@@ -74,7 +75,7 @@ impl Compress {
             before,
         } = team.prepare(
             || self.prepare(team),
-            |Prepared { trained, .. }| common(self, trained, false, &[]),
+            |Prepared { trained, .. }| common(self, trained, false, Device::Cpu, &[]),
         )?;
         let config = trained.model();
         let model = CodingModel::new(config, trained.parameters(false)?)?;

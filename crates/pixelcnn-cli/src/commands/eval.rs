@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::{Evaluation, expect_images};
 use pixelcnn::network::Network;
 use pixelcnn::numpy::Npz;
@@ -14,7 +15,7 @@ use pixelcnn::numpy::Npz;
 use crate::device::DeviceFlags;
 use crate::measuring::measure;
 use crate::output::Overwrite;
-use crate::ranks::{RankFlags, Team, common, together};
+use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::{DataFlags, split};
 use crate::terminal::{Result, catch_interrupts, counted, note_dropped, opening, say};
 use crate::trained::Trained;
@@ -54,7 +55,7 @@ pub struct Eval {
     #[command(flatten)]
     data: DataFlags,
     #[command(flatten)]
-    ranks: RankFlags,
+    ranks: GpuFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -82,7 +83,7 @@ fn table(path: &str) -> std::result::Result<PathBuf, String> {
 impl Eval {
     /// Runs the command, as one of the ranks that share the images.
     pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
-        together(&self.ranks, |team| self.measure(device, team))
+        together(self.ranks, |team| self.measure(device, team))
     }
 
     fn measure(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
@@ -92,9 +93,15 @@ impl Eval {
             split,
             data,
             batch_size,
+            ..
         } = team.prepare(
             || self.prepare(device, team),
-            |prepared| common(self, &prepared.trained, self.raw, &[&prepared.data]),
+            |Prepared {
+                 trained,
+                 device,
+                 data,
+                 ..
+             }| { common(self, trained, self.raw, *device, &[data]) },
         )?;
         let count = self
             .limit
@@ -122,7 +129,7 @@ impl Eval {
     }
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
-        let device = device.find()?;
+        let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "eval")?;
         let network = trained.network(self.raw, &device)?;
         let config = trained.data_or(&self.data)?;
@@ -140,6 +147,7 @@ impl Eval {
         }
         let batch_size = self.batch_size.map(|n| n as usize);
         Ok(Prepared {
+            device,
             trained,
             network,
             split,
@@ -151,6 +159,7 @@ impl Eval {
 
 /// What an evaluation needs.
 struct Prepared {
+    device: Device,
     trained: Trained,
     network: Network,
     split: Option<Split>,

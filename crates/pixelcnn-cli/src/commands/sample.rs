@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::atomic;
+use pixelcnn::device::Device;
 use pixelcnn::numpy::Npz;
 use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::ranks::{gather, share};
@@ -14,7 +15,7 @@ use pixelcnn::sample::{Drawn, Sampler, Sampling, sample};
 
 use crate::device::DeviceFlags;
 use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
-use crate::ranks::{RankFlags, Team, common, together};
+use crate::ranks::{GpuFlags, Team, common, together};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
 use crate::trained::Trained;
 
@@ -57,7 +58,7 @@ pub struct Sample {
     #[arg(long, value_name = "FILE", value_parser = npz)]
     npz: Option<PathBuf>,
     #[command(flatten)]
-    ranks: RankFlags,
+    ranks: GpuFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -85,7 +86,7 @@ fn npz(path: &str) -> std::result::Result<PathBuf, String> {
 impl Sample {
     /// Runs the command, as one of the ranks that share the images.
     pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
-        together(&self.ranks, |team| self.draw(device, team))
+        together(self.ranks, |team| self.draw(device, team))
     }
 
     fn draw(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
@@ -96,9 +97,12 @@ impl Sample {
             sampling,
             columns,
             output,
+            ..
         } = team.prepare(
             || self.prepare(device, team),
-            |prepared| common(self, &prepared.trained, raw, &[]),
+            |Prepared {
+                 trained, device, ..
+             }| common(self, trained, raw, *device, &[]),
         )?;
         let model = trained.model();
         let n = sampling.labels.len();
@@ -153,7 +157,7 @@ impl Sample {
     }
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
-        let device = device.find()?;
+        let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
         let (labels, columns) = self.labels(&trained)?;
@@ -171,6 +175,7 @@ impl Sample {
             seed: self.drawing.seed,
         };
         Ok(Prepared {
+            device,
             trained,
             sampler,
             sampling,
@@ -197,6 +202,7 @@ impl Sample {
 
 /// What drawing needs.
 struct Prepared {
+    device: Device,
     trained: Trained,
     sampler: Sampler,
     sampling: Sampling,

@@ -9,6 +9,7 @@ use clap::{Args, value_parser};
 use pixelcnn::Stopped;
 use pixelcnn::atomic;
 use pixelcnn::data::{DataConfig, Dataset, Listener, Split};
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
@@ -20,7 +21,7 @@ use crate::device::DeviceFlags;
 use crate::heat::{self, Group};
 use crate::measuring::progress;
 use crate::output::{Overwrite, make_folder};
-use crate::ranks::{RankFlags, Team, common, together};
+use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::{absolute, split};
 use crate::terminal::{
     Result, catch_interrupts, counted, interrupted, note, note_dropped, opening, say,
@@ -101,7 +102,7 @@ pub struct Score {
     #[command(flatten)]
     overwrite: Overwrite,
     #[command(flatten)]
-    ranks: RankFlags,
+    ranks: GpuFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -115,6 +116,7 @@ Examples:
 
 /// What scores need.
 struct Prepared {
+    device: Device,
     trained: Trained,
     network: Network,
     /// Data sets by their names, and how many images of each.
@@ -136,13 +138,19 @@ struct Scored {
 impl Score {
     /// Runs the command, as one of the ranks that share the images.
     pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
-        together(&self.ranks, |team| self.score(device, team))
+        together(self.ranks, |team| self.score(device, team))
     }
 
     fn score(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
-        let common = |Prepared { trained, sets, .. }: &Prepared| {
+        let common = |prepared: &Prepared| {
+            let Prepared {
+                trained,
+                device,
+                sets,
+                ..
+            } = prepared;
             let data: Vec<&Dataset> = sets.iter().map(|(_, data, _)| data).collect();
-            common(self, trained, self.raw, &data)
+            common(self, trained, self.raw, *device, &data)
         };
         let Prepared {
             trained,
@@ -150,6 +158,7 @@ impl Score {
             sets,
             output,
             batch_size,
+            ..
         } = team.prepare(|| self.prepare(device, team), common)?;
         let model = trained.model();
         let mut scored = Vec::new();
@@ -220,7 +229,7 @@ impl Score {
     }
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
-        let device = device.find()?;
+        let device = device.find_for(team)?;
         let (trained, rest) = Trained::open_first(&self.files, "score")?;
         let [data] = rest else {
             return Err(format!(
@@ -259,6 +268,7 @@ impl Score {
             make_folder(&output)?;
         }
         Ok(Prepared {
+            device,
             trained,
             network,
             sets,

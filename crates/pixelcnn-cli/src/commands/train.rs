@@ -17,7 +17,7 @@ use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
 use crate::device::DeviceFlags;
-use crate::ranks::{RankFlags, Team, together};
+use crate::ranks::{GpuFlags, Team, together};
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
@@ -59,7 +59,7 @@ pub struct Train {
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
     #[command(flatten)]
-    ranks: RankFlags,
+    ranks: GpuFlags,
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -80,7 +80,7 @@ Examples:
 impl Train {
     /// Runs the command, as one of the ranks that train together.
     pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
-        together(&self.ranks, |team| match team.leads() {
+        together(self.ranks, |team| match team.leads() {
             true => self.lead(device, team),
             false => follow(device, team),
         })
@@ -137,7 +137,7 @@ impl Train {
 
     /// Opens all that a training needs, says what it is, and tells the other ranks.
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<(Device, Start)> {
-        let device = device.find()?;
+        let device = device.find_for(team)?;
         let (run, mut config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
             None => self.begin()?,
@@ -335,8 +335,8 @@ impl Train {
 
 /// Takes part in what rank 0 trains.
 fn follow(device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
-    let device = device.find()?;
     if let Some((folder, config)) = announced(&*team.ranks)? {
+        let device = device.find_for(team)?;
         let (images, test) = Dataset::open_splits(&config.data)?;
         let training = Training {
             folder: &folder,

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender};
 
 use super::{Arrays, Pool, lock};
-use crate::network::{Layer, Layout};
-use crate::plan::{Operation, Plan};
+use crate::network::Layout;
+use crate::plan::{self, Plan};
 use crate::ranks::{RankError, Ranks, Tree, sum_arrays};
 
 /// Values of a bucket, at least, but for the last one: few enough that most are on their way to other
@@ -16,11 +16,11 @@ use crate::ranks::{RankError, Ranks, Tree, sum_arrays};
 const VALUES: usize = 1 << 18;
 
 /// Parameters whose gradients are summed together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Bucket {
     /// The step of [`Plan::backward`] with which they are there.
     pub step: usize,
-    /// Their numbers. Those by `g` are not among them: they follow from those by the weight.
+    /// Their numbers.
     pub parameters: Vec<usize>,
     /// Memory for them that nobody uses at the moment.
     pub memories: Pool<Arrays>,
@@ -29,24 +29,13 @@ pub(super) struct Bucket {
 impl Bucket {
     /// All of a plan, in the order in which they are there.
     pub fn all(plan: &Plan, layout: &Layout) -> Vec<Bucket> {
-        let (mut buckets, mut bucket, mut values) = (Vec::new(), Bucket::default(), 0);
-        for (step, backward) in plan.backward.iter().enumerate() {
-            let parameters = parameters(&plan.forward[backward.operation]);
-            values += parameters
-                .iter()
-                .map(|&parameter| layout.parameters[parameter].len())
-                .sum::<usize>();
-            bucket.parameters.extend(parameters);
-            bucket.step = step;
-            if values >= VALUES {
-                buckets.push(mem::take(&mut bucket));
-                values = 0;
-            }
-        }
-        if !bucket.parameters.is_empty() {
-            buckets.push(bucket);
-        }
-        buckets
+        let buckets = plan.buckets(layout, VALUES).into_iter();
+        let bucket = |plan::Bucket { step, parameters }| Bucket {
+            step,
+            parameters,
+            memories: Pool::default(),
+        };
+        buckets.map(bucket).collect()
     }
 
     /// Puts memory for its gradients where the backward pass writes them.
@@ -63,20 +52,6 @@ impl Bucket {
     pub fn take(&self, gradients: &mut Arrays) -> Arrays {
         let take = |&parameter: &usize| mem::take(&mut gradients[parameter]);
         self.parameters.iter().map(take).collect()
-    }
-}
-
-/// The parameters that an operation's backward pass writes gradients of.
-fn parameters(operation: &Operation) -> Vec<usize> {
-    let of = |layer: &Layer| [layer.parameter, layer.parameter + 2];
-    match operation {
-        Operation::Layer { layer, .. } => of(layer).to_vec(),
-        Operation::GatedResnet { block, .. } => {
-            let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
-            let layers = layers.into_iter().flatten().flat_map(of);
-            layers.chain(block.conditional).collect()
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::*;
 use crate::ranks::Alone;
 use crate::reference;
-use crate::suite::ranks::side_by_side;
 use crate::suite::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -39,49 +38,14 @@ fn what_is_not_the_models_is_refused() {
     what_does_not_fit_is_refused(make);
 }
 
-/// The same shards give the same bits on any number of ranks, and one shard those of a batch that is
-/// not shared; more of them differ in rounding alone.
 #[test]
 fn ranks_do_not_change_the_results() {
-    let mut random = ChaCha8Rng::seed_from_u64(6);
-    for config in &configs()[..3] {
-        let images = Images::random(config, 11, &mut random);
-        let parameters = parameters(config, &mut random);
-        let stepped = |count: usize, shards: usize| {
-            let outcomes = side_by_side(count, |ranks| {
-                let mut engine = loaded(make, config, &parameters);
-                let sharing = Sharing::new(ranks, 11, shards).unwrap();
-                let own = sharing.images();
-                engine.share(Some(sharing)).unwrap();
-                let labels = match config.nr_classes {
-                    0 => &[],
-                    _ => &images.labels[own.clone()],
-                };
-                let batch = Batch {
-                    images: &images.levels[own.start * config.dims()..own.end * config.dims()],
-                    labels,
-                };
-                let adam = Adam::default();
-                let step = |_| engine.step(batch, Some(DROPOUT), &adam).unwrap();
-                let nats: Vec<f64> = (0..2).map(step).collect();
-                (nats, engine.unload().unwrap())
-            });
-            assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]));
-            outcomes[0].clone()
-        };
-        let want = stepped(1, 8);
-        for count in [2, 4, 8] {
-            assert_eq!(stepped(count, 8), want, "{count} ranks");
-        }
-        let mut engine = loaded(make, config, &parameters);
-        let adam = Adam::default();
-        let mut step = || engine.step(batch(&images), Some(DROPOUT), &adam).unwrap();
-        let nats = [step(), step()];
-        let whole = stepped(1, 1);
-        assert_eq!(whole.0, nats);
-        assert_eq!(whole.1, engine.unload().unwrap());
-        assert!((whole.0[1] / want.0[1] - 1.0).abs() < 1e-5);
-    }
+    results_are_the_same_for_any_number(make);
+}
+
+#[test]
+fn no_number_is_found_by_all() {
+    no_number_is_found_by_all_ranks(make);
 }
 
 #[test]

@@ -6,7 +6,8 @@ pub mod ranks;
 use pixelcnn_core::engine::{Batch, Engine, EngineError, State};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::network::{Layout, ParameterKind};
+use pixelcnn_core::network::{Layout, Parameter, ParameterKind};
+use pixelcnn_core::ranks::Sharing;
 use pixelcnn_core::{ModelConfig, Nonlinearity, reference};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -301,4 +302,81 @@ pub fn what_does_not_fit_is_refused(make: Make) {
         ..config.clone()
     };
     assert!(make(&odd).is_err());
+}
+
+/// The same shards give the same bits on any number of ranks, and one shard those of a batch that is
+/// not shared; more of them differ in rounding alone.
+pub fn results_are_the_same_for_any_number(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    for config in &configs()[..3] {
+        let images = Images::random(config, 11, &mut random);
+        let parameters = parameters(config, &mut random);
+        let stepped = |count: usize, shards: usize| {
+            let outcomes = ranks::side_by_side(count, |ranks| {
+                let mut engine = loaded(make, config, &parameters);
+                let sharing = Sharing::new(ranks, 11, shards).unwrap();
+                let own = sharing.images();
+                engine.share(Some(sharing)).unwrap();
+                let labels = match config.nr_classes {
+                    0 => &[],
+                    _ => &images.labels[own.clone()],
+                };
+                let batch = Batch {
+                    images: &images.levels[own.start * config.dims()..own.end * config.dims()],
+                    labels,
+                };
+                let adam = Adam::default();
+                let step = |_| engine.step(batch, Some(DROPOUT), &adam).unwrap();
+                let nats: Vec<f64> = (0..2).map(step).collect();
+                (nats, engine.unload().unwrap())
+            });
+            assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]));
+            outcomes[0].clone()
+        };
+        let want = stepped(1, 8);
+        for count in [2, 4, 8] {
+            assert_eq!(stepped(count, 8), want, "{count} ranks");
+        }
+        let mut engine = loaded(make, config, &parameters);
+        let adam = Adam::default();
+        let mut step = || engine.step(batch(&images), Some(DROPOUT), &adam).unwrap();
+        let nats = [step(), step()];
+        let whole = stepped(1, 1);
+        assert_eq!(whole.0, nats);
+        assert_eq!(whole.1, engine.unload().unwrap());
+        assert!((whole.0[1] / want.0[1] - 1.0).abs() < 1e-5);
+    }
+}
+
+/// A class that only one rank's images have is enough, and no state is touched.
+pub fn no_number_is_found_by_all_ranks(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    let config = &configs()[1];
+    let mut parameters = parameters(config, &mut random);
+    let images = Images::random(config, 4, &mut random);
+    let layout = Layout::new(config);
+    let hw = |parameter: &Parameter| parameter.kind == ParameterKind::Hw;
+    let hw = layout.parameters.iter().position(hw).unwrap();
+    let of_class_1 = parameters[hw].len() / config.nr_classes;
+    parameters[hw][of_class_1] = f32::NAN;
+    let (parameters, images) = (&parameters, &images);
+    let states = ranks::side_by_side(2, |ranks| {
+        let mut engine = make(config).unwrap();
+        engine.load(state(parameters)).unwrap();
+        let rank = ranks.rank();
+        let sharing = Sharing::new(ranks, 4, 2).unwrap();
+        let own = sharing.images();
+        engine.share(Some(sharing)).unwrap();
+        let batch = Batch {
+            images: &images.levels[own.start * config.dims()..own.end * config.dims()],
+            labels: &[rank as u32; 2],
+        };
+        let stepped = engine.step(batch, None, &Adam::default());
+        assert_eq!(stepped, Err(EngineError::NotANumber), "rank {rank}");
+        engine.unload().unwrap()
+    });
+    for state in states {
+        let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!((state.parameters.iter().zip(parameters)).all(|(a, b)| same(a, b)));
+    }
 }

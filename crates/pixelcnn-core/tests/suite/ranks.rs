@@ -24,6 +24,10 @@ impl Ranks for Thread {
         self.senders.len()
     }
 
+    fn patience(&self) -> Duration {
+        Duration::from_secs(SECONDS)
+    }
+
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), RankError> {
         let sent = self.senders[to].send(bytes.to_vec());
         sent.map_err(|error| RankError::Gone {

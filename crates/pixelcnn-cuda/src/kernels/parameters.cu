@@ -5,7 +5,7 @@
 // [rows, outputs, inner]. A convolution's V is [taps, inputs, outputs], a transposed one's
 // [taps, outputs, inputs]. Weights are [coarse channels, taps, fine channels], see convolution.cu.
 struct Norm {
-    i64 v, g;
+    i64 v, g, bias;
     // The number of its first output among all layers' outputs.
     i64 first;
     // Whether the weight is in single precision, and not as maps are.
@@ -75,7 +75,8 @@ KERNEL weights(const float* parameters, const float* scales, float* weights, con
 }
 EXPORT(weights)
 
-// The gradient by g, and for each output the factors of W's gradient and of V in V's gradient.
+// The gradients by g and by the bias, and for each output the factors of W's gradient and of V in V's
+// gradient. Those by the weights and biases are in one array.
 KERNEL scales_backward(
     const float* parameters, const float* d_weights, float* gradients, float* by_weight, float* by_v,
     const Norm* norms
@@ -91,6 +92,7 @@ KERNEL scales_backward(
     double length = sqrt(square > norm->floor ? square : norm->floor);
     double scale = parameters[norm->g + output] / length;
     gradients[norm->g + output] = product / length;
+    gradients[norm->bias + output] = d_weights[norm->bias + output];
     by_weight[norm->first + output] = scale;
     // Below the floor the length is constant.
     by_v[norm->first + output] = square > norm->floor ? -scale * (product / square) : 0;
@@ -113,10 +115,10 @@ KERNEL weights_backward(
 }
 EXPORT(weights_backward)
 
-// Raises the flag where a value is not a number or infinite.
+// Raises the flag where a value is not a number or infinite. As a float it is no number then.
 KERNEL find_wrong(const float* values, i64 count, u32* flag) {
     i64 at = index();
-    if (at < count && !(fabsf(values[at]) <= 3.4028235e38f)) *flag = 1;
+    if (at < count && !(fabsf(values[at]) <= 3.4028235e38f)) *flag = 0x7fc00000;
 }
 EXPORT(find_wrong)
 

@@ -230,6 +230,12 @@ KERNEL add(const float* from, float* to, i64 values) {
 }
 EXPORT(add)
 
+KERNEL copy(const float* from, float* to, i64 values) {
+    i64 at = index();
+    if (at < values) to[at] = from[at];
+}
+EXPORT(copy)
+
 KERNEL elu(const float* x, float* y, i64 values) {
     u32 at = index();
     if (at < values) y[at] = x[at] > 0 ? x[at] : expm1f(x[at]);

@@ -386,7 +386,7 @@ fn train(
         None => new_state(config, images, device)?,
     };
     if ranks.count() > 1 {
-        let common = common(config, images, test)?;
+        let common = common(config, device, images, test)?;
         order(&*ranks, Order::Compare, common.as_bytes())?;
         order(
             &*ranks,

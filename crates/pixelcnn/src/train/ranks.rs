@@ -111,12 +111,14 @@ pub fn dismiss(ranks: &dyn Ranks) {
 /// What all ranks must have in common, a line each, so that they compute the same.
 pub(super) fn common(
     config: &RunConfig,
+    device: Device,
     images: &Dataset,
     test: &Dataset,
 ) -> Result<String, DataError> {
     let config = toml::to_string(config).unwrap_or_default();
     Ok([
         env!("CARGO_PKG_VERSION").to_owned(),
+        device.kind(),
         format!("{:?}", simd::level()),
         hex(&Sha256::digest(config.as_bytes())),
         images.fingerprint()?,
@@ -126,8 +128,9 @@ pub(super) fn common(
 }
 
 /// What a rank has where a line differs.
-const DIFFERENCES: [&str; 5] = [
+const DIFFERENCES: [&str; 6] = [
     OTHER_VERSION,
+    "another kind of device",
     "other vector instructions",
     "other settings",
     "other training images",
@@ -230,7 +233,7 @@ impl Training<'_> {
                 (Order::End, _) => return Ok(()),
                 (Order::Settings, _) => {}
                 (Order::Compare, common_) => {
-                    let own = common(self.config, self.images, self.test)?;
+                    let own = common(self.config, self.device, self.images, self.test)?;
                     let theirs = String::from_utf8_lossy(&common_);
                     if let Some(what) = difference(&own, &theirs) {
                         return Err(TrainError::Ranks(what));

@@ -102,8 +102,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<Trainer<'a>, TrainError> {
         let (ranks, own) = (sharing.ranks.clone(), sharing.images());
         let mut engine = device.engine(&config.model)?;
-        engine.expect_room(own.len())?;
         engine.share(Some(sharing))?;
+        engine.expect_room(own.len())?;
         Ok(Trainer {
             config,
             data,
