@@ -5,15 +5,16 @@ use std::ffi::CString;
 use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};
 
-use pixelcnn_core::ranks::Ranks;
+use pixelcnn_core::ranks::{Alone, Ranks};
 
 use crate::convolution::{Convolution, Direction};
 use crate::cudnn::{Cudnn, Work};
-use crate::gpu::{Argument, BRANCHES, Branch, Gpu, Graph};
+use crate::gpu::{Argument, BRANCHES, Branch, Gpu, Graph, Memory, SUMS};
 use crate::kernels::NAMES;
 use crate::nccl::Nccl;
 use crate::{CudaError, Precision, compiler, libraries};
@@ -82,6 +83,52 @@ pub fn expect(number: usize) -> Result<(), CudaError> {
     match number < found {
         true => Ok(()),
         false => Err(CudaError::NoDevice { number, found }),
+    }
+}
+
+/// Lets a GPU send bytes to itself by NCCL, as a rank alone: how many a second, in a graph. To check
+/// NCCL where there is one GPU.
+///
+/// # Errors
+/// Where CUDA or NCCL is missing or refuses, or other bytes come than were sent.
+pub fn exchange_with_itself(number: usize, cache: Option<&Path>) -> Result<f64, CudaError> {
+    const VALUES: usize = 1 << 24;
+    const TIMES: u32 = 20;
+    let gpu: Arc<dyn Gpu> = Arc::new(Driver::open(number, Precision::F32, cache)?);
+    let ranks: Arc<dyn Ranks> = Arc::new(Alone);
+    gpu.join(&ranks)?;
+    let bytes = VALUES * size_of::<f32>();
+    let (from, to) = (Memory::zeroed(&gpu, bytes)?, Memory::zeroed(&gpu, bytes)?);
+    let sent: Vec<f32> = (0..VALUES).map(|n| (n % 1021) as f32).collect();
+    from.write(0, &sent)?;
+    let branch = gpu.branch(SUMS);
+    let mut work = || {
+        branch.wait(0)?;
+        // SAFETY: both have so many values.
+        unsafe { branch.exchange(0, (from.address(), VALUES), (to.address(), VALUES))? };
+        gpu.branch(0).wait(SUMS)
+    };
+    let mut received = vec![0.0f32; VALUES];
+    work()?;
+    to.read(0, &mut received)?;
+    let eagerly = received == sent;
+    to.write(0, &vec![0.0f32; VALUES])?;
+    let graph = gpu.record(&mut work)?;
+    let graph = graph.ok_or_else(|| CudaError::Refused("nothing was recorded".into()))?;
+    let begin = Instant::now();
+    for _ in 0..TIMES {
+        // SAFETY: the memory is there.
+        unsafe { graph.launch()? };
+    }
+    // All of them are done once this is read.
+    to.read(0, &mut received[..1])?;
+    let seconds = begin.elapsed().as_secs_f64() / f64::from(TIMES);
+    to.read(0, &mut received)?;
+    match eagerly && received == sent {
+        true => Ok(bytes as f64 / seconds),
+        false => Err(CudaError::Refused(
+            "NCCL: other bytes came than were sent".into(),
+        )),
     }
 }
 
@@ -244,7 +291,8 @@ impl Lane {
 
     /// Waits until all is done.
     fn finish(&self) -> Result<(), CudaError> {
-        let Some(others) = self.module.others.get() else {
+        let others = self.module.others.get();
+        let Some(others) = others.filter(|others| others.comm().is_ok()) else {
             // SAFETY: the stream lives as long as this.
             return unsafe { result::stream::synchronize(self.stream) }.map_err(refused);
         };

@@ -23,7 +23,7 @@ use std::fmt;
 
 use pixelcnn_core::ranks::RankError;
 
-pub use driver::{Device, devices, expect};
+pub use driver::{Device, devices, exchange_with_itself, expect};
 pub use engine::Cuda;
 pub use libraries::{expect_cudnn, expect_nccl, look_in};
 pub use raster::{CudaEvaluator, CudaRaster};

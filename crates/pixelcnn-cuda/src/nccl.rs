@@ -219,7 +219,8 @@ impl Nccl {
         }
     }
 
-    fn comm(&self) -> Result<ncclComm_t, CudaError> {
+    /// The communicator, unless it was abandoned.
+    pub fn comm(&self) -> Result<ncclComm_t, CudaError> {
         match self.comm.load(Ordering::Relaxed) {
             comm if comm.is_null() => Err(CudaError::Refused("NCCL: it was given up".into())),
             comm => Ok(comm),

@@ -5,11 +5,13 @@
 //!     gpu bits IMAGES      bits/dim of the shipped model on so many test images of CIFAR-10
 //!     gpu sampling         images drawn on both, and how many a second
 //!     gpu time             steps and evaluations of several sizes: images/s and memory
+//!     gpu ranks            NCCL with one rank, and what shards of a batch cost
 
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Instant;
 
 use pixelcnn::data::{DataConfig, Dataset, Split};
@@ -18,6 +20,7 @@ use pixelcnn::engine::{Engine, EngineError, State};
 use pixelcnn::kernels::adam::Adam;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::{Batch, Layout, draw_parameters};
+use pixelcnn::ranks::{Alone, Sharing};
 use pixelcnn::sample::{Drawn, Rows, Sampler, Sampling, sample};
 use pixelcnn::{Model, ModelConfig, Nonlinearity};
 use pixelcnn_cuda::Cuda;
@@ -35,7 +38,8 @@ fn main() -> ExitCode {
         ["bits", images] => bits(images.parse()?),
         ["sampling"] => sampling(),
         ["time"] => time(),
-        _ => Err("usage: gpu check | layers | bits IMAGES | sampling | time".into()),
+        ["ranks"] => ranks(),
+        _ => Err("usage: gpu check | layers | bits IMAGES | sampling | time | ranks".into()),
     };
     let done = on_threads(0, || run().map_err(|error| error.to_string()));
     match done.map_err(|error| error.to_string()).flatten() {
@@ -456,6 +460,35 @@ fn time_one(
         count as f64 / step,
         count as f64 / evaluation
     ))
+}
+
+/// What NCCL does with one rank, and how long steps take whose batch is cut into shards.
+fn ranks() -> Result {
+    let config = &ModelConfig {
+        nr_filters: 160,
+        nr_resnet: 5,
+        ..ModelConfig::default()
+    };
+    let (parameters, count) = (draw_parameters(config, 3), 64);
+    let (images, labels) = images(config, count);
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+    };
+    println!("| shards of {count} images, 160/5, bf16 | ms a step |");
+    println!("|--:|--:|");
+    for shards in [1, 2, 4, 8] {
+        let mut engine = gpu(Precision::Bf16).engine(config)?;
+        engine.share(Some(Sharing::new(Arc::new(Alone), count, shards)?))?;
+        let step = step_of(&mut *engine, &parameters, batch)?;
+        println!("| {shards} | {:.2} |", 1e3 * step);
+    }
+    let speed = pixelcnn_cuda::exchange_with_itself(0, None)?;
+    println!(
+        "NCCL, a GPU to itself: {:.1} GB/s, eagerly and in a graph the same bytes",
+        speed / 1e9
+    );
+    Ok(())
 }
 
 /// Seconds of a step.

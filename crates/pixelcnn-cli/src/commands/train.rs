@@ -171,6 +171,14 @@ impl Train {
         if ranks > 1 {
             say(format_args!("ranks   {ranks}"))?;
         }
+        let shards = config.train.shards.unwrap_or(1);
+        let free = ranks * device.free_shards(&config.model, config.train.batch_size / ranks);
+        if shards > free.max(ranks) {
+            note(format_args!(
+                "a batch is cut into {shards} shards, which takes longer here than {free}: with \
+                 --shards {free} sums are rounded otherwise"
+            ));
+        }
         catch_interrupts("finishing this step, then saving")?;
         announce(&*team.ranks, &run, &config)?;
         Ok((device, (run, config, start, train, test)))
