@@ -23,7 +23,7 @@ pub fn measure(
     let mut shown = progress(count, ranks.count());
     let parts = gather(ranks, |beat| {
         let mut progress = |so_far: &Evaluation| {
-            beat();
+            beat()?;
             shown(so_far)
         };
         Result::Ok(evaluate(network, data, own, batch_size, &mut progress)?)

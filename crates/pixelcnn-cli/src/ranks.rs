@@ -18,7 +18,7 @@ use pixelcnn::kernels::simd;
 use pixelcnn::local::Local;
 #[cfg(feature = "mpi")]
 use pixelcnn::mpi::Mpi;
-#[cfg(any(feature = "cuda", feature = "mpi"))]
+#[cfg(feature = "cuda")]
 use pixelcnn::ranks::Patience;
 use pixelcnn::ranks::{Alone, RankError, Ranks, broadcast, gather};
 use pixelcnn::train::TrainError;
@@ -31,7 +31,8 @@ use crate::trained::Trained;
 pub struct RankFlags {
     /// Seconds for which ranks, the processes that do this together, wait for one another before they
     /// take one for dead
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     patience: u32,
 }
 
@@ -44,14 +45,14 @@ pub struct GpuFlags {
     /// --device cpu to N processes on the CPU [default: 1]
     #[cfg(feature = "cuda")]
     #[arg(long, value_name = "N", alias = "nr-gpu")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
     gpus: Option<u16>,
 }
 
 impl RankFlags {
     #[cfg(any(feature = "cuda", feature = "mpi"))]
-    fn patience(self, is_to_end: impl Fn() -> bool + Send + Sync + 'static) -> Patience {
-        Patience::new(Duration::from_secs(self.patience.into()), is_to_end)
+    fn patience(self) -> Duration {
+        Duration::from_secs(self.patience.into())
     }
 }
 
@@ -185,7 +186,7 @@ fn of_rank<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a RankError> {
 
 impl Team {
     /// Joins the other processes, or starts them. They wait for one another as long as the flags say;
-    /// rank 0 gives up at once when it is told to end.
+    /// rank 0 gives up soon when it is told to end.
     fn join(flags: GpuFlags) -> Result<Team> {
         let gpus = flags.gpus();
         #[cfg(feature = "cuda")]
@@ -211,10 +212,13 @@ impl Team {
     fn on_this_machine(flags: RankFlags, gpus: usize) -> Result<Option<Team>> {
         let failed = |error| format!("the ranks on this machine can't come together: {error}");
         let local = match env::var(STARTED_BY) {
-            Ok(name) => Local::join(name, flags.patience(|| false)).map_err(failed)?,
+            Ok(name) => {
+                let patience = Patience::new(flags.patience(), || false);
+                Local::join(name, patience).map_err(failed)?
+            }
             Err(_) if gpus == 1 || launched().is_some() => return Ok(None),
             Err(_) => {
-                let patience = flags.patience(|| interrupted().is_break());
+                let patience = Patience::new(flags.patience(), || interrupted().is_break());
                 let start = |name: &str| {
                     let mut command = process::Command::new(env::current_exe()?);
                     let arguments = env::args_os().skip(1);
@@ -239,8 +243,8 @@ impl Team {
         if launched().is_none() && env::var_os("PMIX_RANK").is_none() {
             return Ok(None);
         }
-        let is_to_end = || interrupted().is_break() && launched().is_none_or(|[_, rank]| rank == 0);
-        let mpi = Mpi::join(flags.patience(is_to_end)).ok_or("MPI can't be begun")?;
+        let mpi = Mpi::join(flags.patience(), || interrupted().is_break());
+        let mpi = mpi.ok_or("MPI can't be begun")?;
         let mpi = Arc::new(mpi);
         let mut neighbours = NEIGHBOURS.iter();
         let here = neighbours.find_map(|[rank, count]| Some([number(rank)?, number(count)?]));

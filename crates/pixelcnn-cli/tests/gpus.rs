@@ -8,11 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::state::TrainState;
-use program::{contains, ended, fails, photos, succeeds, text, wait_until};
+use program::{contains, ended, fails, output, photos, succeeds, text, wait_until};
 
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 \
      --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --eval-interval 3 \
@@ -78,6 +78,49 @@ fn any_number_of_processes_ends_with_the_same_bits() {
     assert_eq!(alone, together);
     let table = |name: &str| fs::read(folder.join(name)).unwrap();
     assert_eq!(table("alone.csv"), table("together.csv"));
+}
+
+/// Those that have done their part may leave before the others.
+#[test]
+fn images_are_drawn_by_some_processes_as_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let draw = "sample --num 15 --device cpu --threads 1 -o";
+    succeeds_on_one_thread(folder, &format!("{draw} alone.png"));
+    succeeds_on_one_thread(folder, &format!("{draw} together.png --gpus 4"));
+    let drawn = |name: &str| fs::read(folder.join(name)).unwrap();
+    assert_eq!(drawn("alone.png"), drawn("together.png"));
+}
+
+/// The number of threads is among the arguments.
+fn succeeds_on_one_thread(folder: &Path, arguments: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
+    let command = command
+        .args(arguments.split_whitespace())
+        .current_dir(folder);
+    let output = output(command);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn processes_end_whose_first_one_is_killed_at_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
+    let arguments = "sample --num 10000 --device cpu --threads 1 --gpus 2";
+    let command = command
+        .args(arguments.split_whitespace())
+        .current_dir(folder.path());
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut process = command.stdin(Stdio::null()).spawn().unwrap();
+    wait_until(|| !children(process.id()).is_empty());
+    thread::sleep(Duration::from_secs(1));
+    let others = children(process.id());
+    process.kill().unwrap();
+    process.wait().unwrap();
+    // And not when their images are drawn, in minutes.
+    let killed = Instant::now();
+    wait_until(|| !others.iter().any(|&pid| is_there(pid)));
+    assert!(killed.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

@@ -36,8 +36,13 @@ pub trait Ranks: Send + Sync {
         Ok(())
     }
 
-    /// Sends bytes to another rank, which [`receive`](Ranks::receive)s as many. A few are sent whether
-    /// or not it asks for them yet.
+    /// Whether ranks in long work should say now and then that they are there: a few bytes then go out
+    /// whether or not the other one asks for them yet.
+    fn speak_at_work(&self) -> bool {
+        true
+    }
+
+    /// Sends bytes to another rank, which [`receive`](Ranks::receive)s as many.
     ///
     /// # Errors
     /// [`RankError`]; nothing can be expected of the ranks after one.
@@ -68,11 +73,11 @@ pub enum RankError {
         /// As long it was waited for.
         seconds: u64,
     },
-    /// Nothing came from some of them in that time.
-    #[error("another rank has not answered for {seconds} s")]
-    AllSilent {
-        /// As long they were waited for.
-        seconds: u64,
+    /// One of them can't be reached, and which one is not known.
+    #[error("another rank {reason}")]
+    Other {
+        /// What is known.
+        reason: String,
     },
     /// This rank was told to end while it waited.
     #[error("told to end while waiting for rank {rank}")]

@@ -356,6 +356,10 @@ impl Gpu for Driver {
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.bind()?;
+        if self.module.others.get().is_some() {
+            // The copy itself would wait for them without an end.
+            self.wait()?;
+        }
         // SAFETY: the caller knows the memory; the bytes are there until it is done.
         unsafe { result::memcpy_dtoh_async(bytes, from, self.stream()) }.map_err(refused)?;
         self.wait()

@@ -206,7 +206,8 @@ impl Nccl {
             let mut there = self.is_ready().map(drop);
             if waited > self.ranks.patience() {
                 let seconds = self.ranks.patience().as_secs();
-                there = Err(RankError::AllSilent { seconds }.into());
+                let reason = format!("has not answered for {seconds} s");
+                there = Err(RankError::Other { reason }.into());
             }
             if let Err(error) = there.and_then(|()| Ok(self.ranks.expect_all()?)) {
                 self.abandon();
@@ -230,10 +231,13 @@ impl Nccl {
     /// Ends what is under way, so that streams go on.
     fn abandon(&self) {
         let comm = self.comm.swap(ptr::null_mut(), Ordering::Relaxed);
-        if !comm.is_null() {
-            // SAFETY: it is there, and nobody has it any more.
-            let _ = unsafe { (self.functions.comm_abort)(comm) };
+        if comm.is_null() {
+            return;
         }
+        let (abort, comm) = (self.functions.comm_abort, comm as usize);
+        // What is under way is ended at once; the rest of it waits until no graph has the communicator.
+        // SAFETY: it is there, and nobody else has it any more.
+        thread::spawn(move || unsafe { abort(comm as ncclComm_t) });
     }
 }
 
@@ -252,7 +256,10 @@ fn expect(result: ncclResult_t) -> Result<(), CudaError> {
         ncclInvalidArgument | ncclInvalidUsage => {
             "it is used wrongly, as where two ranks have the same GPU"
         }
-        ncclRemoteError => "another rank is gone",
+        ncclRemoteError => {
+            let reason = "is gone: NCCL has lost it".into();
+            return Err(RankError::Other { reason }.into());
+        }
         _ => "it fails",
     };
     let help = "NCCL_DEBUG=WARN in the environment makes it say more";

@@ -181,7 +181,10 @@ impl Ranks for Local {
 
     fn expect_all(&self) -> Result<(), RankError> {
         for (number, child) in lock(&self.children).0.iter_mut().enumerate() {
-            if let Ok(Some(status)) = child.try_wait() {
+            // One that has done its part may leave.
+            if let Ok(Some(status)) = child.try_wait()
+                && !status.success()
+            {
                 return Err(Local::gone(number + 1, status));
             }
         }
@@ -190,6 +193,11 @@ impl Ranks for Local {
             return Err(Local::gone(0, "its process has ended"));
         }
         Ok(())
+    }
+
+    /// What nobody reads fills the channels, and who has died is known without words.
+    fn speak_at_work(&self) -> bool {
+        false
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), RankError> {

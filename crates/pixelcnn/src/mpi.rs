@@ -23,8 +23,12 @@ pub struct Mpi {
 }
 
 impl Mpi {
-    /// Joins the other ranks; none where MPI can't be begun a second time.
-    pub fn join(patience: Patience) -> Option<Mpi> {
+    /// Joins the other ranks; none where MPI can't be begun a second time. They wait for one another as
+    /// long as `patience` says, and rank 0 hardly longer once `is_to_end`: the others end with it.
+    pub fn join(
+        patience: Duration,
+        is_to_end: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Option<Mpi> {
         let (universe, _) = mpi::initialize_with_threading(Threading::Serialized)?;
         let (mut rank, mut count) = (0, 0);
         // SAFETY: MPI has begun; the numbers are written before they are read. Errors are to be
@@ -37,7 +41,7 @@ impl Mpi {
         Some(Mpi {
             rank: usize::try_from(rank).ok()?,
             count: usize::try_from(count).ok()?,
-            patience,
+            patience: Patience::new(patience, move || rank == 0 && is_to_end()),
             _universe: universe,
         })
     }

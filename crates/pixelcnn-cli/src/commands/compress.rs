@@ -84,7 +84,7 @@ impl Compress {
         let mut shown = progress(config, pictures.len(), 0);
         let parts = gather(ranks, |beat| {
             let mut progress = |done: usize| {
-                beat();
+                beat()?;
                 // The others are as far.
                 shown((done * ranks.count()).min(pictures.len() * pixels))
             };

@@ -27,8 +27,8 @@ const BLANK: u8 = 127;
 /// Draw images from a model.
 ///
 /// Pixel by pixel, each from its distribution given the ones before it. An image depends on the
-/// seed and on its number only: ask for more images, and the first ones stay the same. Images are
-/// drawn on the CPU, up to 64 side by side.
+/// seed and on its number only: ask for more images, and the first ones stay the same. Up to 64 are
+/// drawn side by side, on a GPU up to 1,024.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Sample {
@@ -112,7 +112,7 @@ impl Sample {
         let mut shown = progress(&mut bar, model, n);
         let parts = gather(ranks, |beat| {
             let mut progress = |drawn: Drawn| {
-                beat();
+                beat()?;
                 shown(drawn)
             };
             Result::Ok(sample(&sampler, &sampling, own, &mut progress)?)

@@ -403,7 +403,7 @@ fn measure(
     let mut shown = progress(count, ranks.count());
     let parts = gather(ranks, |beat| {
         let mut progress = |so_far: &Scores| {
-            beat();
+            beat()?;
             shown(&so_far.likelihood)
         };
         Result::Ok(score(network, data, own, batch_size, &mut progress)?)

@@ -1,6 +1,8 @@
 //! Work that ranks share out.
 
 use std::fmt::Display;
+use std::mem;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -8,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::{RankError, Ranks};
 
-/// How often a rank that works says so.
+/// How often a rank that works says so, or more often where it is waited for less than four times as
+/// long.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a rank tells another one of its part, in a byte.
@@ -51,7 +54,7 @@ fn not_understood(rank: usize) -> RankError {
     }
 }
 
-/// Says to some ranks that this one works.
+/// Says to some ranks that this one works, and looks whether they are there.
 struct Pulse<'a> {
     ranks: &'a dyn Ranks,
     said: Instant,
@@ -59,31 +62,39 @@ struct Pulse<'a> {
 }
 
 impl Pulse<'_> {
-    fn beat(&mut self, mut listeners: impl Iterator<Item = usize>) {
-        if self.said.elapsed() >= INTERVAL && self.reached.is_ok() {
+    /// Breaks where the work is of no use any more.
+    fn beat(&mut self, mut listeners: impl Iterator<Item = usize>) -> ControlFlow<()> {
+        let interval = INTERVAL.min(self.ranks.patience() / 4);
+        if self.said.elapsed() >= interval && self.reached.is_ok() {
             self.said = Instant::now();
-            self.reached = listeners.try_for_each(|rank| tell(self.ranks, rank, Word::Working));
+            self.reached = match self.ranks.speak_at_work() {
+                true => listeners.try_for_each(|rank| tell(self.ranks, rank, Word::Working)),
+                false => self.ranks.expect_all(),
+            };
+        }
+        match self.reached {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
         }
     }
 }
 
 /// Does this rank's part of a work that all ranks do, and gives rank 0 what came of each part, in the
 /// ranks' order; the others get nothing. `part` calls what it is given now and then, for it may take
-/// longer than ranks wait for a word.
+/// longer than ranks wait for a word, and stops where that breaks.
 ///
 /// # Errors
-/// On rank 0 its own part's, or [`RankError::Failed`] with another one's, after which the ranks can't
-/// go on together. On the others [`RankError::Over`], where any part fails.
+/// On rank 0 its own part's, [`RankError::Failed`] with another one's, or where one can't be reached.
+/// On the others [`RankError::Over`], where any part fails.
 pub fn gather<T: Serialize + DeserializeOwned, E: From<RankError> + Display>(
     ranks: &dyn Ranks,
-    part: impl FnOnce(&mut dyn FnMut()) -> Result<T, E>,
+    part: impl FnOnce(&mut dyn FnMut() -> ControlFlow<()>) -> Result<T, E>,
 ) -> Result<Vec<T>, E> {
     let mut pulse = Pulse {
         ranks,
         said: Instant::now(),
         reached: Ok(()),
     };
-    let others = 1..ranks.count();
     if ranks.rank() > 0 {
         let part = part(&mut || pulse.beat(0..1)).map_err(|error| error.to_string());
         pulse.reached?;
@@ -97,19 +108,26 @@ pub fn gather<T: Serialize + DeserializeOwned, E: From<RankError> + Display>(
             Err(_) => Err(RankError::Over.into()),
         };
     }
+    let others = 1..ranks.count();
     let own = part(&mut || pulse.beat(others.clone()));
-    if own.is_err() {
-        // Whom it does not reach is gone.
-        let mut told = others.clone().map(|rank| tell(ranks, rank, Word::Over));
-        let _ = told.try_for_each(|told| told);
-    }
-    let mut parts = vec![own?];
+    let reached = mem::replace(&mut pulse.reached, Ok(()));
+    let own = reached.map_err(E::from).and(own);
+    let mut parts = Vec::new();
+    // Whom these words don't reach is gone.
+    let over = |rank: usize| drop(tell(ranks, rank, Word::Over));
+    parts.push(own.inspect_err(|_| others.clone().for_each(over))?);
     for rank in others {
-        hear(ranks, rank, || pulse.beat(rank + 1..ranks.count()))?;
-        pulse.reached.clone()?;
-        tell(ranks, rank, Word::Send)?;
-        let part: Result<T, String> = receive(ranks, rank)?;
-        parts.push(part.map_err(|reason| RankError::Failed { rank, reason })?);
+        let later = rank + 1..ranks.count();
+        let mut ask = || {
+            let meanwhile = || {
+                let _ = pulse.beat(later.clone());
+            };
+            hear(ranks, rank, meanwhile).inspect_err(|_| over(rank))?;
+            tell(ranks, rank, Word::Send)?;
+            let part: Result<T, String> = receive(ranks, rank)?;
+            part.map_err(|reason| RankError::Failed { rank, reason })
+        };
+        parts.push(ask().inspect_err(|_| later.clone().for_each(over))?);
     }
     Ok(parts)
 }
@@ -151,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_part_that_fails_ends_the_work() {
-        for failing in [0, 2] {
+        for failing in 0..3 {
             // A rank that has left can't be told anything.
             let leave = Barrier::new(3);
             let errors = side_by_side(3, |ranks| {
@@ -163,13 +181,16 @@ mod tests {
                 gathered.err()
             });
             let why = RankError::Ended { rank: 7 };
+            let over = Some(RankError::Over);
+            let failed = |rank: usize| {
+                let reason = why.to_string();
+                Some(RankError::Failed { rank, reason })
+            };
             let want = match failing {
-                0 => [Some(why), Some(RankError::Over), Some(RankError::Over)],
-                rank => {
-                    let reason = why.to_string();
-                    let failed = RankError::Failed { rank, reason };
-                    [Some(failed), None, Some(RankError::Over)]
-                }
+                0 => [Some(why.clone()), over.clone(), over],
+                1 => [failed(1), over.clone(), over],
+                // Rank 1's part was there before.
+                _ => [failed(2), None, over],
             };
             assert_eq!(errors, want);
         }

@@ -303,6 +303,17 @@ impl<'a> Training<'a> {
 }
 
 impl TrainError {
+    /// An error of this rank, rank 0, that leaves the others where they can't be reached.
+    fn of_rank_0(self) -> TrainError {
+        match self.of_rank() {
+            Some(_) => self,
+            None => TrainError::Rank(RankError::Failed {
+                rank: 0,
+                reason: self.to_string(),
+            }),
+        }
+    }
+
     /// Of a rank that can't be reached, so that all must end.
     pub fn of_rank(&self) -> Option<&RankError> {
         match self {
@@ -443,8 +454,15 @@ fn train(
         if last {
             return Ok(Outcome::Finished);
         }
-        order(&*ranks, Order::Step, &[])?;
-        stop = observer(trainer.step()?).is_break();
+        order(&*ranks, Order::Step, &[trainer.begins_afresh().into()])?;
+        let step = trainer.step().map_err(|error| match error {
+            // The others are in the step, and can't be told.
+            error if ranks.count() > 1 && !matches!(error, TrainError::NotANumber { .. }) => {
+                error.of_rank_0()
+            }
+            error => error,
+        });
+        stop = observer(step?).is_break();
     };
     let outcome: Result<Outcome, TrainError> = take_steps();
     outcome.map_err(|error| match error {

@@ -30,7 +30,8 @@ pub(super) enum Order {
     Compare,
     /// The state follows.
     Load,
-    /// Take the next step.
+    /// Take the next step; with a 1 from a state that the engine takes over anew, as rank 0 does, for
+    /// the GPUs of all ranks must record their steps together.
     Step,
     /// Evaluate this rank's share of the test images with the averaged parameters.
     Evaluate,
@@ -176,7 +177,7 @@ fn evaluate_part(
     gather(&**ranks, |beat| {
         let own = share(test.len(), rank, count);
         let mut progress = |so_far: &Evaluation| {
-            beat();
+            beat()?;
             progress(so_far.bits_per_dim.len() * count)
         };
         Ok(evaluate(network, test, own, batch_size, &mut progress)?)
@@ -211,7 +212,7 @@ fn sample_part(
     gather(ranks, |beat| {
         let sampler = Sampler::new(model, &trainer.state.average, device)?;
         let mut progress = |Drawn { done, .. }: Drawn| {
-            beat();
+            beat()?;
             progress(done)
         };
         Ok(sample(&sampler, &sampling, own, &mut progress)?)
@@ -244,8 +245,12 @@ impl Training<'_> {
                     let state = state.map_err(|_| early())?;
                     trainer = Some(self.trainer(state)?);
                 }
-                (Order::Step, _) => {
-                    match trainer.as_mut().ok_or_else(early)?.step() {
+                (Order::Step, afresh) => {
+                    let trainer = trainer.as_mut().ok_or_else(early)?;
+                    if afresh == [1] {
+                        trainer.state()?;
+                    }
+                    match trainer.step() {
                         // Rank 0 has found it too.
                         Err(TrainError::NotANumber { .. }) => {}
                         step => drop(step?),

@@ -126,6 +126,11 @@ impl<'a> Trainer<'a> {
         Ok(&mut self.state)
     }
 
+    /// Whether the next step begins with the engine taking the state over.
+    pub fn begins_afresh(&self) -> bool {
+        !self.lent
+    }
+
     /// Reads this rank's share of the next batch of the epoch's order.
     fn read_batch(&mut self) -> Result<(), TrainError> {
         let epoch = self.state.epoch;
