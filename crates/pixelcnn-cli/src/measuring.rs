@@ -1,12 +1,14 @@
 //! How good a model is on images, with a bar.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use pixelcnn::data::Dataset;
 use pixelcnn::evaluate::{Evaluation, evaluate};
 use pixelcnn::network::Network;
 use pixelcnn::ranks::{Ranks, gather, share};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::terminal::{Bar, Result, interrupted};
 
@@ -19,21 +21,32 @@ pub fn measure(
     count: usize,
     batch_size: usize,
 ) -> Result<Evaluation> {
-    let own = share(count, ranks.rank(), ranks.count());
-    let mut shown = progress(count, ranks.count());
-    let parts = gather(ranks, |beat| {
-        let mut progress = |so_far: &Evaluation| {
-            beat()?;
-            shown(so_far)
-        };
-        Result::Ok(evaluate(network, data, own, batch_size, &mut progress)?)
+    let parts = share_out(ranks, count, |own, progress| {
+        Ok(evaluate(network, data, own, batch_size, progress)?)
     })?;
     Ok(Evaluation::concat(parts))
 }
 
+/// Does `part` with this rank's share of `count` images, which tells what it has evaluated so far, and
+/// shows how far all are; rank 0 has what came of each share.
+pub fn share_out<T: Serialize + DeserializeOwned>(
+    ranks: &dyn Ranks,
+    count: usize,
+    part: impl FnOnce(Range<usize>, &mut dyn FnMut(&Evaluation) -> ControlFlow<()>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let own = share(count, ranks.rank(), ranks.count());
+    let mut shown = progress(count, ranks.count());
+    gather(ranks, |beat| {
+        part(own, &mut |so_far| {
+            beat()?;
+            shown(so_far)
+        })
+    })
+}
+
 /// Shows how far the evaluation of `count` images is, which so many ranks share, until Ctrl-C is
 /// pressed.
-pub fn progress(count: usize, ranks: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
+fn progress(count: usize, ranks: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
     let (mut bar, start) = (Bar::new(), Instant::now());
     move |so_far| {
         // The others are as far.

@@ -10,21 +10,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::state::TrainState;
-use program::{contains, ended, fails, output, photos, succeeds, text, wait_until};
+use program::{
+    begun, contains, ended, fails, last_state, output, photos, succeeds, text, wait_until,
+};
 
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 \
      --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --eval-interval 3 \
      --save-interval 6 --samples 3 --held-out 0.2 --checkpoint-minutes 0.0001 --device cpu";
-
-/// The last state of a run, but for the time that it took.
-fn last_state(run: &Path) -> TrainState {
-    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
-    state.seconds = 0.0;
-    state.unrecorded.seconds = 0.0;
-    state
-}
 
 /// The processes that a process has started.
 fn children(of: u32) -> Vec<i32> {
@@ -150,8 +142,7 @@ fn a_process_that_is_killed_ends_all() {
         command
             .args(arguments.split_whitespace())
             .current_dir(folder);
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let process = command.stdin(Stdio::null()).spawn().unwrap();
+        let process = begun(&mut command);
         wait_until(|| folder.join(run).join("checkpoints").exists());
         thread::sleep(Duration::from_millis(200));
         let own = process.id();
@@ -195,8 +186,7 @@ fn told_to_stop_all_do() {
     command
         .args(arguments.split_whitespace())
         .current_dir(folder);
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = command.stdin(Stdio::null()).spawn().unwrap();
+    let process = begun(&mut command);
     wait_until(|| folder.join("run/checkpoints").exists());
     let others = children(process.id());
     // As a terminal does, to all of them.

@@ -5,16 +5,14 @@ mod program;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::state::TrainState;
-use program::{contains, ended, output, photos, succeeds, text, wait_until};
+use program::{begun, contains, ended, last_state, output, photos, succeeds, text, wait_until};
 
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 \
      --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --eval-interval 3 \
@@ -36,12 +34,6 @@ fn mpirun(folder: &Path, count: usize, arguments: &str) -> Command {
     command
 }
 
-/// Begins it, to be [`ended`] later.
-fn begun(command: &mut Command) -> Child {
-    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    piped.spawn().unwrap()
-}
-
 fn pid(folder: &Path, rank: usize) -> i32 {
     let file = folder.join(format!("pid-{rank}"));
     wait_until(|| file.exists());
@@ -52,14 +44,6 @@ fn pid(folder: &Path, rank: usize) -> i32 {
 fn has_ended(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.is_empty() || status.contains(") Z ")
-}
-
-/// The last state of a run, but for the time that it took.
-fn last_state(run: &Path) -> TrainState {
-    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
-    state.seconds = 0.0;
-    state.unrecorded.seconds = 0.0;
-    state
 }
 
 /// What our own program said, and not the launcher.

@@ -301,24 +301,20 @@ summed!(f32 f64);
 /// [`RankError`].
 pub fn sum<T: Summed>(ranks: &dyn Ranks, values: &mut [T]) -> Result<(), RankError> {
     let (mut sent, mut received) = (Vec::new(), Vec::new());
-    // What this rank has on each level, and after it half of that.
-    let (mut has, mut levels) = (0..values.len(), Vec::new());
-    for level in 0..ranks.count().trailing_zeros() {
-        let (keeps, gives) = halves(&has, ranks.rank(), level);
+    let levels = levels(0..values.len(), ranks);
+    for Level { with, keeps, gives } in &levels {
         encode(&values[gives.clone()], &mut sent);
         received.resize(keeps.len() * T::BYTES, 0);
-        ranks.exchange(ranks.rank() ^ (1 << level), &sent, &mut received)?;
+        ranks.exchange(*with, &sent, &mut received)?;
         let others = received.chunks_exact(T::BYTES).map(T::of);
         for (value, other) in values[keeps.clone()].iter_mut().zip(others) {
             *value = value.plus(other);
         }
-        levels.push((level, keeps.clone(), gives));
-        has = keeps;
     }
-    for (level, keeps, gives) in levels.into_iter().rev() {
+    for Level { with, keeps, gives } in levels.into_iter().rev() {
         encode(&values[keeps], &mut sent);
         received.resize(gives.len() * T::BYTES, 0);
-        ranks.exchange(ranks.rank() ^ (1 << level), &sent, &mut received)?;
+        ranks.exchange(with, &sent, &mut received)?;
         let others = received.chunks_exact(T::BYTES).map(T::of);
         for (value, other) in values[gives].iter_mut().zip(others) {
             *value = other;
@@ -343,15 +339,34 @@ pub fn sum_arrays(ranks: &dyn Ranks, arrays: &mut [Vec<f32>]) -> Result<(), Rank
     Ok(())
 }
 
-/// Of what a rank and its partner on a level of the tree have: the half that the rank sums, and the
-/// other one.
-pub fn halves(has: &Range<usize>, rank: usize, level: u32) -> (Range<usize>, Range<usize>) {
-    let middle = has.start + has.len() / 2;
-    let halves = (has.start..middle, middle..has.end);
-    match rank >> level & 1 {
-        0 => halves,
-        _ => (halves.1, halves.0),
-    }
+/// What a rank does on a level of the tree's upper ones, which are between ranks.
+#[derive(Debug, Clone)]
+pub struct Level {
+    /// The rank that has the same sums so far.
+    pub with: usize,
+    /// The half of them that this rank goes on to sum.
+    pub keeps: Range<usize>,
+    /// The half that the other one does.
+    pub gives: Range<usize>,
+}
+
+/// The levels on which some values are summed over all ranks, from the lowest one up: on each, ranks
+/// exchange the halves that they give for those that they keep, which they add. Then the sums are handed
+/// back, from the highest level down.
+pub fn levels(values: Range<usize>, ranks: &dyn Ranks) -> Vec<Level> {
+    let (rank, mut has) = (ranks.rank(), values);
+    let level = |level: u32| {
+        let middle = has.start + has.len() / 2;
+        let (lower, upper) = (has.start..middle, middle..has.end);
+        let (keeps, gives) = match rank >> level & 1 {
+            0 => (lower, upper),
+            _ => (upper, lower),
+        };
+        has = keeps.clone();
+        let with = rank ^ (1 << level);
+        Level { with, keeps, gives }
+    };
+    (0..ranks.count().trailing_zeros()).map(level).collect()
 }
 
 fn encode<T: Summed>(values: &[T], to: &mut Vec<u8>) {

@@ -437,7 +437,6 @@ impl Cuda {
                 weights,
                 first: 0,
                 shard: 0,
-                is_last: true,
                 dropout: None,
                 branch: 0,
             };
@@ -709,7 +708,7 @@ impl Engine for Cuda {
 
 impl Cuda {
     /// Shards of this rank.
-    fn shards(&self) -> usize {
+    pub(crate) fn shards(&self) -> usize {
         self.sharing.as_ref().map_or(1, |s| s.shards().count())
     }
 
@@ -760,7 +759,6 @@ impl Cuda {
             weights: &state.weights,
             first: range.start - own.start,
             shard,
-            is_last: shard + 1 == shards.len(),
             dropout: dropout.map(|_| {
                 let place = size_of::<Rates>() + shard * blocks;
                 state.step.address() + place as u64

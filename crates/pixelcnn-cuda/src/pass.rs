@@ -6,7 +6,7 @@ use pixelcnn_core::engine::Batch;
 use pixelcnn_core::kernels::pointwise::Dropped;
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
-use pixelcnn_core::ranks::halves;
+use pixelcnn_core::ranks::{Level, levels};
 
 use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
@@ -35,9 +35,8 @@ pub(crate) struct Pass<'a> {
     pub weights: &'a Weights,
     /// The first of them among those whose levels and nats are held.
     pub first: usize,
-    /// Which of this rank's shards they are, and whether it is the last one.
+    /// Which of this rank's shards they are.
     pub shard: usize,
-    pub is_last: bool,
     /// Where the blocks' dropout is.
     pub dropout: Option<Address>,
     /// The branch on which it is.
@@ -423,29 +422,24 @@ impl Pass<'_> {
             // SAFETY: the sums are arrays of all parameters.
             unsafe { kernels::add(branch, from, to, (end - start) as i64)? };
         }
-        let Some(sharing) = engine.sharing.as_ref().filter(|_| self.is_last) else {
+        let is_last = self.shard + 1 == engine.shards();
+        let Some(sharing) = engine.sharing.as_ref().filter(|_| is_last) else {
             return Ok(());
         };
-
-        // As `pixelcnn_core::ranks::sum` does.
-        let (rank, sum) = (sharing.ranks.rank(), &state.sums[0]);
-        let place = |values: &Range<usize>| (at(sum, values.start), values.len());
-        let (mut has, mut levels) = (bucket.values.clone(), Vec::new());
-        for level in 0..sharing.ranks.count().trailing_zeros() {
-            let (keeps, gives) = halves(&has, rank, level);
+        let levels = levels(bucket.values.clone(), &*sharing.ranks);
+        let place = |values: &Range<usize>| (at(&state.sums[0], values.start), values.len());
+        for Level { with, keeps, gives } in &levels {
             let received = (state.received.address(), keeps.len());
-            let (to, values) = place(&keeps);
+            let (to, values) = place(keeps);
             // SAFETY: there is room for half a bucket.
             unsafe {
-                branch.exchange(rank ^ (1 << level), place(&gives), received)?;
+                branch.exchange(*with, place(gives), received)?;
                 kernels::add(branch, received.0, to, values as i64)?;
             }
-            levels.push((level, keeps.clone(), gives));
-            has = keeps;
         }
-        for (level, keeps, gives) in levels.into_iter().rev() {
+        for Level { with, keeps, gives } in levels.iter().rev() {
             // SAFETY: both are parts of the bucket.
-            unsafe { branch.exchange(rank ^ (1 << level), place(&keeps), place(&gives))? };
+            unsafe { branch.exchange(*with, place(keeps), place(gives))? };
         }
         Ok(())
     }

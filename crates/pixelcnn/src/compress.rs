@@ -58,6 +58,7 @@ use pixelcnn_core::{ModelConfig, Nonlinearity};
 use sha2::{Digest, Sha256};
 
 use crate::atomic;
+use crate::hex;
 use crate::picture::is_picture;
 use crate::sample::{side_by_side, useful_threads};
 
@@ -195,7 +196,7 @@ impl ModelHash {
 
 impl fmt::Display for ModelHash {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

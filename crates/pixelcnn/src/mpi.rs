@@ -14,6 +14,7 @@ use pixelcnn_core::ranks::{Patience, RankError, Ranks};
 
 /// Bytes of a message: MPI counts them with 31 bits.
 const LARGEST: usize = 1 << 30;
+
 /// The ranks of an MPI program; all of them end together when it is dropped.
 pub struct Mpi {
     rank: usize,

@@ -179,9 +179,10 @@ pub enum DrawError {
     Stopped(#[from] Stopped),
 }
 
-/// Draws those of a sampling's images that have these numbers, u8 \[N, H, W, C\]. On the CPU, up to 64 at a time and in a gigabyte of memory if one
-/// image needs no more, on as many threads as rayon has or one where little work is to be shared; on
-/// a GPU up to 1,024. There a pixel may differ from the CPU's, whose arithmetic rounds otherwise.
+/// Draws those of a sampling's images that have these numbers, u8 \[N, H, W, C\]. On the CPU, up to 64
+/// at a time and in a gigabyte of memory if one image needs no more, on as many threads as rayon has or
+/// one where little work is to be shared; on a GPU up to 1,024. There a pixel may differ from the CPU's,
+/// whose arithmetic rounds otherwise.
 /// `progress` is told after every row and can stop it.
 ///
 /// # Errors

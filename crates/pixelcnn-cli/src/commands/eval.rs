@@ -53,9 +53,9 @@ pub struct Eval {
     #[command(flatten)]
     overwrite: Overwrite,
     #[command(flatten)]
-    data: DataFlags,
-    #[command(flatten)]
     ranks: GpuFlags,
+    #[command(flatten)]
+    data: DataFlags,
 }
 
 const EXAMPLES: &str = "\

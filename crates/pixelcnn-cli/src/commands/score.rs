@@ -13,13 +13,12 @@ use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 use pixelcnn::picture::DroppedCount;
-use pixelcnn::ranks::{Ranks, gather, share};
 use pixelcnn::score::{LosslessFormat, Map, Scores, auroc, maps, score};
 
 use crate::chart::{Chart, Series, Shape};
 use crate::device::DeviceFlags;
 use crate::heat::{self, Group};
-use crate::measuring::progress;
+use crate::measuring::share_out;
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::{absolute, split};
@@ -163,7 +162,11 @@ impl Score {
         let model = trained.model();
         let mut scored = Vec::new();
         for (name, data, count) in sets {
-            let scores = measure(&*team.ranks, &network, &data, count, batch_size)?;
+            let parts = share_out(&*team.ranks, count, |own, progress| {
+                let mut progress = |so_far: &Scores| progress(&so_far.likelihood);
+                Ok(score(&network, &data, own, batch_size, &mut progress)?)
+            })?;
+            let scores = Scores::concat(parts);
             let corrected = scores.corrected(&LosslessFormat::ALL);
             scored.push(Scored {
                 name,
@@ -388,27 +391,6 @@ impl Scored {
             self.scores.likelihood.bits_per_dim[image], self.corrected[image]
         )
     }
-}
-
-/// Scores the first `count` images of a data set, each rank its share, and shows how far it is; rank 0
-/// has all scores.
-fn measure(
-    ranks: &dyn Ranks,
-    network: &Network,
-    data: &Dataset,
-    count: usize,
-    batch_size: usize,
-) -> Result<Scores> {
-    let own = share(count, ranks.rank(), ranks.count());
-    let mut shown = progress(count, ranks.count());
-    let parts = gather(ranks, |beat| {
-        let mut progress = |so_far: &Scores| {
-            beat()?;
-            shown(&so_far.likelihood)
-        };
-        Result::Ok(score(network, data, own, batch_size, &mut progress)?)
-    })?;
-    Ok(Scores::concat(parts))
 }
 
 /// The end of a long path, so that it has its place in a legend.

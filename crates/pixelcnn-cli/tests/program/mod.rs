@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::cargo::cargo_bin;
 use image::{Rgb, RgbImage};
+use pixelcnn::train::checkpoints::Checkpoints;
+use pixelcnn::train::state::TrainState;
 
 /// More than anything here takes on a slow machine: a test that hangs shall fail.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -23,6 +25,12 @@ pub fn wait_until(mut what: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Begins a program, to be [`ended`] later.
+pub fn begun(command: &mut Command) -> Child {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    piped.stdin(Stdio::null()).spawn().unwrap()
 }
 
 /// All that a program says on the pipes that it was given, when it has ended.
@@ -60,8 +68,7 @@ pub fn ended(mut child: Child) -> Output {
 /// Runs a program until it ends.
 #[track_caller]
 pub fn output(command: &mut Command) -> Output {
-    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    ended(piped.stdin(Stdio::null()).spawn().unwrap())
+    ended(begun(command))
 }
 
 /// Runs `pixelcnn ARGUMENTS` in `folder`.
@@ -132,4 +139,12 @@ pub fn photos(folder: &Path) {
 
 pub fn open(path: &Path) -> RgbImage {
     image::open(path).unwrap().into_rgb8()
+}
+
+/// The last state of a run, but for the time that it took.
+pub fn last_state(run: &Path) -> TrainState {
+    let (mut state, _) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
+    state.seconds = 0.0;
+    state.unrecorded.seconds = 0.0;
+    state
 }
