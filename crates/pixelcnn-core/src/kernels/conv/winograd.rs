@@ -1,18 +1,22 @@
-//! The stride-1 convolution by a 2x2 or 2x3 kernel with 9 or 12 multiplications for every 2x2
-//! outputs instead of 16 or 24 (Winograd, 1980; Lavin & Gray, 2016, section 4).
+//! The stride-1 convolution by a 2x2 or 2x3 kernel with 15 or 18 multiplications for every 2x4
+//! outputs instead of 32 or 48 (Winograd, 1980; Lavin & Gray, 2016, section 4).
 //!
-//! In each direction, two outputs of a kernel with `K` taps come from `K + 1` products:
+//! In each direction, `M` outputs of a kernel with `K` taps come from `M + K - 1` products:
 //! `y = A^T ((G g) * (B^T d))` for inputs `d` and taps `g`, nested for two directions. Every point
 //! of a tile is then a matrix product over the channels, which the register tiles of the direct
 //! convolution compute. The gradient of the weights is the adjoint,
 //! `dg = G^T ((B^T d) * (A dy))`.
 //!
-//! | K | `B^T d` | `G g` | `A^T m` |
-//! |---|---|---|---|
-//! | 2 | d0-d1, d1, d2-d1 | g0, g0+g1, g1 | m0+m1, m1+m2 |
-//! | 3 | d0-d2, d1+d2, d2-d1, d1-d3 | g0, (g0+g1+g2)/2, (g0-g1+g2)/2, g2 | m0+m1+m2, m1-m2-m3 |
+//! Down, two outputs of two taps:
 //!
-//! The factors are so small that rounding stays that of the direct convolution.
+//! | `B^T d` | `G g` | `A^T m` |
+//! |---|---|---|
+//! | d0-d1, d1, d2-d1 | g0, g0+g1, g1 | m0+m1, m1+m2 |
+//!
+//! Across, four outputs (Toom & Cook): the polynomials' values at p, -p, q, -q and infinity, and with
+//! three taps at 0 too. Where every product is computed for p and -p, an even and an odd part are
+//! shared; p and q are those with which sums over many channels are rounded least, of fractions whose
+//! powers are exact: their error is 1.2 (two taps) and 1.7 times (three) that of two outputs at a time.
 
 use rayon::prelude::*;
 
@@ -23,10 +27,16 @@ use crate::kernels::vector::Vector;
 
 /// Rows of the kernels: the shift is down, by one.
 const ROWS: usize = 2;
+/// Rows and columns of a tile's outputs.
+const TILE: [usize; 2] = [2, 4];
+/// Outputs of a tile.
+const OUTPUTS: usize = TILE[0] * TILE[1];
+/// Points of a tile down, and across for the most taps.
+const POINTS: [usize; 2] = [3, 6];
 /// Points of a tile for the most taps.
-const MOST: usize = 12;
+const MOST: usize = POINTS[0] * POINTS[1];
 /// Values that a task's transformed pixels may take, so that they stay in the second-level cache.
-const SPREAD: usize = 1 << 15;
+const SPREAD: usize = 1 << 17;
 /// Values that the transformed pixels of both maps may take when the weights' gradient is summed,
 /// so that they stay in the last-level cache.
 const CHUNK: usize = 1 << 20;
@@ -49,14 +59,14 @@ struct Transforms {
 /// tile has points, `stride` apart at `out`: vectors of them, zeros beyond `channels`.
 type Spread = unsafe fn(pixels: *const *const f32, channels: usize, out: *mut f32, stride: usize);
 
-/// Transforms `columns` products for each point, `stride` apart, to the tile's 2x2 outputs; adds
+/// Transforms `columns` products for each point, `stride` apart, to the tile's outputs; adds
 /// `bias` and writes at `first` after each of `outs`, where that is not null, or adds to what is
 /// there. Products and bias are whole vectors.
 type Collect = unsafe fn(
     products: *const f32,
     stride: usize,
     bias: *const f32,
-    outs: &[*mut f32; 4],
+    outs: &[*mut f32; OUTPUTS],
     first: usize,
     columns: usize,
     accumulate: bool,
@@ -65,81 +75,190 @@ type Collect = unsafe fn(
 /// Transforms `len` gradients for each point to those for each tap, `stride` apart both.
 type WeightGradient = unsafe fn(points: *const f32, stride: usize, len: usize, taps: *mut f32);
 
-/// `B^T d` for `K` taps; the fourth value is not used for two.
+/// `B^T d` down.
 #[inline(always)]
-unsafe fn input<V: Vector, const K: usize>(d: [V; 4]) -> [V; 4] {
+unsafe fn input_down<V: Vector>([a, b, c]: [V; 3]) -> [V; 3] {
     // SAFETY: the caller has the level's instructions, as for all below.
-    unsafe {
-        if K == 2 {
-            [d[0].sub(d[1]), d[1], d[2].sub(d[1]), d[3]]
-        } else {
-            [
-                d[0].sub(d[2]),
-                d[1].add(d[2]),
-                d[2].sub(d[1]),
-                d[1].sub(d[3]),
-            ]
+    unsafe { [a.sub(b), b, c.sub(b)] }
+}
+
+/// `A^T m` down.
+#[inline(always)]
+unsafe fn output_down<V: Vector>([a, b, c]: [V; 3]) -> [V; 2] {
+    // SAFETY: as for `input_down`.
+    unsafe { [a.add(b), b.add(c)] }
+}
+
+/// `A dy` down, and `G g`, which is the same.
+#[inline(always)]
+unsafe fn outer_down<V: Vector>([a, b]: [V; 2]) -> [V; 3] {
+    // SAFETY: as for `input_down`.
+    unsafe { [a, a.add(b), b] }
+}
+
+/// The points p and q across for `K` taps, their powers, and what the polynomials are divided by.
+struct Points {
+    p: [f32; 4],
+    q: [f32; 4],
+    by_p: f32,
+    by_q: f32,
+    by_0: f32,
+}
+
+impl Points {
+    const fn of(taps: usize) -> Points {
+        let (p, q) = match taps {
+            2 => (1.0 / 2.0, 5.0 / 4.0),
+            _ => (11.0 / 16.0, 3.0 / 2.0),
+        };
+        let (p2, q2): (f64, f64) = (p * p, q * q);
+        let [scale_p, scale_q] = match taps {
+            2 => [2.0 * p, 2.0 * q],
+            _ => [2.0 * p2, 2.0 * q2],
+        };
+        Points {
+            p: [1.0, p as f32, p2 as f32, (p * p2) as f32],
+            q: [1.0, q as f32, q2 as f32, (q * q2) as f32],
+            by_p: (1.0 / (scale_p * (p2 - q2))) as f32,
+            by_q: (1.0 / (scale_q * (q2 - p2))) as f32,
+            by_0: (1.0 / (p2 * q2)) as f32,
         }
     }
 }
 
-/// `A^T m`.
-#[inline(always)]
-unsafe fn output<V: Vector, const K: usize>(m: [V; 4]) -> [V; 2] {
-    // SAFETY: as for `input`.
-    unsafe {
-        let [a, b, c, d] = m;
-        if K == 2 {
-            [a.add(b), b.add(c)]
-        } else {
-            [a.add(b).add(c), b.sub(c).sub(d)]
-        }
-    }
-}
+/// The points across by taps - 2.
+const ACROSS: [Points; 2] = [Points::of(2), Points::of(3)];
 
-/// `A dy`.
+/// `B^T d` across for `K` taps: `K + 3` values of as many.
 #[inline(always)]
-unsafe fn output_gradient<V: Vector, const K: usize>([a, b]: [V; 2]) -> [V; 4] {
-    // SAFETY: as for `input`.
+unsafe fn input<V: Vector, const K: usize>(d: [V; POINTS[1]]) -> [V; POINTS[1]] {
+    let Points { p, q, .. } = ACROSS[K - 2];
+    // SAFETY: as for `input_down`.
     unsafe {
         let zero = V::splat(0.0);
+        let both = |even: V, odd: V, factor: f32| {
+            let odd = odd.mul_add(V::splat(factor), zero);
+            [even.add(odd), even.sub(odd)]
+        };
+        let less = |a: V, b: V, factor: f32| b.mul_add(V::splat(-factor), a);
+        // The values at 0 and at infinity: a - (p^2 + q^2) b + p^2 q^2 c.
+        let end = |a: V, b: V, c: V| c.mul_add(V::splat(p[2] * q[2]), less(a, b, p[2] + q[2]));
+        // With three taps all that is between the ends is one further.
+        let at = |i: usize| d[i + K - 2];
+        let (d0, d1, d2, d3) = (at(0), at(1), at(2), at(3));
+        let [plus_p, minus_p] = both(less(d3, d1, q[2]), less(d2, d0, q[2]), p[1]);
+        let [plus_q, minus_q] = both(less(d3, d1, p[2]), less(d2, d0, p[2]), q[1]);
+        let last = end(d[K + 2], d[K], d[K - 2]);
         if K == 2 {
-            [a, a.add(b), b, zero]
+            [plus_p, minus_p, plus_q, minus_q, last, zero]
         } else {
-            [a, a.add(b), a.sub(b), zero.sub(b)]
+            let first = end(d[4], d[2], d[0]);
+            [first, plus_p, minus_p, plus_q, minus_q, last]
         }
     }
 }
 
-/// `G g`; the third value is not used for two taps.
+/// `A^T m` across, of `K + 3` values.
 #[inline(always)]
-unsafe fn weight<V: Vector, const K: usize>([a, b, c]: [V; 3]) -> [V; 4] {
-    // SAFETY: as for `input`.
+unsafe fn output<V: Vector, const K: usize>(m: [V; POINTS[1]]) -> [V; TILE[1]] {
+    let Points { p, q, .. } = ACROSS[K - 2];
+    let [plus_p, minus_p, plus_q, minus_q, last] = [0, 1, 2, 3, 4].map(|i| m[i + K - 2]);
+    // SAFETY: as for `input_down`.
     unsafe {
-        let (zero, half) = (V::splat(0.0), V::splat(0.5));
+        let zero = V::splat(0.0);
+        let (even_p, odd_p) = (plus_p.add(minus_p), plus_p.sub(minus_p));
+        let (even_q, odd_q) = (plus_q.add(minus_q), plus_q.sub(minus_q));
+        let sum = |a: V, b: V, power: usize, rest: V| {
+            b.mul_add(V::splat(q[power]), a.mul_add(V::splat(p[power]), rest))
+        };
+        let even = even_p.add(even_q);
+        [
+            if K == 2 { even } else { even.add(m[0]) },
+            sum(odd_p, odd_q, 1, zero),
+            sum(even_p, even_q, 2, zero),
+            sum(odd_p, odd_q, 3, last),
+        ]
+    }
+}
+
+/// `A dy` across: `K + 3` values.
+#[inline(always)]
+unsafe fn output_gradient<V: Vector, const K: usize>(y: [V; TILE[1]]) -> [V; POINTS[1]] {
+    let Points { p, q, .. } = ACROSS[K - 2];
+    let [a, b, c, d] = y;
+    // SAFETY: as for `input_down`.
+    unsafe {
+        let zero = V::splat(0.0);
+        let both = |x: [f32; 4]| {
+            let even = c.mul_add(V::splat(x[2]), a);
+            let odd = d.mul_add(V::splat(x[3]), b.mul_add(V::splat(x[1]), zero));
+            [even.add(odd), even.sub(odd)]
+        };
+        let ([plus_p, minus_p], [plus_q, minus_q]) = (both(p), both(q));
         if K == 2 {
-            [a, a.add(b), b, zero]
+            [plus_p, minus_p, plus_q, minus_q, d, zero]
         } else {
-            let outer = a.add(c);
-            let even = outer.add(b).mul_add(half, zero);
-            let odd = outer.sub(b).mul_add(half, zero);
-            [a, even, odd, c]
+            [a, plus_p, minus_p, plus_q, minus_q, d]
         }
     }
 }
 
-/// `G^T u`.
+/// `G g` across: `K + 3` values of `K`.
 #[inline(always)]
-unsafe fn weight_gradient<V: Vector, const K: usize>([a, b, c, d]: [V; 4]) -> [V; 3] {
-    // SAFETY: as for `input`.
+unsafe fn weight<V: Vector, const K: usize>([a, b, c]: [V; 3]) -> [V; POINTS[1]] {
+    let points = &ACROSS[K - 2];
+    // SAFETY: as for `input_down`.
     unsafe {
+        let zero = V::splat(0.0);
+        let both = |x: [f32; 4], by: f32| {
+            let even = match K {
+                2 => a,
+                _ => c.mul_add(V::splat(x[2]), a),
+            };
+            let even = even.mul_add(V::splat(by), zero);
+            let odd = b.mul_add(V::splat(by * x[1]), zero);
+            // With two taps the values at -p and -q are divided by the negative.
+            match K {
+                2 => [even.add(odd), odd.sub(even)],
+                _ => [even.add(odd), even.sub(odd)],
+            }
+        };
+        let [plus_p, minus_p] = both(points.p, points.by_p);
+        let [plus_q, minus_q] = both(points.q, points.by_q);
         if K == 2 {
-            [a.add(b), b.add(c), d]
+            [plus_p, minus_p, plus_q, minus_q, b, zero]
         } else {
-            let half = V::splat(0.5);
-            let sum = b.add(c);
-            let middle = b.sub(c).mul_add(half, V::splat(0.0));
-            [sum.mul_add(half, a), middle, sum.mul_add(half, d)]
+            let first = a.mul_add(V::splat(points.by_0), zero);
+            [first, plus_p, minus_p, plus_q, minus_q, c]
+        }
+    }
+}
+
+/// `G^T u` across: `K` values of `K + 3`.
+#[inline(always)]
+unsafe fn weight_gradient<V: Vector, const K: usize>(u: [V; POINTS[1]]) -> [V; 3] {
+    let points = &ACROSS[K - 2];
+    let [plus_p, minus_p, plus_q, minus_q, last] = [0, 1, 2, 3, 4].map(|i| u[i + K - 2]);
+    // SAFETY: as for `input_down`.
+    unsafe {
+        let zero = V::splat(0.0);
+        let (sum_p, sum_q) = (plus_p.add(minus_p), plus_q.add(minus_q));
+        let (difference_p, difference_q) = (plus_p.sub(minus_p), plus_q.sub(minus_q));
+        let both = |a: V, b: V, power: usize, rest: V| {
+            let by_p = V::splat(points.by_p * points.p[power]);
+            let by_q = V::splat(points.by_q * points.q[power]);
+            b.mul_add(by_q, a.mul_add(by_p, rest))
+        };
+        if K == 2 {
+            let second = both(sum_p, sum_q, 1, last);
+            [both(difference_p, difference_q, 0, zero), second, zero]
+        } else {
+            let first = u[0].mul_add(V::splat(points.by_0), zero);
+            [
+                both(sum_p, sum_q, 0, first),
+                both(difference_p, difference_q, 1, zero),
+                both(sum_p, sum_q, 2, last),
+            ]
         }
     }
 }
@@ -155,19 +274,17 @@ unsafe fn spread_input<V: Vector, const K: usize>(
     // SAFETY: the caller has the level's instructions and memory as `Spread` says.
     unsafe {
         for c in (0..channels).step_by(V::LANES) {
-            let mut points = [[V::splat(0.0); 4]; ROWS + 2];
-            for j in 0..=K {
-                let mut column = [V::splat(0.0); 4];
-                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
-                    *value = load(*pixels.add(i * (K + 1) + j), c, channels);
-                }
-                for (point, value) in points.iter_mut().zip(input::<V, ROWS>(column)) {
+            let mut points = [[V::splat(0.0); POINTS[1]]; POINTS[0]];
+            for j in 0..K + 3 {
+                let at = |i: usize| load(*pixels.add(i * (K + 3) + j), c, channels);
+                let column = input_down::<V>([at(0), at(1), at(2)]);
+                for (point, value) in points.iter_mut().zip(column) {
                     point[j] = value;
                 }
             }
-            for (i, point) in points.into_iter().take(ROWS + 1).enumerate() {
-                for (j, value) in input::<V, K>(point).into_iter().take(K + 1).enumerate() {
-                    value.store(out.add((i * (K + 1) + j) * stride + c));
+            for (i, point) in points.into_iter().enumerate() {
+                for (j, value) in input::<V, K>(point).into_iter().take(K + 3).enumerate() {
+                    value.store(out.add((i * (K + 3) + j) * stride + c));
                 }
             }
         }
@@ -184,16 +301,17 @@ unsafe fn spread_output_gradient<V: Vector, const K: usize>(
     // SAFETY: the caller has the level's instructions and memory as `Spread` says.
     unsafe {
         for c in (0..channels).step_by(V::LANES) {
-            let mut y = [V::splat(0.0); 4];
-            for (i, value) in y.iter_mut().enumerate() {
-                *value = load(*pixels.add(i), c, channels);
+            let mut rows = [[V::splat(0.0); TILE[1]]; POINTS[0]];
+            for j in 0..TILE[1] {
+                let at = |i: usize| load(*pixels.add(i * TILE[1] + j), c, channels);
+                for (row, value) in rows.iter_mut().zip(outer_down::<V>([at(0), at(1)])) {
+                    row[j] = value;
+                }
             }
-            let left = output_gradient::<V, ROWS>([y[0], y[2]]);
-            let right = output_gradient::<V, ROWS>([y[1], y[3]]);
-            for (i, (left, right)) in left.into_iter().zip(right).take(ROWS + 1).enumerate() {
-                let row = output_gradient::<V, K>([left, right]);
-                for (j, value) in row.into_iter().take(K + 1).enumerate() {
-                    value.store(out.add((i * (K + 1) + j) * stride + c));
+            for (i, row) in rows.into_iter().enumerate() {
+                let row = output_gradient::<V, K>(row);
+                for (j, value) in row.into_iter().take(K + 3).enumerate() {
+                    value.store(out.add((i * (K + 3) + j) * stride + c));
                 }
             }
         }
@@ -206,7 +324,7 @@ unsafe fn collect_output<V: Vector, const K: usize>(
     products: *const f32,
     stride: usize,
     bias: *const f32,
-    outs: &[*mut f32; 4],
+    outs: &[*mut f32; OUTPUTS],
     first: usize,
     columns: usize,
     accumulate: bool,
@@ -214,17 +332,14 @@ unsafe fn collect_output<V: Vector, const K: usize>(
     // SAFETY: the caller has the level's instructions and memory as `Collect` says.
     unsafe {
         for c in (0..columns).step_by(V::LANES) {
-            let mut rows = [[V::splat(0.0); 4]; 2];
-            for j in 0..=K {
-                let mut column = [V::splat(0.0); 4];
-                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
-                    *value = V::load(products.add((i * (K + 1) + j) * stride + c));
-                }
-                let [upper, lower] = output::<V, ROWS>(column);
+            let mut rows = [[V::splat(0.0); POINTS[1]]; TILE[0]];
+            for j in 0..K + 3 {
+                let at = |i: usize| V::load(products.add((i * (K + 3) + j) * stride + c));
+                let [upper, lower] = output_down::<V>([at(0), at(1), at(2)]);
                 (rows[0][j], rows[1][j]) = (upper, lower);
             }
             let bias = V::load(bias.add(c));
-            for (row, outs) in rows.into_iter().zip(outs.chunks_exact(2)) {
+            for (row, outs) in rows.into_iter().zip(outs.chunks_exact(TILE[1])) {
                 for (value, out) in output::<V, K>(row).into_iter().zip(outs) {
                     if !out.is_null() {
                         let value = [value.add(bias)];
@@ -248,7 +363,7 @@ unsafe fn spread_weight<V: Vector, const K: usize>(
     unsafe {
         let zero = V::splat(0.0);
         for c in (0..columns).step_by(V::LANES) {
-            let mut rows = [[zero; 4]; ROWS];
+            let mut rows = [[zero; POINTS[1]]; ROWS];
             for (i, row) in rows.iter_mut().enumerate() {
                 let mut g = [zero; 3];
                 for (j, value) in g.iter_mut().take(K).enumerate() {
@@ -256,10 +371,10 @@ unsafe fn spread_weight<V: Vector, const K: usize>(
                 }
                 *row = weight::<V, K>(g);
             }
-            for j in 0..=K {
-                let column = weight::<V, ROWS>([rows[0][j], rows[1][j], zero]);
-                for (i, value) in column.into_iter().take(ROWS + 1).enumerate() {
-                    value.store(out.add((i * (K + 1) + j) * stride + c));
+            for j in 0..K + 3 {
+                let column = outer_down::<V>([rows[0][j], rows[1][j]]);
+                for (i, value) in column.into_iter().enumerate() {
+                    value.store(out.add((i * (K + 3) + j) * stride + c));
                 }
             }
         }
@@ -278,13 +393,11 @@ unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
     unsafe {
         let zero = V::splat(0.0);
         for c in (0..len).step_by(V::LANES) {
-            let mut rows = [[zero; 4]; ROWS];
-            for j in 0..=K {
-                let mut column = [zero; 4];
-                for (i, value) in column.iter_mut().take(ROWS + 1).enumerate() {
-                    *value = load(points.add((i * (K + 1) + j) * stride), c, len);
-                }
-                let [upper, lower, _] = weight_gradient::<V, ROWS>(column);
+            let mut rows = [[zero; POINTS[1]]; ROWS];
+            for j in 0..K + 3 {
+                let at = |i: usize| load(points.add((i * (K + 3) + j) * stride), c, len);
+                // `G^T` down is `A^T`.
+                let [upper, lower] = output_down::<V>([at(0), at(1), at(2)]);
                 (rows[0][j], rows[1][j]) = (upper, lower);
             }
             for (i, row) in rows.into_iter().enumerate() {
@@ -336,7 +449,7 @@ macro_rules! transforms {
 
         $(#[$features])?
         #[allow(clippy::too_many_arguments)]
-        unsafe fn output<const K: usize>(products: *const f32, stride: usize, bias: *const f32, outs: &[*mut f32; 4], first: usize, columns: usize, accumulate: bool) {
+        unsafe fn output<const K: usize>(products: *const f32, stride: usize, bias: *const f32, outs: &[*mut f32; super::OUTPUTS], first: usize, columns: usize, accumulate: bool) {
             // SAFETY: the same as the caller's.
             unsafe { super::collect_output::<$vector, K>(products, stride, bias, outs, first, columns, accumulate) }
         }
@@ -456,12 +569,20 @@ impl Winograd {
 
     /// Points of a tile.
     fn points(&self) -> usize {
-        (ROWS + 1) * (self.taps + 1)
+        POINTS[0] * self.across()
+    }
+
+    /// Points of a tile's row, and the pixels that it reads in one.
+    fn across(&self) -> usize {
+        self.taps + TILE[1] - 1
     }
 
     /// Rows and columns of tiles in an image.
     fn grid(&self) -> [usize; 2] {
-        [self.size[1].div_ceil(2), self.size[2].div_ceil(2)]
+        [
+            self.size[1].div_ceil(TILE[0]),
+            self.size[2].div_ceil(TILE[1]),
+        ]
     }
 
     fn tiles(&self) -> usize {
@@ -474,8 +595,8 @@ impl Winograd {
         let [rows, columns] = self.grid();
         [
             tile / columns / rows,
-            tile / columns % rows * 2,
-            tile % columns * 2,
+            tile / columns % rows * TILE[0],
+            tile % columns * TILE[1],
         ]
     }
 
@@ -493,19 +614,21 @@ impl Winograd {
         // What lies above or to the left wraps round to outside.
         let (top, left) = (top.wrapping_sub(up), left.wrapping_sub(to_left));
         let mut pixels = [zeros.as_ptr(); MOST];
-        let mut rows = pixels.chunks_exact_mut(self.taps + 1);
-        if top < h - ROWS.min(h) && left < w - self.taps.min(w) && image < self.size[0] {
+        let across = self.across();
+        let mut rows = pixels.chunks_exact_mut(across).take(POINTS[0]);
+        let inside = |first: usize, read: usize, of: usize| first < of && read <= of - first;
+        if inside(top, POINTS[0], h) && inside(left, across, w) && image < self.size[0] {
             let tile = &x[((image * h + top) * w + left) * self.inputs..];
-            let last = (ROWS * w + self.taps) * self.inputs;
+            let last = ((POINTS[0] - 1) * w + across - 1) * self.inputs;
             assert!(tile.len() >= last + self.inputs, "a tile inside the map");
-            for (i, row) in rows.by_ref().take(ROWS + 1).enumerate() {
+            for (i, row) in rows.by_ref().enumerate() {
                 for (j, pixel) in row.iter_mut().enumerate() {
                     *pixel = tile.as_ptr().wrapping_add((i * w + j) * self.inputs);
                 }
             }
             return pixels;
         }
-        for (i, row) in rows.take(ROWS + 1).enumerate() {
+        for (i, row) in rows.enumerate() {
             for (j, to) in row.iter_mut().enumerate() {
                 let pixel = self.pixel(image, top.wrapping_add(i), left.wrapping_add(j));
                 if let Some(pixel) = pixel {
@@ -517,9 +640,14 @@ impl Winograd {
     }
 
     /// The pixels that a tile writes, row after row.
-    fn written(&self, tile: usize) -> [Option<usize>; 4] {
+    fn written(&self, tile: usize) -> [Option<usize>; OUTPUTS] {
         let [image, top, left] = self.place(tile);
-        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| self.pixel(image, top + i, left + j))
+        let mut pixels = [None; OUTPUTS];
+        for (number, pixel) in pixels.iter_mut().enumerate() {
+            let (i, j) = (number / TILE[1], number % TILE[1]);
+            *pixel = self.pixel(image, top + i, left + j);
+        }
+        pixels
     }
 
     /// `out` = the convolution of `x`, or `out` += it.
@@ -555,7 +683,7 @@ impl Winograd {
                 for tile in range.clone() {
                     let pixels = std::mem::replace(&mut ahead, self.read(tile + 1, x, &zeros));
                     // What no tile before has read.
-                    for row in ahead[..points].chunks_exact(self.taps + 1).skip(1) {
+                    for row in ahead[..points].chunks_exact(self.across()).skip(1) {
                         for pixel in &row[self.taps - 1..] {
                             tile::prefetch_all(*pixel, inputs);
                         }
@@ -567,7 +695,7 @@ impl Winograd {
                         (transforms.input)(pixels.as_ptr(), inputs, to.as_mut_ptr(), count * lanes)
                     };
                 }
-                let written: Vec<[*mut f32; 4]> = range
+                let written: Vec<[*mut f32; OUTPUTS]> = range
                     .map(|tile| {
                         self.written(tile).map(|pixel| {
                             pixel.map_or(std::ptr::null_mut(), |pixel| out.at(pixel * outputs))
