@@ -68,6 +68,51 @@ impl Tiles {
     }
 }
 
+/// Adds to a tile's sums the product of one value of every row with a row of a panel.
+#[inline(always)]
+unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
+    sums: &mut [[V; N]; M],
+    rows: [*const f32; M],
+    panel: *const f32,
+    k: usize,
+) {
+    // SAFETY: the caller has the level's instructions and the memory.
+    unsafe {
+        let w: [V; N] = std::array::from_fn(|n| V::load(panel.add((k * N + n) * V::LANES)));
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let x = V::splat(*row.add(k));
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = x.mul_add(w, *sum);
+            }
+        }
+    }
+}
+
+/// Adds to a tile's sums the product of `inputs` values of every row with a panel.
+#[inline(always)]
+unsafe fn add_products<V: Vector, const M: usize, const N: usize>(
+    sums: &mut [[V; N]; M],
+    rows: [*const f32; M],
+    inputs: usize,
+    panel: *const f32,
+) {
+    /// Inputs to a turn of the loop, so that counting and addresses cost little.
+    const TURN: usize = 4;
+    let turns = inputs / TURN;
+    // SAFETY: the caller has the level's instructions, `inputs` values in every row and as many
+    // rows of `N` vectors in the panel.
+    unsafe {
+        for turn in 0..turns {
+            for k in 0..TURN {
+                add_product(sums, rows, panel, turn * TURN + k);
+            }
+        }
+        for k in turns * TURN..inputs {
+            add_product(sums, rows, panel, k);
+        }
+    }
+}
+
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn gather<V: Vector, const M: usize, const N: usize>(
@@ -86,17 +131,12 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
         let mut sums: [[V; N]; M] = [std::array::from_fn(|n| V::load(bias.add(n * V::LANES))); M];
         for (t, tap) in taps.iter().enumerate() {
             let row: [*const f32; M] = std::array::from_fn(|m| *rows.add(t * M + m));
-            let weights = panel.add(tap * inputs * N * V::LANES);
-            for k in 0..inputs {
-                let w: [V; N] =
-                    std::array::from_fn(|n| V::load(weights.add((k * N + n) * V::LANES)));
-                for (sums, row) in sums.iter_mut().zip(row) {
-                    let x = V::splat(*row.add(k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = x.mul_add(w, *sum);
-                    }
-                }
-            }
+            add_products(
+                &mut sums,
+                row,
+                inputs,
+                panel.add(tap * inputs * N * V::LANES),
+            );
         }
         if columns == N * V::LANES && !accumulate {
             for (m, sums) in sums.iter().enumerate() {
@@ -124,16 +164,8 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
     // SAFETY: the caller has the level's instructions, and memory as `ProductTile` says.
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
-        let row: [*const f32; M] = std::array::from_fn(|m| x.add(m * stride));
-        for k in 0..inputs {
-            let w: [V; N] = std::array::from_fn(|n| V::load(panel.add((k * N + n) * V::LANES)));
-            for (sums, row) in sums.iter_mut().zip(row) {
-                let x = V::splat(*row.add(k));
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = x.mul_add(w, *sum);
-                }
-            }
-        }
+        let rows = std::array::from_fn(|m| x.add(m * stride));
+        add_products(&mut sums, rows, inputs, panel);
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
                 sum.store(out.add((m * N + n) * V::LANES));
@@ -190,6 +222,21 @@ pub(super) fn prefetch(line: *const f32) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
+}
+
+/// Asks for `len` values in the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_second(from: *const f32, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..len.div_ceil(LINE) {
+        // SAFETY: SSE is on every such machine, and a prefetch does nothing at a wrong address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * LINE).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, len);
 }
 
 /// Asks for `len` values.

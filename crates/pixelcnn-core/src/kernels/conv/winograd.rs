@@ -35,8 +35,9 @@ const OUTPUTS: usize = TILE[0] * TILE[1];
 const POINTS: [usize; 2] = [3, 6];
 /// Points of a tile for the most taps.
 const MOST: usize = POINTS[0] * POINTS[1];
-/// Values that a task's transformed pixels may take, so that they stay in the second-level cache.
-const SPREAD: usize = 1 << 17;
+/// Tiles of a task: so many that a weight that comes from afar is used often, so few that the pixels
+/// of one point stay in the second-level cache.
+const TASK: usize = 96;
 /// Values that the transformed pixels of both maps may take when the weights' gradient is summed,
 /// so that they stay in the last-level cache.
 const CHUNK: usize = 1 << 20;
@@ -667,17 +668,17 @@ impl Winograd {
         let zeros = vec![0.0; inputs];
         let transforms = Transforms::of(level, self.taps);
 
-        // A task has whole register tiles, as many as leave every thread a few tasks.
+        // As many tasks as take `TASK` tiles, and as many for every thread.
         let lanes = inputs.next_multiple_of(tiles.lanes);
-        let most = (SPREAD / (points * lanes) / tiles.rows()).max(1);
-        let fair = self.tiles() / (4 * rayon::current_num_threads() * tiles.rows());
-        let parts = self.tiles().div_ceil(tiles.rows() * fair.clamp(1, most));
+        let parts = self.tiles().div_ceil(TASK);
+        let parts = parts.next_multiple_of(rayon::current_num_threads());
+        let parts = parts.min(self.tiles().div_ceil(tiles.rows()));
         let out = SharedMap(out.as_mut_ptr());
         let task = |packed: &[f32], part: usize| {
             let range = share(self.tiles(), part, parts);
             let (first, count) = (range.start, range.len());
             let spread = points * count * lanes;
-            with_scratch(spread + points * count * panels.width, |scratch| {
+            with_scratch(spread + points * count * panels.lanes(), |scratch| {
                 let (spread, products) = scratch.split_at_mut(spread);
                 let mut ahead = self.read(first, x, &zeros);
                 for tile in range.clone() {
@@ -703,16 +704,20 @@ impl Winograd {
                     })
                     .collect();
                 let row_tiles = count.div_ceil(tiles.rows());
-                for panel in 0..panels.count() {
-                    let (columns, vectors) = panels.get(panel);
-                    let width = vectors * tiles.lanes;
-                    let products = &mut products[..points * count * width];
-                    let weights = &packed[panel * panels.width * points * inputs..];
-                    for point in 0..points {
-                        let weights = &weights[point * inputs * width..][..inputs * width];
-                        for tile in 0..row_tiles {
-                            let tile = share(count, tile, row_tiles);
+                for point in 0..points {
+                    for panel in 0..panels.count() {
+                        let (_, vectors) = panels.get(panel);
+                        let width = vectors * tiles.lanes;
+                        let first = point * panels.lanes() + panel * panels.width;
+                        let products = &mut products[first * count..];
+                        let weights = &packed[first * inputs..];
+                        // What follows is the next panel, of this point or the next one.
+                        let next = weights[inputs * width..].as_ptr();
+                        for number in 0..row_tiles {
+                            let tile = share(count, number, row_tiles);
                             let row = point * count + tile.start;
+                            let ahead = share(inputs * width, number, row_tiles);
+                            tile::prefetch_second(next.wrapping_add(ahead.start), ahead.len());
                             // SAFETY: the machine has the level. From `row` on there are as many
                             // rows as the tile has, of `lanes` values each and of `width`
                             // products; `weights` has `width` values for every input.
@@ -722,20 +727,25 @@ impl Winograd {
                                     lanes,
                                     inputs,
                                     weights.as_ptr(),
-                                    products[row * width..].as_mut_ptr(),
+                                    products[tile.start * width..].as_mut_ptr(),
                                 );
                             }
                         }
                     }
-                    for (tile, outs) in written.iter().enumerate() {
+                }
+                for (tile, outs) in written.iter().enumerate() {
+                    for panel in 0..panels.count() {
+                        let (columns, vectors) = panels.get(panel);
+                        let width = vectors * tiles.lanes;
+                        let first = panel * panels.width;
                         // SAFETY: the machine has the level. Each point has the `width` products
                         // of `count` tiles; `columns` lie inside a pixel, which no other task
                         // writes.
                         unsafe {
                             (transforms.output)(
-                                products[tile * width..].as_ptr(),
-                                count * width,
-                                padded_bias[panel * panels.width..].as_ptr(),
+                                products[first * count + tile * width..].as_ptr(),
+                                count * panels.lanes(),
+                                padded_bias[first..].as_ptr(),
                                 outs,
                                 columns.start,
                                 columns.len(),
@@ -755,8 +765,7 @@ impl Winograd {
         });
     }
 
-    /// Packs the transformed weight by panels: \[panel, point, input, column\], zeros beyond the
-    /// last column.
+    /// Packs the transformed weight: \[point, panel, input, column\], zeros beyond the last column.
     fn pack(
         &self,
         transforms: &Transforms,
@@ -767,24 +776,23 @@ impl Winograd {
     ) {
         /// Inputs that are transposed together.
         const INPUTS: usize = 16;
-        let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
+        let (inputs, outputs) = (self.inputs, self.outputs);
         let taps = ROWS * self.taps;
-        let transform = transforms.weight;
-        let pack = |(panel, packed): (usize, &mut [f32])| {
-            let (columns, vectors) = panels.get(panel);
-            let width = vectors * lanes;
-            // In the forward pass's order: [tap, input, column].
-            let mut turned = vec![
-                0.0;
-                if self.flipped {
-                    taps * INPUTS * width
-                } else {
-                    0
-                }
-            ];
-            for first in (0..inputs).step_by(INPUTS) {
+        let stride = inputs * panels.lanes();
+        assert_eq!(packed.len(), self.points() * stride, "packed weights");
+        let packed = SharedMap(packed.as_mut_ptr());
+        let blocks = inputs.div_ceil(INPUTS);
+        (0..panels.count() * blocks)
+            .into_par_iter()
+            .for_each(|task| {
+                let (columns, vectors) = panels.get(task / blocks);
+                let width = vectors * lanes;
+                let first = task % blocks * INPUTS;
                 let block = first..inputs.min(first + INPUTS);
+                // In the forward pass's order: [tap, input, column].
+                let mut turned = Vec::new();
                 if self.flipped {
+                    turned.resize(taps * INPUTS * width, 0.0);
                     for (tap, turned) in turned.chunks_exact_mut(INPUTS * width).enumerate() {
                         let weight = &weight[(taps - 1 - tap) * inputs * outputs..];
                         for (lane, column) in columns.clone().enumerate() {
@@ -804,17 +812,12 @@ impl Winograd {
                             weight[(tap * inputs + input) * outputs + columns.start..].as_ptr()
                         };
                     }
-                    let to = packed[input * width..].as_mut_ptr();
-                    // SAFETY: the machine has the level. Every tap has `columns` values, and the
-                    // panel `vectors` vectors for every point and input.
-                    unsafe { transform(at.as_ptr(), columns.len(), to, inputs * width) };
+                    let to = packed.at(inputs * columns.start + input * width);
+                    // SAFETY: the machine has the level. Every tap has `columns` values. For every
+                    // point the panel has `vectors` vectors for each input, which no other task writes.
+                    unsafe { (transforms.weight)(at.as_ptr(), columns.len(), to, stride) };
                 }
-            }
-        };
-        packed
-            .par_chunks_mut(panels.width * points * inputs)
-            .enumerate()
-            .for_each(pack);
+            });
     }
 
     /// `dweight` = the gradient for the weight of a forward pass.
