@@ -12,7 +12,7 @@ use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
 use crate::kernels::pointwise::{Dropout, elu, elu_backward};
 use crate::likelihood::{Mixture, from_level};
 use crate::network::{self, Layer, LayerKind};
-use crate::plan::{Backward, Gradient, Operation, Plan};
+use crate::plan::{Backward, Buffer, Gradient, Operation, Plan};
 
 /// The memory of an execution, used by the next one.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(super) struct Memory {
     slots: Vec<Vec<f32>>,
     /// Of one operation.
     scratch: Vec<f32>,
+    /// The last row of the band before of what each operation writes: of its output, and of `c1`.
+    last_rows: Vec<[Vec<f32>; 2]>,
 }
 
 /// A plan being carried out on some images of a batch.
@@ -30,6 +32,9 @@ pub(super) struct Execution<'a> {
     /// As [`super::weights::make`] makes them of the parameters.
     pub weights: &'a [Vec<f32>],
     pub part: Part<'a>,
+    /// Rows above a part that its maps hold as well: none, or one where the part is a band of an
+    /// image, for no kernel reaches further up.
+    pub above: usize,
     pub dropout: Option<Dropout>,
     pub memory: Memory,
 }
@@ -47,8 +52,24 @@ pub(super) fn conv_of(layer: &Layer) -> Conv {
 impl<'a> Execution<'a> {
     /// The whole forward pass.
     pub fn forward(&mut self) {
-        for operation in &self.plan.forward {
-            self.operation(operation);
+        for number in 0..self.plan.forward.len() {
+            self.operation(number);
+        }
+    }
+
+    /// The forward pass over one image band by band: `each` is called after each band with what is
+    /// in it and the logits.
+    pub fn forward_in_bands(&mut self, bands: &[Part<'a>], mut each: impl FnMut(Part, &[f32])) {
+        self.above = usize::from(bands.len() > 1);
+        self.memory.last_rows.clear();
+        let rows = || [Vec::new(), Vec::new()];
+        self.memory
+            .last_rows
+            .resize_with(self.plan.forward.len(), rows);
+        for &band in bands {
+            self.part = band;
+            self.forward();
+            each(band, self.values(self.plan.logits));
         }
     }
 
@@ -80,28 +101,43 @@ impl<'a> Execution<'a> {
 
     /// Values of a buffer.
     pub fn len(&self, buffer: usize) -> usize {
-        self.part.images * self.plan.buffers[buffer].values()
+        let [n, h, w] = self.size(buffer);
+        n * h * w * self.plan.buffers[buffer].channels
     }
 
-    /// What a buffer holds.
+    /// Values of the rows above a buffer.
+    fn len_above(&self, buffer: usize) -> usize {
+        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
+        self.above * size[1] * channels
+    }
+
+    /// What a buffer holds, without the rows above.
     pub fn values(&self, buffer: usize) -> &[f32] {
-        &self.memory.slots[self.plan.buffers[buffer].slot][..self.len(buffer)]
+        &self.values_and_above(buffer)[self.len_above(buffer)..]
     }
 
-    /// Takes the memory of some buffers out, to be written: at least as long as they are.
+    /// What a buffer holds, and before it the rows above.
+    fn values_and_above(&self, buffer: usize) -> &[f32] {
+        let len = self.len_above(buffer) + self.len(buffer);
+        &self.memory.slots[self.plan.buffers[buffer].slot][..len]
+    }
+
+    /// Takes the memory of some buffers out, to be written: at least as long as they are with the
+    /// rows above.
     pub fn take<const N: usize>(&mut self, buffers: [usize; N]) -> [Vec<f32>; N] {
-        let Execution { plan, part, .. } = *self;
-        let slots = &mut self.memory.slots;
-        if slots.len() < plan.slots.len() {
-            slots.resize(plan.slots.len(), Vec::new());
+        let plan = self.plan;
+        if self.memory.slots.len() < plan.slots.len() {
+            self.memory.slots.resize(plan.slots.len(), Vec::new());
         }
         buffers.map(|buffer| {
             let slot = plan.buffers[buffer].slot;
-            let size = part.images * plan.slots[slot];
-            if slots[slot].len() < size {
-                slots[slot] = vec![0.0; size];
+            let most = self.part.images * plan.slots[slot] / self.config.height * self.part.rows;
+            let size = most.max(self.len_above(buffer) + self.len(buffer));
+            let memory = &mut self.memory.slots[slot];
+            if memory.len() < size {
+                *memory = vec![0.0; size];
             }
-            mem::take(&mut slots[slot])
+            mem::take(memory)
         })
     }
 
@@ -121,10 +157,31 @@ impl<'a> Execution<'a> {
         self.memory.scratch = scratch;
     }
 
-    /// \[images, rows, columns\] of a buffer.
+    /// Writes into the memory of a buffer, as `which` of an operation's outputs, the rows above.
+    fn restore(&self, operation: usize, which: usize, buffer: usize, memory: &mut [f32]) {
+        let above = &mut memory[..self.len_above(buffer)];
+        if !above.is_empty() {
+            match &self.memory.last_rows[operation][which][..] {
+                [] => above.fill(0.0),
+                row => above.copy_from_slice(row),
+            }
+        }
+    }
+
+    /// Keeps the last row of that memory for the next band.
+    fn keep(&mut self, operation: usize, which: usize, buffer: usize, memory: &[f32]) {
+        let (above, len) = (self.len_above(buffer), self.len(buffer));
+        if above > 0 {
+            let row = &mut self.memory.last_rows[operation][which];
+            row.clear();
+            row.extend(&memory[len..len + above]);
+        }
+    }
+
+    /// \[images, rows, columns\] of a buffer, without the rows above.
     pub fn size(&self, buffer: usize) -> [usize; 3] {
         let [h, w] = self.plan.buffers[buffer].size;
-        [self.part.images, h, w]
+        [self.part.images, h * self.part.rows / self.config.height, w]
     }
 
     /// A layer's weight and bias.
@@ -158,7 +215,8 @@ impl<'a> Execution<'a> {
     }
 
     /// One operation of the forward pass.
-    pub fn operation(&mut self, operation: &Operation) {
+    pub fn operation(&mut self, number: usize) {
+        let operation = &self.plan.forward[number];
         if let &Operation::GatedResnet {
             ref block,
             x,
@@ -169,41 +227,58 @@ impl<'a> Execution<'a> {
         } = operation
         {
             let mut scratch = self.take_scratch();
-            let mut memories = self.take([c1, c2, to]);
-            let lens = [c1, c2, to].map(|buffer| self.len(buffer));
-            let [c1_len, c2_len, to_len] = lens;
-            let [c1_, c2_, to_] = &mut memories;
+            let [mut c1_, mut c2_, mut to_] = self.take([c1, c2, to]);
+            self.restore(number, 0, to, &mut to_);
+            self.restore(number, 1, c1, &mut c1_);
+            let (c1_len, to_first) = (self.len_above(c1) + self.len(c1), self.len_above(to));
             let conditional = self.conditional(block);
             self.kernel(block, x).forward(
                 self.size(x),
-                &self.inputs(block, x, a, &conditional),
-                [&mut c1_[..c1_len], &mut c2_[..c2_len], &mut to_[..to_len]],
+                self.above,
+                &gated_resnet::Inputs {
+                    x: self.values_and_above(x),
+                    ..self.inputs(block, x, a, &conditional)
+                },
+                [
+                    &mut c1_[..c1_len],
+                    &mut c2_[..self.len(c2)],
+                    &mut to_[to_first..][..self.len(to)],
+                ],
                 &mut scratch,
             );
-            self.give([c1, c2, to], memories);
+            self.keep(number, 0, to, &to_);
+            self.keep(number, 1, c1, &c1_);
+            self.give([c1, c2, to], [c1_, c2_, to_]);
             self.give_scratch(scratch);
             return;
         }
         let to = operation.to();
         let [mut memory] = self.take([to]);
-        let out = &mut memory[..self.len(to)];
+        self.restore(number, 0, to, &mut memory);
+        let out = &mut memory[self.len_above(to)..][..self.len(to)];
         match operation {
             Operation::Images { .. } => self.images(out),
             Operation::Layer { layer, from, .. } => {
                 let [weight, bias] = self.weight(layer);
-                let (size, x) = (self.size(*from), self.values(*from));
-                conv_of(layer).forward(size, x, weight, bias, false, out);
+                let (conv, size) = (conv_of(layer), self.size(*from));
+                let (above, x) = match conv.reaches_up() {
+                    true => (self.above, self.values_and_above(*from)),
+                    false => (0, self.values(*from)),
+                };
+                conv.forward_below(above, size, x, weight, bias, false, out);
             }
             Operation::Shift { by, from, .. } => {
                 out.fill(0.0);
+                let from = self.values_and_above(*from);
                 self.shift(*by, to, |inner, outer| {
-                    out[outer].copy_from_slice(&self.values(*from)[inner]);
+                    out[outer].copy_from_slice(&from[inner]);
                 });
             }
             Operation::Add { from, .. } => add(out, self.values(*from)),
             Operation::Elu { from, .. } => elu(self.values(*from), out),
             Operation::GatedResnet { .. } => unreachable!("done above"),
         }
+        self.keep(number, 0, to, &memory);
         self.give([to], [memory]);
     }
 
@@ -220,7 +295,8 @@ impl<'a> Execution<'a> {
     }
 
     /// Tells `f` row by row which values of a map of a buffer's shape come to lie where when it is
-    /// moved down and right, each a run of values in a row: first from where, then to where.
+    /// moved down and right, each a run of values in a row: first from where, the rows above counted,
+    /// then to where.
     fn shift(
         &self,
         [down, right]: [usize; 2],
@@ -231,8 +307,8 @@ impl<'a> Execution<'a> {
         let channels = self.plan.buffers[buffer].channels;
         let len = w.saturating_sub(right) * channels;
         for image in 0..n {
-            for y in down..h {
-                let from = (image * h + y - down) * w * channels;
+            for y in down.saturating_sub(self.above)..h {
+                let from = (image * h + self.above + y - down) * w * channels;
                 let to = ((image * h + y) * w + right) * channels;
                 f(from..from + len, to..to + len);
             }

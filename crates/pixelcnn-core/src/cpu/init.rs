@@ -11,7 +11,7 @@ const EPSILON: f64 = 1e-10;
 
 /// Runs the forward pass, and sets `g` and `b` of every layer among the parameters from its output.
 pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>]) {
-    for operation in &execution.plan.forward {
+    for (number, operation) in execution.plan.forward.iter().enumerate() {
         match operation {
             Operation::Layer { layer, from, to } => {
                 let (size, x) = (execution.size(*from), execution.values(*from).to_vec());
@@ -24,7 +24,7 @@ pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>])
                 let out = normalised_block(execution, parameters, block, *x, a);
                 write(execution, *to, out);
             }
-            operation => execution.operation(operation),
+            _ => execution.operation(number),
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{Batch, Engine, EngineError, State, expect_parameters};
 use crate::kernels::adam::Adam;
 use crate::kernels::pointwise::Dropout;
-use crate::likelihood::{Mixture, from_level};
+use crate::likelihood::{Mixture, from_level, per_image};
 use crate::network::Layout;
 use crate::plan::Plan;
 use crate::ranks::{self, Sharing, Tree, share};
@@ -36,6 +36,9 @@ use sums::{Bucket, Sums, sum_over};
 /// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
 /// cache and the cores seldom wait for one another, enough to be worth reading the weights for.
 const PIXELS: usize = 4096;
+/// Rows of a band are a multiple of this: two rows at the coarsest resolution, as many as the
+/// convolutions compute together.
+const BAND_ROWS: usize = 8;
 /// Weights for every pixel of such a part, at most, where their gradients are added up as well.
 const WEIGHTS_PER_PIXEL: usize = 8192;
 
@@ -46,7 +49,8 @@ fn least_pixels(layout: &Layout) -> usize {
 
 /// The number of parts of so many images.
 fn parts(config: &ModelConfig, images: usize, least_pixels: usize) -> usize {
-    (images * config.height * config.width / least_pixels).max(1)
+    let parts = images * config.height * config.width / least_pixels;
+    parts.min(images).max(1)
 }
 
 /// Shards of a batch of so many images that cost nothing on the CPU: each is of whole parts, such as
@@ -122,6 +126,7 @@ impl Cpu {
             config: &self.config,
             weights,
             part,
+            above: 0,
             dropout: None,
             memory: self.memories.take(),
         }
@@ -134,7 +139,8 @@ impl Cpu {
         }
     }
 
-    /// Runs `f` on the logits of parts of a batch, and gives the results in the images' order.
+    /// Runs `f` on the logits of parts of a batch, or of bands of them, and gives the results in the
+    /// images' order.
     fn evaluate<R: Send>(
         &self,
         batch: Batch,
@@ -147,8 +153,9 @@ impl Cpu {
         in_order(parts.len(), |number| {
             let part = parts[number];
             let mut execution = self.execution(&self.evaluation, weights, part);
-            execution.forward();
-            *lock(&results[number]) = f(part, execution.values(self.evaluation.logits));
+            execution.forward_in_bands(&self.bands(part), |band, logits| {
+                lock(&results[number]).extend(f(band, logits));
+            });
             self.memories.give(execution.memory);
         });
         let results = results.into_iter();
@@ -175,6 +182,7 @@ impl Cpu {
         let part = |range: Range<usize>| Part {
             first: range.start,
             images: range.len(),
+            rows: config.height,
             batch: Batch {
                 images: &batch.images[range.start * config.dims()..range.end * config.dims()],
                 labels: match config.nr_classes {
@@ -188,6 +196,27 @@ impl Cpu {
         places
             .map(|place| part(images.start + place.start..images.start + place.end))
             .collect()
+    }
+
+    /// The bands that a part is evaluated in: where it is one large image some rows at a time, so that
+    /// memory does not grow with the image. The bits are those of the whole part.
+    fn bands<'b>(&self, part: Part<'b>) -> Vec<Part<'b>> {
+        let ModelConfig { height, width, .. } = self.config;
+        let rows = PIXELS.div_ceil(width).next_multiple_of(BAND_ROWS);
+        if part.images != 1 || rows >= height {
+            return vec![part];
+        }
+        let values_per_row = self.config.dims() / height;
+        let bands = part.batch.images.chunks(rows * values_per_row);
+        let band = |images: &'b [u8]| Part {
+            rows: images.len() / values_per_row,
+            batch: Batch {
+                images,
+                labels: part.batch.labels,
+            },
+            ..part
+        };
+        bands.map(band).collect()
     }
 
     /// The parts of a batch to train on, shard by shard, and whether each is the last of its shard.
@@ -237,6 +266,7 @@ impl Engine for Cpu {
         let part = Part {
             first: 0,
             images: batch.len(&self.config)?,
+            rows: self.config.height,
             batch,
         };
         let mut weights = Vec::new();
@@ -385,10 +415,7 @@ impl Engine for Cpu {
 
     fn nats_per_image(&self, batch: Batch) -> Result<Vec<f64>, EngineError> {
         let pixels = self.config.height * self.config.width;
-        self.evaluate(batch, |part, logits| {
-            self.mixture()
-                .nats_per_image(pixels, &part.scaled(), logits)
-        })
+        Ok(per_image(pixels, &self.nats_per_pixel(batch)?))
     }
 
     fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
@@ -403,12 +430,13 @@ impl Engine for Cpu {
         let part = Part {
             first: 0,
             images,
+            rows: self.config.height,
             batch,
         };
         let mut execution = self.execution(&self.evaluation, weights, part);
         let mut maps = BTreeMap::new();
-        for operation in &self.evaluation.forward {
-            execution.operation(operation);
+        for (number, operation) in self.evaluation.forward.iter().enumerate() {
+            execution.operation(number);
             // Before its memory is another's.
             if self.evaluation.recorded.contains(&operation.to()) {
                 maps.insert(operation.to(), execution.values(operation.to()).to_vec());
@@ -426,6 +454,8 @@ struct Part<'a> {
     /// Place of the first one in the batch.
     first: usize,
     images: usize,
+    /// Rows of each: all, or those of a band of one image.
+    rows: usize,
     batch: Batch<'a>,
 }
 

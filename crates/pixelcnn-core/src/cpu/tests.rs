@@ -114,3 +114,45 @@ fn parts_and_threads_do_not_change_the_results() {
         assert_close("logits", logits, &want.logits, 2e-6, length);
     }
 }
+
+/// One large image is evaluated band by band: the bits are those of the whole, the memory is not.
+#[test]
+fn bands_do_not_change_the_results() {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    for config in &configs() {
+        // The last band is shorter than the others, and no multiple of `BAND_ROWS`.
+        let config = ModelConfig {
+            height: 84,
+            width: 132,
+            ..config.clone()
+        };
+        let images = Images::random(&config, 2, &mut random);
+        let mut engine = Cpu::new(&config).unwrap();
+        let parameters = parameters(&config, &mut random);
+        engine.load_weights(&parameters).unwrap();
+
+        let parts = engine.parts(batch(&images), 0..2, PIXELS);
+        let bands: Vec<usize> = parts.iter().map(|part| engine.bands(*part).len()).collect();
+        assert_eq!(bands, [3, 3]);
+        let whole = |part: &Part| {
+            let mut execution = engine.execution(&engine.evaluation, &engine.weights, *part);
+            execution.memory = Memory::default();
+            execution.forward();
+            execution.values(engine.evaluation.logits).to_vec()
+        };
+        let whole: Vec<f32> = parts.iter().flat_map(whole).collect();
+        // Also over memory that is left from before.
+        for _ in 0..2 {
+            assert!(engine.logits(batch(&images)).unwrap() == whole);
+        }
+
+        let nats = engine.nats_per_image(batch(&images)).unwrap();
+        let x: Vec<f32> = images
+            .levels
+            .iter()
+            .map(|&level| from_level(level))
+            .collect();
+        let want = engine.mixture().nats_per_image(84 * 132, &x, &whole);
+        assert_eq!(nats, want);
+    }
+}

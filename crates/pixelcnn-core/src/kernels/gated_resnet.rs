@@ -107,36 +107,39 @@ impl GatedResnet {
     /// and the output `c2` of the second convolution, twice as large. `scratch` is memory that may
     /// be used for the next block as well.
     ///
+    /// `x` and `c1` have `above` rows more of every image, those above: with them an image can be
+    /// computed band by band. Those of `c1` are read.
+    ///
     /// # Panics
     /// If the slices' lengths disagree.
     pub fn forward(
         &self,
         size: [usize; 3],
+        above: usize,
         inputs: &Inputs,
         [c1, c2, out]: [&mut [f32]; 3],
         scratch: &mut Vec<f32>,
     ) {
+        assert!(above == 0 || size[0] == 1, "bands are of one image");
+        let first = above * size[2] * self.filters();
         let [weight, bias] = inputs.conv_1;
         let f_x = self.f(None, &[inputs.x], scratch);
-        self.conv_1.forward(size, f_x, weight, bias, false, c1);
+        let c1_below = &mut c1[first..];
+        self.conv_1
+            .forward_below(above, size, f_x, weight, bias, false, c1_below);
         if let Some(nin) = self.nin {
             let [weight, bias] = inputs.nin;
             let f_a = self.f(None, &inputs.a, scratch);
-            nin.forward(size, f_a, weight, bias, true, c1);
+            nin.forward(size, f_a, weight, bias, true, c1_below);
         }
         let [weight, bias] = inputs.conv_2;
         let f_c1 = self.f(self.dropout, &[c1], scratch);
-        self.conv_2.forward(size, f_c1, weight, bias, false, c2);
+        self.conv_2
+            .forward_below(above, size, f_c1, weight, bias, false, c2);
         let conditional = Some(inputs.conditional).filter(|h_hw| !h_hw.is_empty());
-        let pixels_per_image = size[1] * size[2];
-        gate(
-            self.filters(),
-            pixels_per_image,
-            inputs.x,
-            c2,
-            conditional,
-            out,
-        );
+        let (filters, pixels_per_image) = (self.filters(), size[1] * size[2]);
+        let x = &inputs.x[first..];
+        gate(filters, pixels_per_image, x, c2, conditional, out);
     }
 
     /// The gradients, given `c1` and `c2` of the forward pass, the second of which it overwrites,

@@ -200,7 +200,7 @@ pub fn from_level(level: u8) -> f32 {
     (f32::from(level) - 127.5) / 127.5
 }
 
-fn per_image(pixels_per_image: usize, nats: &[f32]) -> Vec<f64> {
+pub(crate) fn per_image(pixels_per_image: usize, nats: &[f32]) -> Vec<f64> {
     nats.chunks(pixels_per_image)
         .map(|nats| nats.iter().map(|&nats| f64::from(nats)).sum())
         .collect()

@@ -51,6 +51,11 @@ impl Conv {
         }
     }
 
+    /// Whether it reads rows above the one that it writes.
+    pub fn reaches_up(&self) -> bool {
+        !self.transposed && self.window.offset[0] > 0
+    }
+
     /// Checks the length of a slice of weights: \[taps, inputs, outputs\].
     fn expect_weight(&self, what: &str, len: usize) {
         let [rows, columns] = self.window.kernel;
@@ -67,7 +72,23 @@ impl Conv {
         accumulate: bool,
         out: &mut [f32],
     ) {
-        self.forward_at(simd::level(), size, x, weight, bias, accumulate, out);
+        self.forward_at(simd::level(), size, 0, x, weight, bias, accumulate, out);
+    }
+
+    /// As [`Self::forward`], where every image of `x` has `above` rows more than `size` says, those
+    /// above: what the kernel reads there is not zero. So an image can be computed band by band.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_below(
+        &self,
+        above: usize,
+        size: [usize; 3],
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        self.forward_at(simd::level(), size, above, x, weight, bias, accumulate, out);
     }
 
     /// `dx` = the gradient for `x`, given `dy`, the one for the output; or `dx` += it.
@@ -100,6 +121,7 @@ impl Conv {
         &self,
         level: Level,
         [n, h, w]: [usize; 3],
+        above: usize,
         x: &[f32],
         weight: &[f32],
         bias: &[f32],
@@ -107,18 +129,30 @@ impl Conv {
         out: &mut [f32],
     ) {
         let to = self.output_size([h, w]);
-        expect_len("x", x.len(), &[n, h, w, self.inputs]);
+        let [up, left] = self.window.offset;
+        assert!(
+            above == 0 || self.reaches_up() && above <= up,
+            "rows that the kernel reads"
+        );
+        let from = [h.saturating_add(above), w];
+        // Seen from those rows the kernel reaches up less far.
+        let window = Window {
+            offset: [up - above, left],
+            ..self.window
+        };
+        expect_len("x", x.len(), &[n, from[0], w, self.inputs]);
         expect_len("out", out.len(), &[n, to[0], to[1], self.outputs]);
         expect_len("bias", bias.len(), &[self.outputs]);
         self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
+            let winograd = winograd.below(above);
             winograd.run(level, x, weight, bias, accumulate, out);
             return;
         }
         let gather = Gather {
-            phases: phases(&self.window, self.transposed, to),
+            phases: phases(&window, self.transposed, to),
             images: n,
-            from: [h, w],
+            from,
             to,
             inputs: self.inputs,
             outputs: self.outputs,

@@ -112,7 +112,7 @@ impl Case {
             bias,
             ..
         } = self;
-        conv.forward_at(level, *size, x, weight, bias, accumulate, &mut out);
+        conv.forward_at(level, *size, 0, x, weight, bias, accumulate, &mut out);
         out
     }
 
@@ -292,6 +292,43 @@ fn any_number_of_threads_gives_the_same_bits() {
             });
             let [one, two, three]: [[Vec<u32>; 4]; 3] = results;
             assert!(one == two && one == three, "{level:?} {window:?}");
+        }
+    }
+}
+
+#[test]
+fn bands_are_rows_of_the_whole_image() {
+    for (window, transposed) in windows() {
+        for (inputs, outputs) in [(3, 9), (20, 16)] {
+            let conv = Conv {
+                window,
+                transposed,
+                inputs,
+                outputs,
+            };
+            if !conv.reaches_up() {
+                continue;
+            }
+            let (rows, columns) = (24, 10);
+            let case = Case::new(conv, [1, rows, columns], 0);
+            for level in levels() {
+                let whole = case.forward(level, false, &case.dy);
+                let [_, width] = conv.output_size([rows, columns]);
+                let mut bands = Vec::new();
+                // Nothing is above the first one.
+                let mut x = vec![0.0; columns * inputs];
+                x.extend(&case.x);
+                for (first, band) in [(0, 8), (8, 12), (20, 4)] {
+                    let x = &x[first * columns * inputs..][..(band + 1) * columns * inputs];
+                    let mut out = vec![7.0; band / window.stride * width * outputs];
+                    let Case { weight, bias, .. } = &case;
+                    let size = [1, band, columns];
+                    conv.forward_at(level, size, 1, x, weight, bias, false, &mut out);
+                    bands.extend(out);
+                }
+                let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&bands) == bits(&whole), "{level:?} {window:?}");
+            }
         }
     }
 }

@@ -522,8 +522,10 @@ impl Transforms {
 /// A convolution that this method has transforms for, forward or, with the taps and channels the
 /// other way round, for the input's gradient. The slices' lengths are checked before.
 pub(super) struct Winograd {
-    /// Images, rows and columns of both maps.
+    /// Images, rows and columns of the map written.
     size: [usize; 3],
+    /// Rows that the map read has more than that, above.
+    above: usize,
     /// Columns of the kernel: 2 or 3.
     taps: usize,
     /// Rows and columns by which the kernel reaches up and left.
@@ -547,12 +549,23 @@ impl Winograd {
             && conv.outputs >= 8;
         suits.then_some(Winograd {
             size,
+            above: 0,
             taps,
             offset: conv.window.offset,
             inputs: conv.inputs,
             outputs: conv.outputs,
             flipped: false,
         })
+    }
+
+    /// The same where the map read has so many rows above.
+    pub(super) fn below(self, above: usize) -> Winograd {
+        let [up, left] = self.offset;
+        Winograd {
+            above,
+            offset: [up - above, left],
+            ..self
+        }
     }
 
     /// The method for the gradient of a convolution's input.
@@ -601,15 +614,16 @@ impl Winograd {
         ]
     }
 
-    /// The pixel of an image, `None` outside of it or beyond the last image.
-    fn pixel(&self, image: usize, y: usize, x: usize) -> Option<usize> {
-        let [_, h, w] = self.size;
-        (image < self.size[0] && y < h && x < w).then(|| (image * h + y) * w + x)
+    /// The pixel of an image of `h` rows, `None` outside of it or beyond the last image.
+    fn pixel(&self, h: usize, [image, y, x]: [usize; 3]) -> Option<usize> {
+        let [n, _, w] = self.size;
+        (image < n && y < h && x < w).then(|| (image * h + y) * w + x)
     }
 
     /// Where the pixels that a tile reads are in `x`, row after row; `zeros` for those outside.
     fn read(&self, tile: usize, x: &[f32], zeros: &[f32]) -> [*const f32; MOST] {
         let [_, h, w] = self.size;
+        let h = h + self.above;
         let [image, top, left] = self.place(tile);
         let [up, to_left] = self.offset;
         // What lies above or to the left wraps round to outside.
@@ -631,8 +645,8 @@ impl Winograd {
         }
         for (i, row) in rows.enumerate() {
             for (j, to) in row.iter_mut().enumerate() {
-                let pixel = self.pixel(image, top.wrapping_add(i), left.wrapping_add(j));
-                if let Some(pixel) = pixel {
+                let place = [image, top.wrapping_add(i), left.wrapping_add(j)];
+                if let Some(pixel) = self.pixel(h, place) {
                     *to = x[pixel * self.inputs..][..self.inputs].as_ptr();
                 }
             }
@@ -646,7 +660,7 @@ impl Winograd {
         let mut pixels = [None; OUTPUTS];
         for (number, pixel) in pixels.iter_mut().enumerate() {
             let (i, j) = (number / TILE[1], number % TILE[1]);
-            *pixel = self.pixel(image, top + i, left + j);
+            *pixel = self.pixel(self.size[1], [image, top + i, left + j]);
         }
         pixels
     }
