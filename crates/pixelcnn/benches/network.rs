@@ -2,6 +2,7 @@
 //! `RAYON_NUM_THREADS` says:
 //!
 //! - `cargo bench -p pixelcnn --bench network [-- FILTERS RESNET MIXTURES BATCH]` prints a table;
+//! - `… -- --sizes FILTERS RESNET MIXTURES` evaluates one picture, of more and more pixels;
 //! - `… -- --exchange FILE FILTERS RESNET MIXTURES BATCH` writes a model, a batch and what comes
 //!   out of them for another implementation to be checked against;
 //! - `… -- --order FILE SEED EPOCHS` writes the training images of CIFAR-10, and the order in which a
@@ -30,7 +31,7 @@ use pixelcnn::train::next_step;
 use pixelcnn::train::state::TrainState;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | \
+const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | --sizes FILTERS RESNET MIXTURES | \
     --exchange FILE FILTERS RESNET MIXTURES BATCH | --order FILE SEED EPOCHS | \
     --time training|evaluation FILE RUNS";
 
@@ -56,6 +57,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [] => table(&[[24, 1, 5, 16], [32, 2, 10, 16], [160, 5, 10, 8]]),
+        ["--sizes", ref size @ ..] => sizes(numbers(size)?)?,
         ["--exchange", file, ref size @ ..] => exchange(Path::new(file), numbers(size)?)?,
         ["--order", file, seed, epochs] => order(Path::new(file), seed.parse()?, epochs.parse()?)?,
         ["--time", what, file, runs] => time(what, Path::new(file), runs.parse()?)?,
@@ -67,10 +69,37 @@ fn run() -> Result<(), Box<dyn Error>> {
 /// \[filters, resnet, mixtures, batch\].
 type Size = [usize; 4];
 
-fn numbers(size: &[&str]) -> Result<Size, Box<dyn Error>> {
+fn numbers<const N: usize>(size: &[&str]) -> Result<[usize; N], Box<dyn Error>> {
     let numbers: Result<Vec<usize>, _> = size.iter().map(|number| number.parse()).collect();
     let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
     numbers.ok_or_else(|| USAGE.into())
+}
+
+/// What one picture takes.
+fn sizes([nr_filters, nr_resnet, nr_logistic_mix]: [usize; 3]) -> Result<(), Box<dyn Error>> {
+    println!("{:>10}{:>10}{:>8}", "picture", "pixels/s", "MB");
+    for edge in [32, 64, 128, 256, 512, 1024] {
+        let config = ModelConfig {
+            height: edge,
+            width: edge,
+            nr_filters,
+            nr_resnet,
+            nr_logistic_mix,
+            ..ModelConfig::default()
+        };
+        let images = vec![100; config.dims()];
+        let network = Network::new(&config, &draw_parameters(&config, 1), &Device::Cpu)?;
+        let timing = timing(3, |_| {
+            black_box(network.nats_per_image(of_images(&images)).is_ok());
+        });
+        println!(
+            "{:>10}{:>10.0}{:>8}",
+            format!("{edge}x{edge}"),
+            (edge * edge) as f64 / timing.median(),
+            timing.megabytes().round(),
+        );
+    }
+    Ok(())
 }
 
 /// A model of some size, the images of a batch, and parameters initialised by it.
@@ -167,6 +196,11 @@ impl Timing {
         seconds.sort_by(f64::total_cmp);
         seconds[seconds.len() / 2]
     }
+
+    /// Not a number where it is not known.
+    fn megabytes(&self) -> f64 {
+        self.peak_bytes.map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
+    }
 }
 
 fn timing(runs: usize, mut f: impl FnMut(usize)) -> Timing {
@@ -212,9 +246,7 @@ fn table(sizes: &[Size]) {
         let runs = if nr_filters > 100 { 3 } else { 15 };
         let column = |timing: Timing, gflop: f64| {
             let seconds = timing.median();
-            let megabytes = timing
-                .peak_bytes
-                .map_or(f64::NAN, |bytes| bytes as f64 / 1e6);
+            let megabytes = timing.megabytes();
             let images = batch as f64 / seconds;
             format!("{images:19.1} {:8.1} {megabytes:6.0}", gflop / seconds)
         };
