@@ -229,6 +229,7 @@ impl Conv {
             let (tap, part) = (task / parts, task % parts);
             let mut pairs = self.pairs([n, h, w], tap);
             let (mut xs, mut dys) = (Vec::new(), Vec::new());
+            let rows = InputTiles::new(inputs, tiles, part, parts);
             with_scratch(PIXELS * panels.width, |packed| {
                 let mut accumulate = false;
                 loop {
@@ -241,8 +242,8 @@ impl Conv {
                     if accumulate && xs.is_empty() {
                         break;
                     }
-                    for panel in 0..panels.count() {
-                        let (columns, vectors) = panels.get(panel);
+                    let pack = |panel| {
+                        let (columns, vectors): (Range<usize>, usize) = panels.get(panel);
                         let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
                         for (i, (row, pixel)) in packed_rows.zip(&dys).enumerate() {
                             if let Some(ahead) = dys.get(i + tile::AHEAD) {
@@ -254,24 +255,14 @@ impl Conv {
                                 .copy_from_slice(&dy[pixel * outputs..][columns.clone()]);
                             row[columns.len()..].fill(0.0);
                         }
-                        for tile in share(row_tiles, part, parts) {
-                            let rows = share(inputs, tile, row_tiles);
-                            let first = (tap * inputs + rows.start) * outputs + columns.start;
-                            // SAFETY: the machine has the level. `xs` point to `inputs` channels
-                            // each, `packed` has a row for each of them. The tile's rows and
-                            // columns lie inside `dweight`, and no other task has them.
-                            unsafe {
-                                tiles.outer[vectors - 1][rows.len() - 1](
-                                    &xs,
-                                    rows.start,
-                                    packed.as_ptr(),
-                                    dweight.at(first),
-                                    outputs,
-                                    columns.len(),
-                                    accumulate,
-                                );
-                            }
-                        }
+                        packed.as_ptr()
+                    };
+                    // SAFETY: the machine has the level. `xs` point to `inputs` channels each, and
+                    // `packed` has a row for each of them. The weights of this tap lie inside
+                    // `dweight`, and no other task has these rows of them.
+                    unsafe {
+                        let first = dweight.at(tap * inputs * outputs);
+                        rows.add_outer_products(&xs, &panels, pack, first, accumulate);
                     }
                     accumulate = true;
                 }
@@ -558,6 +549,79 @@ impl Gather {
             }
         };
         packed.par_chunks_mut(panel_size).enumerate().for_each(pack);
+    }
+}
+
+/// The tiles of some rows of a weight's gradient.
+struct InputTiles<'t> {
+    tiles: &'t Tiles,
+    /// All rows.
+    inputs: usize,
+    /// All tiles that they are shared out to, and which of them these are.
+    count: usize,
+    range: Range<usize>,
+}
+
+impl InputTiles<'_> {
+    /// Part `part` of `parts`.
+    fn new(inputs: usize, tiles: &Tiles, part: usize, parts: usize) -> InputTiles<'_> {
+        let count = inputs.div_ceil(tiles.rows());
+        InputTiles {
+            tiles,
+            inputs,
+            count,
+            range: share(count, part, parts),
+        }
+    }
+
+    /// Sums over up to [`PIXELS`] pixels the outer products of their channels `xs` with the panels
+    /// that `panel` gives, and writes them to the gradient \[inputs, columns\] at `out`, or adds
+    /// them to it.
+    ///
+    /// # Safety
+    /// The machine has the tiles' level. `xs` point to `inputs` channels each, a panel has a row for
+    /// each of them, and nobody else uses these tiles' rows of the gradient.
+    unsafe fn add_outer_products(
+        &self,
+        xs: &[*const f32],
+        panels: &Panels,
+        mut panel: impl FnMut(usize) -> *const f32,
+        out: *mut f32,
+        accumulate: bool,
+    ) {
+        let InputTiles { tiles, inputs, .. } = *self;
+        let rows = |tile| share(inputs, tile, self.count);
+        let first = rows(self.range.start).start;
+        let channels = rows(self.range.end).start - first;
+        // Each tile's channels together: read once from afar, then for every panel.
+        with_scratch(xs.len() * channels, |packed| {
+            let place = |rows: &Range<usize>| (rows.start - first) * xs.len();
+            for rows in self.range.clone().map(rows) {
+                // SAFETY: the channels are there, and the tile has room for all pixels.
+                unsafe {
+                    let to = packed[place(&rows)..].as_mut_ptr();
+                    tiles.pack[rows.len() - 1](xs, rows.start, to);
+                }
+            }
+            for number in 0..panels.count() {
+                let (columns, vectors) = panels.get(number);
+                let panel = panel(number);
+                for rows in self.range.clone().map(rows) {
+                    // SAFETY: as the caller says; the tile's channels were packed above.
+                    unsafe {
+                        tiles.outer[vectors - 1][rows.len() - 1](
+                            xs.len(),
+                            packed[place(&rows)..].as_ptr(),
+                            panel,
+                            out.add(rows.start * panels.columns + columns.start),
+                            panels.columns,
+                            columns.len(),
+                            accumulate,
+                        );
+                    }
+                }
+            }
+        });
     }
 }
 

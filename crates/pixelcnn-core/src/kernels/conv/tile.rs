@@ -25,12 +25,15 @@ pub(super) type GatherTile = unsafe fn(
 pub(super) type ProductTile =
     unsafe fn(x: *const f32, stride: usize, inputs: usize, panel: *const f32, out: *mut f32);
 
-/// Sums over pixels `p` the outer products of `M` channels at `pixels[p] + first` with the
-/// `width` values at `panel + p * width`. Writes `columns` values to each of the `M` rows
-/// at `out`, `stride` apart, or adds them to what is there.
+/// Copies `M` channels at `first` after each of the `pixels` to `out`, one pixel after the other.
+pub(super) type PackTile = unsafe fn(pixels: &[*const f32], first: usize, out: *mut f32);
+
+/// Sums over `pixels` the outer products of `M` channels with the `width` values at `panel`, both of
+/// one pixel after the other. Writes `columns` values to each of the `M` rows at `out`, `stride`
+/// apart, or adds them to what is there.
 pub(super) type OuterTile = unsafe fn(
-    pixels: &[*const f32],
-    first: usize,
+    pixels: usize,
+    channels: *const f32,
     panel: *const f32,
     out: *mut f32,
     stride: usize,
@@ -46,6 +49,8 @@ pub(super) struct Tiles {
     pub gather: [&'static [GatherTile]; 2],
     /// Tiles by vectors - 1 and rows - 1.
     pub product: [&'static [ProductTile]; 2],
+    /// Tiles by rows - 1.
+    pub pack: &'static [PackTile],
     /// Tiles by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterTile]; 2],
 }
@@ -68,11 +73,12 @@ impl Tiles {
     }
 }
 
-/// Adds to a tile's sums the product of one value of every row with a row of a panel.
+/// Adds to a tile's sums the product of value `k` of every row, `step` apart, with that row of a panel.
 #[inline(always)]
 unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
     sums: &mut [[V; N]; M],
     rows: [*const f32; M],
+    step: usize,
     panel: *const f32,
     k: usize,
 ) {
@@ -80,7 +86,7 @@ unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
     unsafe {
         let w: [V; N] = std::array::from_fn(|n| V::load(panel.add((k * N + n) * V::LANES)));
         for (sums, row) in sums.iter_mut().zip(rows) {
-            let x = V::splat(*row.add(k));
+            let x = V::splat(*row.add(k * step));
             for (sum, w) in sums.iter_mut().zip(w) {
                 *sum = x.mul_add(w, *sum);
             }
@@ -88,11 +94,12 @@ unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
     }
 }
 
-/// Adds to a tile's sums the product of `inputs` values of every row with a panel.
+/// Adds to a tile's sums the product of `inputs` values of every row, `step` apart, with a panel.
 #[inline(always)]
 unsafe fn add_products<V: Vector, const M: usize, const N: usize>(
     sums: &mut [[V; N]; M],
     rows: [*const f32; M],
+    step: usize,
     inputs: usize,
     panel: *const f32,
 ) {
@@ -104,11 +111,11 @@ unsafe fn add_products<V: Vector, const M: usize, const N: usize>(
     unsafe {
         for turn in 0..turns {
             for k in 0..TURN {
-                add_product(sums, rows, panel, turn * TURN + k);
+                add_product(sums, rows, step, panel, turn * TURN + k);
             }
         }
         for k in turns * TURN..inputs {
-            add_product(sums, rows, panel, k);
+            add_product(sums, rows, step, panel, k);
         }
     }
 }
@@ -134,6 +141,7 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
             add_products(
                 &mut sums,
                 row,
+                1,
                 inputs,
                 panel.add(tap * inputs * N * V::LANES),
             );
@@ -165,7 +173,7 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
         let rows = std::array::from_fn(|m| x.add(m * stride));
-        add_products(&mut sums, rows, inputs, panel);
+        add_products(&mut sums, rows, 1, inputs, panel);
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
                 sum.store(out.add((m * N + n) * V::LANES));
@@ -175,31 +183,34 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
 }
 
 #[inline(always)]
+unsafe fn pack<const M: usize>(pixels: &[*const f32], first: usize, out: *mut f32) {
+    for (p, pixel) in pixels.iter().enumerate() {
+        if let Some(ahead) = pixels.get(p + AHEAD) {
+            prefetch(ahead.wrapping_add(first));
+        }
+        // SAFETY: the caller has memory as `PackTile` says.
+        unsafe { out.add(p * M).copy_from_nonoverlapping(pixel.add(first), M) };
+    }
+}
+
+#[inline(always)]
 unsafe fn outer<V: Vector, const M: usize, const N: usize>(
-    pixels: &[*const f32],
-    first: usize,
+    pixels: usize,
+    channels: *const f32,
     panel: *const f32,
     out: *mut f32,
     stride: usize,
     columns: usize,
     accumulate: bool,
 ) {
+    for m in 0..M {
+        prefetch(out.wrapping_add(m * stride));
+    }
     // SAFETY: the caller has the level's instructions, and memory as `OuterTile` says.
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
-        for (p, pixel) in pixels.iter().enumerate() {
-            let pixel = pixel.add(first);
-            let ahead = pixels.get(p + AHEAD).unwrap_or(&pixel);
-            prefetch(ahead.wrapping_add(first));
-            prefetch(pixel.wrapping_add(M + LINE));
-            let y: [V; N] = std::array::from_fn(|n| V::load(panel.add((p * N + n) * V::LANES)));
-            for (m, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*pixel.add(m));
-                for (sum, y) in sums.iter_mut().zip(y) {
-                    *sum = x.mul_add(y, *sum);
-                }
-            }
-        }
+        let rows = std::array::from_fn(|m| channels.add(m));
+        add_products(&mut sums, rows, M, pixels, panel);
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, out.add(m * stride), columns, accumulate);
         }
@@ -318,8 +329,8 @@ macro_rules! tiles {
 
         $(#[$features])?
         unsafe fn outer<const M: usize, const N: usize>(
-            pixels: &[*const f32],
-            first: usize,
+            pixels: usize,
+            channels: *const f32,
             panel: *const f32,
             out: *mut f32,
             stride: usize,
@@ -329,7 +340,7 @@ macro_rules! tiles {
             // SAFETY: the same as the caller's.
             unsafe {
                 super::outer::<$vector, M, N>(
-                    pixels, first, panel, out, stride, columns, accumulate,
+                    pixels, channels, panel, out, stride, columns, accumulate,
                 )
             }
         }
@@ -338,6 +349,7 @@ macro_rules! tiles {
             lanes: <$vector>::LANES,
             gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
             product: [&[$(product::<$rows, 1>),*], &[$(product::<$rows, 2>),*]],
+            pack: &[$(super::pack::<$rows>),*],
             outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
         };
     };

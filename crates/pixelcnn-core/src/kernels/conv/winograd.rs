@@ -21,7 +21,7 @@
 use rayon::prelude::*;
 
 use super::tile::{self, Tiles};
-use super::{Conv, PIXELS, Panels, SharedMap, share, with_scratch};
+use super::{Conv, InputTiles, PIXELS, Panels, SharedMap, share, with_scratch};
 use crate::kernels::simd::Level;
 use crate::kernels::vector::Vector;
 
@@ -901,29 +901,20 @@ impl Winograd {
                     let rows = spread_x[point * count * lanes..].chunks_exact(lanes);
                     let rows: Vec<*const f32> = rows.take(count).map(<[_]>::as_ptr).collect();
                     let dy = &spread_dy[point * count * panels.lanes()..];
+                    let own = InputTiles::new(inputs, tiles, part, parts);
                     for (block, xs) in rows.chunks(PIXELS).enumerate() {
-                        for panel in 0..panels.count() {
-                            let (columns, vectors) = panels.get(panel);
-                            let dy = &dy[count * panel * panels.width..];
-                            let dy = &dy[block * PIXELS * vectors * tiles.lanes..];
-                            for tile in share(row_tiles, part, parts) {
-                                let rows = share(inputs, tile, row_tiles);
-                                let first = (point * inputs + rows.start) * outputs;
-                                // SAFETY: the machine has the level. `xs` point to `inputs`
-                                // channels each, `dy` has a row for each of them. The tile's rows
-                                // and columns are of this task alone.
-                                unsafe {
-                                    tiles.outer[vectors - 1][rows.len() - 1](
-                                        xs,
-                                        rows.start,
-                                        dy.as_ptr(),
-                                        d_points.at(first + columns.start),
-                                        outputs,
-                                        columns.len(),
-                                        start > 0 || block > 0,
-                                    );
-                                }
-                            }
+                        let panel = |panel| {
+                            let (_, vectors) = panels.get(panel);
+                            let pixel = block * PIXELS * vectors * tiles.lanes;
+                            dy[count * panel * panels.width + pixel..].as_ptr()
+                        };
+                        // SAFETY: the machine has the level. `xs` point to `inputs` channels each,
+                        // and the panels have a row for each of them. This task alone has its rows
+                        // of this point's gradient.
+                        unsafe {
+                            let first = d_points.at(point * inputs * outputs);
+                            let accumulate = start > 0 || block > 0;
+                            own.add_outer_products(xs, &panels, panel, first, accumulate);
                         }
                     }
                 });
