@@ -185,9 +185,6 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
 #[inline(always)]
 unsafe fn pack<const M: usize>(pixels: &[*const f32], first: usize, out: *mut f32) {
     for (p, pixel) in pixels.iter().enumerate() {
-        if let Some(ahead) = pixels.get(p + AHEAD) {
-            prefetch(ahead.wrapping_add(first));
-        }
         // SAFETY: the caller has memory as `PackTile` says.
         unsafe { out.add(p * M).copy_from_nonoverlapping(pixel.add(first), M) };
     }
