@@ -131,8 +131,9 @@ impl<'a> Execution<'a> {
         }
         buffers.map(|buffer| {
             let slot = plan.buffers[buffer].slot;
-            let most = self.part.images * plan.slots[slot] / self.config.height * self.part.rows;
-            let size = most.max(self.len_above(buffer) + self.len(buffer));
+            // What the largest buffer of the slot takes, or with the row above this one.
+            let largest = self.part.images * plan.slots[slot] * self.part.rows / self.config.height;
+            let size = largest.max(self.len_above(buffer) + self.len(buffer));
             let memory = &mut self.memory.slots[slot];
             if memory.len() < size {
                 *memory = vec![0.0; size];
@@ -235,10 +236,7 @@ impl<'a> Execution<'a> {
             self.kernel(block, x).forward(
                 self.size(x),
                 self.above,
-                &gated_resnet::Inputs {
-                    x: self.values_and_above(x),
-                    ..self.inputs(block, x, a, &conditional)
-                },
+                &self.inputs(block, x, a, &conditional),
                 [
                     &mut c1_[..c1_len],
                     &mut c2_[..self.len(c2)],
@@ -334,7 +332,7 @@ impl<'a> Execution<'a> {
         conditional: &'s [f32],
     ) -> gated_resnet::Inputs<'s> {
         gated_resnet::Inputs {
-            x: self.values(x),
+            x: self.values_and_above(x),
             conv_1: self.weight(&block.conv_1),
             a: a.iter().map(|&a| self.values(a)).collect(),
             nin: block.nin.as_ref().map_or([&[]; 2], |nin| self.weight(nin)),

@@ -3,7 +3,7 @@
 //! A batch is split into parts that run side by side, each through all of the plan, so that their
 //! maps stay in the cache and the cores seldom wait for one another. The parts, and so the order in
 //! which their gradients are summed, follow from the shapes alone: results are the same bits for
-//! any number of threads.
+//! any number of threads. A large image is evaluated band by band.
 
 mod execution;
 mod init;
@@ -33,14 +33,15 @@ use crate::ranks::{self, Sharing, Tree, share};
 use execution::{Execution, Memory};
 use sums::{Bucket, Sums, sum_over};
 
-/// Pixels of a batch that are computed together, at least: few enough that their maps stay in the
-/// cache and the cores seldom wait for one another, enough to be worth reading the weights for.
+/// Pixels of a batch, or of a band of one image, that are computed together, at least: few enough that
+/// their maps stay in the cache and the cores seldom wait for one another, enough to be worth reading
+/// the weights for.
 const PIXELS: usize = 4096;
+/// Weights for every pixel of such a part, at most, where their gradients are added up as well.
+const WEIGHTS_PER_PIXEL: usize = 8192;
 /// Rows of a band are a multiple of this: two rows at the coarsest resolution, as many as the
 /// convolutions compute together.
 const BAND_ROWS: usize = 8;
-/// Weights for every pixel of such a part, at most, where their gradients are added up as well.
-const WEIGHTS_PER_PIXEL: usize = 8192;
 
 /// Pixels of a part of a batch to train on, at least.
 fn least_pixels(layout: &Layout) -> usize {
@@ -154,7 +155,8 @@ impl Cpu {
             let part = parts[number];
             let mut execution = self.execution(&self.evaluation, weights, part);
             execution.forward_in_bands(&self.bands(part), |band, logits| {
-                lock(&results[number]).extend(f(band, logits));
+                let found = f(band, logits);
+                lock(&results[number]).extend(found);
             });
             self.memories.give(execution.memory);
         });
@@ -199,7 +201,7 @@ impl Cpu {
     }
 
     /// The bands that a part is evaluated in: where it is one large image some rows at a time, so that
-    /// memory does not grow with the image. The bits are those of the whole part.
+    /// the maps do not grow with its height. The bits are those of the whole part.
     fn bands<'b>(&self, part: Part<'b>) -> Vec<Part<'b>> {
         let ModelConfig { height, width, .. } = self.config;
         let rows = PIXELS.div_ceil(width).next_multiple_of(BAND_ROWS);
@@ -448,7 +450,7 @@ impl Engine for Cpu {
     }
 }
 
-/// Some images of a batch that follow one another.
+/// Some images of a batch that follow one another, or a band of one.
 #[derive(Debug, Clone, Copy)]
 struct Part<'a> {
     /// Place of the first one in the batch.

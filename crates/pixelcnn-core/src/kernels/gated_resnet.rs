@@ -25,7 +25,7 @@ pub struct GatedResnet {
 /// The tensors that go in. Those that a block does not have are empty.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {
-    /// \[n, h, w, filters\].
+    /// \[n, h, w, filters\], with the rows above where there are any.
     pub x: &'a [f32],
     /// Weight and bias of the first convolution.
     pub conv_1: [&'a [f32]; 2],

@@ -136,15 +136,17 @@ impl Conv {
         );
         let from = [h.saturating_add(above), w];
         // Seen from those rows the kernel reaches up less far.
+        let offset = [up - above, left];
         let window = Window {
-            offset: [up - above, left],
+            offset,
             ..self.window
         };
+        let seen = Conv { window, ..*self };
         expect_len("x", x.len(), &[n, from[0], w, self.inputs]);
         expect_len("out", out.len(), &[n, to[0], to[1], self.outputs]);
         expect_len("bias", bias.len(), &[self.outputs]);
         self.expect_weight("weight", weight.len());
-        if let Some(winograd) = Winograd::forward(self, [n, h, w]) {
+        if let Some(winograd) = Winograd::forward(&seen, [n, h, w]) {
             let winograd = winograd.below(above);
             winograd.run(level, x, weight, bias, accumulate, out);
             return;
@@ -246,7 +248,7 @@ impl Conv {
                         let (columns, vectors): (Range<usize>, usize) = panels.get(panel);
                         let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
                         for (i, (row, pixel)) in packed_rows.zip(&dys).enumerate() {
-                            if let Some(ahead) = dys.get(i + tile::AHEAD) {
+                            if let Some(ahead) = dys.get(i + AHEAD) {
                                 let ahead =
                                     dy.as_ptr().wrapping_add(ahead * outputs + columns.start);
                                 tile::prefetch_all(ahead, columns.len());
@@ -317,6 +319,8 @@ impl Conv {
 /// Pixels that a block of the weight's gradient sums in registers, so that a packed panel of them
 /// stays in the first-level cache and all their channels in the second. It fixes the sum's order.
 const PIXELS: usize = 128;
+/// Pixels from the asking for memory to its use.
+const AHEAD: usize = 12;
 /// Pixel tiles that a task of a gather takes at most, so that what they read stays in the
 /// second-level cache beside a panel of the weight.
 const PIXEL_TILES: usize = 8;
@@ -579,8 +583,9 @@ impl InputTiles<'_> {
     /// them to it.
     ///
     /// # Safety
-    /// The machine has the tiles' level. `xs` point to `inputs` channels each, a panel has a row for
-    /// each of them, and nobody else uses these tiles' rows of the gradient.
+    /// The machine has the tiles' level. `xs` point to `inputs` channels each; a panel has a row for
+    /// each of them, until the next one is asked for. `out` has \[inputs, columns\] values, of which
+    /// nobody else uses these tiles' rows.
     unsafe fn add_outer_products(
         &self,
         xs: &[*const f32],

@@ -239,13 +239,20 @@ fn every_window_at_the_networks_channels() {
 
 #[test]
 fn many_pixels_are_summed_in_blocks() {
-    let conv = Conv {
-        window: Window::down_shifted([2, 3], 1),
-        transposed: false,
-        inputs: 20,
-        outputs: 9,
-    };
-    Case::new(conv, [3, 16, 16], 0).check();
+    // Blocks of pixels, chunks of tiles, and both for the kernels that have no transforms.
+    for (stride, channels, size) in [
+        (1, [20, 9], [3, 16, 32]),
+        (1, [128, 128], [2, 16, 40]),
+        (2, [20, 9], [3, 24, 24]),
+    ] {
+        let conv = Conv {
+            window: Window::down_shifted([2, 3], stride),
+            transposed: false,
+            inputs: channels[0],
+            outputs: channels[1],
+        };
+        Case::new(conv, size, 0).check();
+    }
 }
 
 #[test]

@@ -206,7 +206,8 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
     // SAFETY: the caller has the level's instructions, and memory as `OuterTile` says.
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
-        let rows = std::array::from_fn(|m| channels.add(m));
+        // Beyond the memory where there are no pixels.
+        let rows = std::array::from_fn(|m| channels.wrapping_add(m));
         add_products(&mut sums, rows, M, pixels, panel);
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, out.add(m * stride), columns, accumulate);
@@ -216,12 +217,10 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
 
 /// Values in a cache line.
 const LINE: usize = 16;
-/// Pixels from the asking for memory to its use.
-pub(super) const AHEAD: usize = 12;
 
 /// Asks for a cache line that is needed soon, if that is memory at all.
 #[inline(always)]
-pub(super) fn prefetch(line: *const f32) {
+fn prefetch(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE is on every such machine, and a prefetch does nothing at a wrong address.
     unsafe {

@@ -560,12 +560,7 @@ impl Winograd {
 
     /// The same where the map read has so many rows above.
     pub(super) fn below(self, above: usize) -> Winograd {
-        let [up, left] = self.offset;
-        Winograd {
-            above,
-            offset: [up - above, left],
-            ..self
-        }
+        Winograd { above, ..self }
     }
 
     /// The method for the gradient of a convolution's input.
@@ -682,7 +677,7 @@ impl Winograd {
         let zeros = vec![0.0; inputs];
         let transforms = Transforms::of(level, self.taps);
 
-        // As many tasks as take `TASK` tiles, and as many for every thread.
+        // As many tasks as take `TASK` tiles, and as many for every thread, if each has a register tile.
         let lanes = inputs.next_multiple_of(tiles.lanes);
         let parts = self.tiles().div_ceil(TASK);
         let parts = parts.next_multiple_of(rayon::current_num_threads());
