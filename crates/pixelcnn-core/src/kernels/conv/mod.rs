@@ -72,7 +72,7 @@ impl Conv {
         accumulate: bool,
         out: &mut [f32],
     ) {
-        self.forward_at(simd::level(), size, 0, x, weight, bias, accumulate, out);
+        self.forward_below(0, size, x, weight, bias, accumulate, out);
     }
 
     /// As [`Self::forward`], where every image of `x` has `above` rows more than `size` says, those
@@ -136,9 +136,8 @@ impl Conv {
         );
         let from = [h.saturating_add(above), w];
         // Seen from those rows the kernel reaches up less far.
-        let offset = [up - above, left];
         let window = Window {
-            offset,
+            offset: [up - above, left],
             ..self.window
         };
         let seen = Conv { window, ..*self };
@@ -220,18 +219,18 @@ impl Conv {
 
         let tiles = Tiles::of(level);
         let panels = Panels::new(tiles, outputs);
-        let row_tiles = inputs.div_ceil(tiles.rows());
+        let rows = InputTiles::new(inputs, tiles);
         // A task has some weights to itself and sums them over all pixels: the order of the sum
         // does not depend on how the weights are shared out.
         let parts = (2 * rayon::current_num_threads())
             .div_ceil(taps)
-            .min(row_tiles);
+            .min(rows.count);
         let dweight = SharedMap(dweight.as_mut_ptr());
         let task = |task: usize| {
             let (tap, part) = (task / parts, task % parts);
             let mut pairs = self.pairs([n, h, w], tap);
             let (mut xs, mut dys) = (Vec::new(), Vec::new());
-            let rows = InputTiles::new(inputs, tiles, part, parts);
+            let own = rows.part(part, parts);
             with_scratch(PIXELS * panels.width, |packed| {
                 let mut accumulate = false;
                 loop {
@@ -244,14 +243,14 @@ impl Conv {
                     if accumulate && xs.is_empty() {
                         break;
                     }
-                    let pack = |panel| {
-                        let (columns, vectors): (Range<usize>, usize) = panels.get(panel);
+                    let pack = |panel: usize| {
+                        let (columns, vectors) = panels.get(panel);
                         let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
                         for (i, (row, pixel)) in packed_rows.zip(&dys).enumerate() {
                             if let Some(ahead) = dys.get(i + AHEAD) {
                                 let ahead =
                                     dy.as_ptr().wrapping_add(ahead * outputs + columns.start);
-                                tile::prefetch_all(ahead, columns.len());
+                                tile::prefetch_all::<1>(ahead, columns.len());
                             }
                             row[..columns.len()]
                                 .copy_from_slice(&dy[pixel * outputs..][columns.clone()]);
@@ -264,7 +263,7 @@ impl Conv {
                     // `dweight`, and no other task has these rows of them.
                     unsafe {
                         let first = dweight.at(tap * inputs * outputs);
-                        rows.add_outer_products(&xs, &panels, pack, first, accumulate);
+                        own.add_outer_products(&xs, &panels, pack, first, accumulate);
                     }
                     accumulate = true;
                 }
@@ -512,7 +511,7 @@ impl Gather {
         }
         // The last tap reads what no tile before has read.
         for row in &rows[rows.len() - pixels.len().min(rows.len())..] {
-            tile::prefetch_all(*row, self.inputs);
+            tile::prefetch_all::<1>(*row, self.inputs);
         }
         outs.extend(places().map(|[image, i, j]| {
             let y = phase.first[0] + i * phase.stride;
@@ -556,7 +555,7 @@ impl Gather {
     }
 }
 
-/// The tiles of some rows of a weight's gradient.
+/// The tiles of a weight's gradient by rows, or some of them.
 struct InputTiles<'t> {
     tiles: &'t Tiles,
     /// All rows.
@@ -566,15 +565,22 @@ struct InputTiles<'t> {
     range: Range<usize>,
 }
 
-impl InputTiles<'_> {
-    /// Part `part` of `parts`.
-    fn new(inputs: usize, tiles: &Tiles, part: usize, parts: usize) -> InputTiles<'_> {
+impl<'t> InputTiles<'t> {
+    fn new(inputs: usize, tiles: &'t Tiles) -> InputTiles<'t> {
         let count = inputs.div_ceil(tiles.rows());
         InputTiles {
             tiles,
             inputs,
             count,
-            range: share(count, part, parts),
+            range: 0..count,
+        }
+    }
+
+    /// Part `part` of `parts` of all of them.
+    fn part(&self, part: usize, parts: usize) -> InputTiles<'t> {
+        InputTiles {
+            range: share(self.count, part, parts),
+            ..*self
         }
     }
 

@@ -201,7 +201,7 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
     accumulate: bool,
 ) {
     for m in 0..M {
-        prefetch(out.wrapping_add(m * stride));
+        prefetch::<1>(out.wrapping_add(m * stride));
     }
     // SAFETY: the caller has the level's instructions, and memory as `OuterTile` says.
     unsafe {
@@ -218,39 +218,28 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
 /// Values in a cache line.
 const LINE: usize = 16;
 
-/// Asks for a cache line that is needed soon, if that is memory at all.
+/// Asks for a cache line that is needed soon, if that is memory at all, in the cache of a level: the
+/// first or the second.
 #[inline(always)]
-fn prefetch(line: *const f32) {
+fn prefetch<const LEVEL: usize>(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE is on every such machine, and a prefetch does nothing at a wrong address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match LEVEL {
+            1 => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+            _ => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
 }
 
-/// Asks for `len` values in the second-level cache.
-#[inline(always)]
-pub(super) fn prefetch_second(from: *const f32, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..len.div_ceil(LINE) {
-        // SAFETY: SSE is on every such machine, and a prefetch does nothing at a wrong address.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * LINE).cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, len);
-}
-
 /// Asks for `len` values.
 #[inline(always)]
-pub(super) fn prefetch_all(from: *const f32, len: usize) {
+pub(super) fn prefetch_all<const LEVEL: usize>(from: *const f32, len: usize) {
     for line in 0..len.div_ceil(LINE) {
-        prefetch(from.wrapping_add(line * LINE));
+        prefetch::<LEVEL>(from.wrapping_add(line * LINE));
     }
 }
 

@@ -695,7 +695,7 @@ impl Winograd {
                     // What no tile before has read.
                     for row in ahead[..points].chunks_exact(self.across()).skip(1) {
                         for pixel in &row[self.taps - 1..] {
-                            tile::prefetch_all(*pixel, inputs);
+                            tile::prefetch_all::<1>(*pixel, inputs);
                         }
                     }
                     let to = &mut spread[(tile - first) * lanes..];
@@ -726,7 +726,7 @@ impl Winograd {
                             let tile = share(count, number, row_tiles);
                             let row = point * count + tile.start;
                             let ahead = share(inputs * width, number, row_tiles);
-                            tile::prefetch_second(next.wrapping_add(ahead.start), ahead.len());
+                            tile::prefetch_all::<2>(next.wrapping_add(ahead.start), ahead.len());
                             // SAFETY: the machine has the level. From `row` on there are as many
                             // rows as the tile has, of `lanes` values each and of `width`
                             // products; `weights` has `width` values for every input.
@@ -848,9 +848,9 @@ impl Winograd {
         let chunk = CHUNK / (points * (lanes + panels.lanes()));
         let chunk = (chunk / PIXELS).max(1) * PIXELS;
         let chunk = chunk.min(self.tiles());
-        let row_tiles = inputs.div_ceil(tiles.rows());
+        let rows = InputTiles::new(inputs, tiles);
         let threads = rayon::current_num_threads();
-        let parts = (4 * threads).div_ceil(points).min(row_tiles);
+        let parts = (4 * threads).div_ceil(points).min(rows.count);
         let sizes = [inputs * outputs, chunk * lanes, chunk * panels.lanes()].map(|n| n * points);
         with_scratch(sizes.iter().sum(), |scratch| {
             let (d_points, scratch) = scratch.split_at_mut(sizes[0]);
@@ -893,11 +893,11 @@ impl Winograd {
                 let d_points = SharedMap(d_points.as_mut_ptr());
                 (0..points * parts).into_par_iter().for_each(|task| {
                     let (point, part) = (task / parts, task % parts);
-                    let rows = spread_x[point * count * lanes..].chunks_exact(lanes);
-                    let rows: Vec<*const f32> = rows.take(count).map(<[_]>::as_ptr).collect();
+                    let xs = spread_x[point * count * lanes..].chunks_exact(lanes);
+                    let xs: Vec<*const f32> = xs.take(count).map(<[_]>::as_ptr).collect();
                     let dy = &spread_dy[point * count * panels.lanes()..];
-                    let own = InputTiles::new(inputs, tiles, part, parts);
-                    for (block, xs) in rows.chunks(PIXELS).enumerate() {
+                    let own = rows.part(part, parts);
+                    for (block, xs) in xs.chunks(PIXELS).enumerate() {
                         let panel = |panel| {
                             let (_, vectors) = panels.get(panel);
                             let pixel = block * PIXELS * vectors * tiles.lanes;
