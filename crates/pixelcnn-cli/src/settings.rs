@@ -5,7 +5,7 @@ use std::path::{self, Path, PathBuf};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
 use pixelcnn::data::{DataConfig, Dataset, Split};
-use pixelcnn::train::config::{Difference, PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::train::config::{CooldownShape, Difference, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::{ModelConfig, Nonlinearity};
 use serde::Deserialize;
 
@@ -287,6 +287,20 @@ pub struct Flags {
     )]
     #[arg(allow_negative_numbers = true)]
     learning_rate_decay: Option<f64>,
+    /// Steps in which the learning rate first rises, from nothing
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    warmup_steps: Option<u64>,
+    /// Share of the run, at its end, in which the learning rate falls to nothing
+    #[arg(
+        long,
+        value_name = "SHARE",
+        help_heading = "Training",
+        allow_negative_numbers = true
+    )]
+    cooldown: Option<f64>,
+    /// How it falls there: by the share of the cool-down that is gone, or by that share's root
+    #[arg(long, value_name = "SHAPE", help_heading = "Training", value_parser = cooldown_shape())]
+    cooldown_shape: Option<CooldownShape>,
     /// Share of the features that dropout drops, from 0 up to 1
     #[arg(
         long,
@@ -306,6 +320,10 @@ pub struct Flags {
     /// Steps after which to stop even within an epoch; 0 for no such limit
     #[arg(long, value_name = "N", help_heading = "Training")]
     steps: Option<u64>,
+    /// Hours of training instead of epochs or steps, evaluations not counted; 0 for none
+    #[arg(long, value_name = "HOURS", help_heading = "Training")]
+    #[arg(allow_negative_numbers = true, conflicts_with_all = ["epochs", "steps"])]
+    hours: Option<f64>,
     /// Decay of the Polyak average of the parameters, which evaluation and sampling use
     #[arg(
         long,
@@ -314,8 +332,9 @@ pub struct Flags {
         allow_negative_numbers = true
     )]
     polyak_decay: Option<f64>,
-    /// Where that average starts: from the parameters after data-dependent initialisation, or as
-    /// the original does, from the drawn ones before it
+    /// Where that average starts: from the parameters after data-dependent initialisation; as the
+    /// original does, from the drawn ones before it; or growing, over no more than the last tenth
+    /// of the run so far
     #[arg(long, value_name = "WHERE", help_heading = "Training", value_parser = polyak_start())]
     polyak_start: Option<PolyakStart>,
     /// Seed of all random numbers: the same seed gives the same run
@@ -351,9 +370,17 @@ pub fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
     })
 }
 
+fn cooldown_shape() -> impl TypedValueParser<Value = CooldownShape> {
+    PossibleValuesParser::new(["linear", "1-sqrt"]).map(|name| match name.as_str() {
+        "1-sqrt" => CooldownShape::OneMinusSqrt,
+        _ => CooldownShape::Linear,
+    })
+}
+
 fn polyak_start() -> impl TypedValueParser<Value = PolyakStart> {
-    PossibleValuesParser::new(["initialised", "drawn"]).map(|name| match name.as_str() {
+    PossibleValuesParser::new(["initialised", "drawn", "growing"]).map(|name| match name.as_str() {
         "drawn" => PolyakStart::Drawn,
+        "growing" => PolyakStart::Growing,
         _ => PolyakStart::Initialised,
     })
 }
@@ -379,9 +406,16 @@ impl Flags {
         set(&mut train.init_batch_size, &self.init_batch_size);
         set(&mut train.learning_rate, &self.learning_rate);
         set(&mut train.learning_rate_decay, &self.learning_rate_decay);
+        set(&mut train.warmup_steps, &self.warmup_steps);
+        set(&mut train.cooldown, &self.cooldown);
+        set(&mut train.cooldown_shape, &self.cooldown_shape);
         set(&mut train.dropout, &self.dropout);
         set(&mut train.epochs, &self.epochs);
         set(&mut train.steps, &self.steps);
+        if self.epochs.is_some() || self.steps.is_some() {
+            train.hours = 0.0;
+        }
+        set(&mut train.hours, &self.hours);
         set(&mut train.polyak_decay, &self.polyak_decay);
         set(&mut train.polyak_start, &self.polyak_start);
         set(&mut train.seed, &self.seed);
@@ -436,14 +470,18 @@ impl Flags {
 
 /// Whether a run can go on with another value of a setting: its state doesn't depend on it.
 pub fn can_change(name: &str, begun: &RunConfig) -> bool {
-    const FREE: [&str; 11] = [
+    const FREE: [&str; 15] = [
         "shards",
         "data_dir",
         "skip_damaged",
         "learning_rate",
         "learning_rate_decay",
+        "warmup_steps",
+        "cooldown",
+        "cooldown_shape",
         "epochs",
         "steps",
+        "hours",
         "eval_interval",
         "save_interval",
         "checkpoint_minutes",

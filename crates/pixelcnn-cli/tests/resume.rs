@@ -66,6 +66,7 @@ fn train(folder: &Path, run: &str, threads: usize, minutes: &str) -> Command {
         "5",
     ]);
     command.args(["--samples", "1", "--checkpoint-minutes", minutes]);
+    command.args(["--cooldown", "0.3", "--polyak-start", "growing"]);
     command.arg(folder.join(run));
     command
 }
@@ -356,4 +357,42 @@ fn a_protected_run_outlives_its_terminal() {
     drop(terminal);
     succeeded(&ended(child));
     expect_same(&folder.join("protected"), &whole);
+}
+
+/// A branch cools down in a folder of its own and leaves the run as it was.
+#[test]
+fn a_cool_down_branches_off() {
+    let folder = tempfile::tempdir().unwrap();
+    write_images(&folder.path().join("images.npy"));
+    finish(&mut train(folder.path(), "run", 2, EVERY_EPOCH));
+    let before = last_tensors(&folder.path().join("run"));
+    let mut branch = resume(folder.path(), "run", 2);
+    branch.args(["--cooldown-steps", "60", "--output"]);
+    let new = folder.path().join("new");
+    finish(branch.arg(&new));
+    assert_eq!(last_tensors(&folder.path().join("run")), before);
+
+    let last = format!("checkpoints/step-{:08}.safetensors", STEPS + 60);
+    assert!(new.join(last).exists());
+    let lines = fs::read_to_string(new.join("metrics.jsonl")).unwrap();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let rates = lines.filter_map(|line: Value| line["learning_rate"].as_f64());
+    let rates: Vec<f64> = rates.collect();
+    // The preset's, after 20, 40 and 60 of 60 steps.
+    let of = |taken: u64| 3e-3 * 0.999_445f64.powi((STEPS + taken) as i32);
+    let expected = [20, 40, 60].map(|taken| of(taken) * (61 - taken) as f64 / 61.0);
+    assert_eq!(rates.len(), 3);
+    for (rate, expected) in rates.iter().zip(expected) {
+        assert!((rate / expected - 1.0).abs() < 1e-9, "{rates:?}");
+    }
+    // It would be another run's.
+    let refused = output(resume(folder.path(), "run", 2).args(["--output"]).arg(&new));
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        error.contains("already there and not an empty folder"),
+        "{error}"
+    );
 }

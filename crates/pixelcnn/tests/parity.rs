@@ -238,7 +238,7 @@ fn three_steps_and_their_averages() {
             images: &images,
             labels: &[],
         };
-        let adam = next_step(&state, &train);
+        let adam = next_step(&state, &train, None);
         engine.load(state.lend_arrays()).unwrap();
         engine.step(batch, None, &adam).unwrap();
         state.take_arrays(engine.unload().unwrap());

@@ -12,7 +12,7 @@ use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device::Device;
 use pixelcnn::ranks::{Alone, RankError, Ranks};
 use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::train::metrics::Record;
 use pixelcnn::train::ranks::{announce, announced};
 use pixelcnn::train::state::TrainState;
@@ -36,6 +36,9 @@ fn prepared(seed: u8) -> (TempDir, RunConfig) {
         batch_size: 4,
         shards: Some(4),
         steps: STEPS,
+        warmup_steps: 4,
+        cooldown: 0.3,
+        polyak_start: PolyakStart::Growing,
         ..TrainConfig::default()
     };
     let config = lab::config(&pictures, train);
@@ -118,6 +121,35 @@ fn any_number_of_ranks_ends_with_the_same_bits() {
         train_on(count, &run, &config, last).unwrap();
     }
     assert_eq!(outcome(&run), outcome(&alone));
+}
+
+/// When the time is up, all ranks cool down over the same steps, in two sittings: as a run of that
+/// many steps does.
+#[test]
+fn time_decides_for_all_ranks() {
+    let (folder, config) = prepared(0);
+    let run = folder.path().join("by time");
+    let mut by_time = config.clone();
+    (by_time.train.hours, by_time.train.steps) = (1000.0, 3);
+    train_on(2, &run, &by_time, 7).unwrap();
+    let (mut state, path) = Checkpoints::new(run.join("checkpoints")).latest().unwrap();
+    assert_eq!(state.last_step, None);
+    state.seconds = 700.0 * 3600.0;
+    state.write(&path).unwrap();
+    for (last, outcome) in [(8, Outcome::Stopped), (u64::MAX, Outcome::Finished)] {
+        assert_eq!(train_on(2, &run, &by_time, last).unwrap(), outcome);
+        assert_eq!(last_state(&run).last_step, Some(10));
+    }
+
+    let alone = folder.path().join("by steps");
+    let mut by_steps = config;
+    by_steps.train.steps = 10;
+    train_on(1, &alone, &by_steps, u64::MAX).unwrap();
+    let [by_time, by_steps] = [&run, &alone].map(|run| outcome(run));
+    assert_eq!(by_time.0.step, 10);
+    assert_eq!(by_time.0.parameters, by_steps.0.parameters);
+    assert_eq!(by_time.0.average, by_steps.0.average);
+    assert_eq!(by_time.2, by_steps.2);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use lab::{last_state, records};
 use pixelcnn::data::Dataset;
 use pixelcnn::device::Device;
 use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::train::metrics::Record;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
@@ -50,6 +50,9 @@ impl Lab {
         let train = TrainConfig {
             batch_size: 2,
             steps: STEPS,
+            warmup_steps: 4,
+            cooldown: 0.3,
+            polyak_start: PolyakStart::Growing,
             ..TrainConfig::default()
         };
         lab::config(&self.pictures(), train)

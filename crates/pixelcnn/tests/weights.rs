@@ -101,6 +101,7 @@ fn random_state(config: &ModelConfig, step: u64) -> TrainState {
         seed: train.seed,
         images_seen: step * train.batch_size as u64,
         seconds: 0.0,
+        last_step: None,
         last_evaluation: None,
         best: None,
         unrecorded: Unrecorded::default(),
@@ -208,7 +209,7 @@ fn three_steps(state: &mut TrainState) {
             images,
             labels: &[],
         };
-        let adam = next_step(state, &TrainConfig::default());
+        let adam = next_step(state, &TrainConfig::default(), None);
         engine.step(batch, None, &adam).unwrap();
         (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
     }

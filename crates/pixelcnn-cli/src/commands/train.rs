@@ -58,6 +58,14 @@ pub struct Train {
     /// The checkpoint to go on from [default: the newest of the run]
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
+    /// Train for so many more steps and no longer, with the learning rate falling to nothing
+    #[arg(long, value_name = "N", requires = "resume")]
+    #[arg(conflicts_with_all = ["cooldown", "epochs", "steps", "hours"])]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    cooldown_steps: Option<u64>,
+    /// Go on in a new folder: the run that is resumed stays as it is
+    #[arg(long, value_name = "NEW", requires = "resume")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     ranks: GpuFlags,
     #[command(flatten)]
@@ -75,7 +83,9 @@ Examples:
   pixelcnn train --data photos --size 32 --epochs 50 --steps 0
       on a folder of pictures, each cropped and resized to 32x32
   pixelcnn train --resume runs/quick-1 --steps 5000
-      further than it was to go at first";
+      further than it was to go at first
+  pixelcnn train --resume runs/small-1 --cooldown-steps 4000 --output runs/small-1-cooled
+      what the run is worth by now: a branch whose learning rate falls to nothing";
 
 impl Train {
     /// Runs the command, as one of the ranks that train together.
@@ -228,7 +238,12 @@ impl Train {
                 }
             },
         };
-        let config = self.settings(run, start.as_mut())?;
+        let branches = self.output.is_some() || self.cooldown_steps.is_some();
+        if start.is_none() && branches {
+            let checkpoint = CheckpointError::Empty { folder: run.into() };
+            return Err(format!("{checkpoint}: there is no run to go on from").into());
+        }
+        let mut config = self.settings(run, start.as_mut())?;
         match &start {
             Some(state) if state.moments.is_none() => {
                 return Err(
@@ -254,7 +269,17 @@ impl Train {
             )
             .into());
         }
+        if let (Some(new), Some(state)) = (&self.output, &mut start) {
+            expect_new(new)?;
+            // The best of the other folder is not in this one.
+            state.best = None;
+        }
         let (train, test) = open_splits(&config.data)?;
+        if let (Some(steps), Some(state)) = (self.cooldown_steps, &start) {
+            let steps_per_epoch = (train.len() / config.train.batch_size) as u64;
+            config.train.cool_down(steps, steps_per_epoch, state);
+        }
+        let run = self.output.as_deref().unwrap_or(run);
         Ok((run.to_owned(), config, start, train, test))
     }
 
@@ -332,10 +357,15 @@ impl Train {
         self.flags.resume(&self.data, &mut config)?;
         let (old, new) = (known.train.learning_rate, config.train.learning_rate);
         let rate = self.flags.learning_rate().or((new != old).then_some(new));
-        if let (Some(state), Some(rate)) = (start, rate) {
-            state.learning_rate = rate;
-            // What was saved has another one.
-            state.run = None;
+        let other_hours = known.train.hours != config.train.hours;
+        if let Some(state) = start {
+            // What was saved has other values.
+            if let Some(rate) = rate {
+                (state.learning_rate, state.run) = (rate, None);
+            }
+            if other_hours {
+                (state.last_step, state.run) = (None, None);
+            }
         }
         Ok(config)
     }
@@ -428,7 +458,8 @@ impl Display<'_> {
             Event::Started {
                 step, last_step, ..
             } => {
-                (self.first_step, self.step, self.last_step) = (step, step, last_step);
+                (self.first_step, self.step) = (step, step);
+                self.last_step = last_step.unwrap_or_default();
             }
             Event::MetricsDamaged(Damaged { lines, original }) => self.bar.note(format_args!(
                 "metrics.jsonl: {} left out ({}); as it was, it is in {}",
@@ -441,9 +472,10 @@ impl Display<'_> {
                 epoch,
                 bits_per_dim,
                 seconds,
+                last_step,
                 ..
             } => {
-                self.step = step;
+                (self.step, self.last_step) = (step, last_step);
                 self.loss.add(bits_per_dim);
                 self.seconds.add(seconds);
                 let left = self.last_step.saturating_sub(step) as f64 * self.seconds.mean();
@@ -512,9 +544,12 @@ impl Display<'_> {
             lines.push(format!("samples {}", samples.display()));
         }
         lines.push(format!("run     {}", run.display()));
-        let longer = match self.config.steps == self.last_step {
-            true => format!("--steps {}", self.last_step.saturating_mul(2)),
-            false => format!("--epochs {}", self.config.epochs.saturating_mul(2)),
+        let longer = match self.config {
+            config if config.hours > 0.0 => format!("--hours {}", 2.0 * config.hours),
+            config if config.steps == self.last_step => {
+                format!("--steps {}", self.last_step.saturating_mul(2))
+            }
+            config => format!("--epochs {}", config.epochs.saturating_mul(2)),
         };
         lines.push(format!(
             "next:\n  pixelcnn eval {folder}\n  pixelcnn sample {folder}\n  \

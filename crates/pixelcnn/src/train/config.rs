@@ -19,6 +19,23 @@ pub enum PolyakStart {
     Initialised,
     /// From the drawn parameters, before it, as the original does.
     Drawn,
+    /// From the initialised parameters, looking back over no more than about the last tenth of the
+    /// run so far: the decay after `t` steps is at most (1 + t) / (10 + t), as that of TensorFlow's
+    /// averages that are told `num_updates`.
+    Growing,
+}
+
+/// How the learning rate falls in the cool-down at a run's end: a function of the share `s` of it
+/// that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum CooldownShape {
+    /// 1 - s.
+    #[default]
+    #[serde(rename = "linear")]
+    Linear,
+    /// 1 - sqrt(s) (Hägele et al., 2024, section 3).
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
 }
 
 /// How a model is trained. The defaults are the original's, but for `polyak_start`.
@@ -37,12 +54,21 @@ pub struct TrainConfig {
     pub learning_rate: f64,
     /// The learning rate is multiplied by this before every step.
     pub learning_rate_decay: f64,
+    /// Steps in which the learning rate first rises, from nothing; 0 for none.
+    pub warmup_steps: u64,
+    /// Share of the run, at its end, in which the learning rate falls to nothing; 0 for none.
+    pub cooldown: f64,
+    /// How it falls there.
+    pub cooldown_shape: CooldownShape,
     /// Share of the features that dropout drops in each gated resnet block, from 0 up to 1.
     pub dropout: f32,
     /// Passes over the training images.
     pub epochs: u64,
     /// Steps after which to stop even within an epoch; 0 for no such limit.
     pub steps: u64,
+    /// Hours of training, evaluations not counted, that take the place of `epochs` and `steps`; 0 for
+    /// none.
+    pub hours: f64,
     /// Decay of the Polyak average of the parameters, which evaluation and sampling use.
     pub polyak_decay: f64,
     /// Where that average starts.
@@ -67,9 +93,13 @@ impl Default for TrainConfig {
             init_batch_size: 16,
             learning_rate: 1e-3,
             learning_rate_decay: 0.999_995,
+            warmup_steps: 0,
+            cooldown: 0.0,
+            cooldown_shape: CooldownShape::Linear,
             dropout: 0.5,
             epochs: 5000,
             steps: 0,
+            hours: 0.0,
             polyak_decay: 0.9995,
             polyak_start: PolyakStart::Initialised,
             eval_interval: 1,
@@ -143,6 +173,12 @@ impl TrainConfig {
             "must be above 0 and at most 1",
         )?;
         check(
+            "cooldown",
+            &self.cooldown,
+            (0.0..1.0).contains(&self.cooldown),
+            "must be at least 0 and below 1",
+        )?;
+        check(
             "dropout",
             &self.dropout,
             (0.0..1.0).contains(&self.dropout),
@@ -153,6 +189,12 @@ impl TrainConfig {
             &self.epochs,
             self.epochs > 0,
             "must be at least 1",
+        )?;
+        check(
+            "hours",
+            &self.hours,
+            self.hours.is_finite() && self.hours >= 0.0,
+            "must be at least 0",
         )?;
         let decay = self.polyak_decay;
         check(

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod ranks;
 mod review;
 pub mod run;
+mod schedule;
 pub mod state;
 mod step;
 mod tensorboard;
@@ -26,14 +27,14 @@ use crate::network::EngineError;
 use crate::picture::PictureError;
 use crate::sample::DrawError;
 use checkpoints::{CheckpointError, Checkpoints};
-use config::{RunConfig, RunConfigError, TrainConfig};
+use config::{RunConfig, RunConfigError};
 use metrics::{Damaged, Metrics, MetricsError, ResumeAt};
 use ranks::{Order, common, order};
 use review::{Review, remove_samples_after};
 use state::{OtherModel, TrainState, Unrecorded};
 use step::{Trainer, new_state};
 
-pub use step::next_step;
+pub use schedule::next_step;
 
 /// Training steps that make one line of metrics.
 const STEPS_PER_RECORD: u64 = 20;
@@ -144,8 +145,8 @@ pub enum Event {
     Started {
         /// Steps already taken.
         step: u64,
-        /// The step after which the run ends.
-        last_step: u64,
+        /// The step after which the run ends; none where time decides that.
+        last_step: Option<u64>,
         /// Steps in an epoch.
         steps_per_epoch: u64,
     },
@@ -163,6 +164,8 @@ pub enum Event {
         learning_rate: f64,
         /// Wall-clock time of the step.
         seconds: f64,
+        /// The step after which the run ends, or is expected to where time decides that.
+        last_step: u64,
     },
     /// Images of the test set evaluated so far.
     Evaluating {
@@ -406,7 +409,7 @@ fn train(
         )?;
     }
     let mut trainer = training.trainer(state)?;
-    let last_step = last_step(&config.train, steps_per_epoch);
+    let last_step = trainer.last_step();
     tracing::info!(
         step = trainer.state.step,
         last_step,
@@ -427,7 +430,9 @@ fn train(
             metrics.record(&trainer.record())?;
             trainer.state.unrecorded = Unrecorded::default();
         }
-        let last = trainer.state.step >= last_step;
+        trainer.state.last_step = config.train.last_step_by_time(&trainer.state);
+        let last_step = trainer.last_step();
+        let last = last_step.is_some_and(|last_step| trainer.state.step >= last_step);
         let boundary = trainer.state.position == 0 || last;
         let minutes = saves.at.elapsed().as_secs_f64() / 60.0;
         if stop || boundary || minutes >= config.train.checkpoint_minutes {
@@ -454,7 +459,7 @@ fn train(
         if last {
             return Ok(Outcome::Finished);
         }
-        order(&*ranks, Order::Step, &[trainer.begins_afresh().into()])?;
+        order(&*ranks, Order::Step, &trainer.orders())?;
         let step = trainer.step().map_err(|error| match error {
             // The others are in the step, and can't be told.
             error if ranks.count() > 1 && !matches!(error, TrainError::NotANumber { .. }) => {
@@ -535,13 +540,5 @@ impl Saves<'_> {
             },
             _ => TrainError::Saved { error, step },
         }
-    }
-}
-
-fn last_step(config: &TrainConfig, steps_per_epoch: u64) -> u64 {
-    let by_epochs = config.epochs.saturating_mul(steps_per_epoch);
-    match config.steps {
-        0 => by_epochs,
-        steps => steps.min(by_epochs),
     }
 }

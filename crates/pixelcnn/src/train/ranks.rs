@@ -30,8 +30,8 @@ pub(super) enum Order {
     Compare,
     /// The state follows.
     Load,
-    /// Take the next step; with a 1 from a state that the engine takes over anew, as rank 0 does, for
-    /// the GPUs of all ranks must record their steps together.
+    /// Take the next step, as [`Trainer::orders`] says: from a state that the engine takes over anew
+    /// where rank 0 does, for the GPUs of all ranks must record their steps together.
     Step,
     /// Evaluate this rank's share of the test images with the averaged parameters.
     Evaluate,
@@ -245,11 +245,9 @@ impl Training<'_> {
                     let state = state.map_err(|_| early())?;
                     trainer = Some(self.trainer(state)?);
                 }
-                (Order::Step, afresh) => {
+                (Order::Step, orders) => {
                     let trainer = trainer.as_mut().ok_or_else(early)?;
-                    if afresh == [1] {
-                        trainer.state()?;
-                    }
+                    trainer.obey(&orders)?;
                     match trainer.step() {
                         // Rank 0 has found it too.
                         Err(TrainError::NotANumber { .. }) => {}

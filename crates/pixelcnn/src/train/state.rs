@@ -46,6 +46,8 @@ pub struct TrainState {
     pub images_seen: u64,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// The step after which the run ends, once time has decided that.
+    pub last_step: Option<u64>,
     /// Step and test bits/dim of the last evaluation.
     pub last_evaluation: Option<(u64, f64)>,
     /// Step and test bits/dim of the best evaluation so far.
@@ -133,6 +135,7 @@ impl TrainState {
             seed: train.seed,
             images_seen: 0,
             seconds: 0.0,
+            last_step: None,
             last_evaluation: None,
             best: None,
             unrecorded: Unrecorded::default(),
@@ -258,6 +261,10 @@ impl TrainState {
                 seconds: file.scalar("unrecorded_seconds")?,
             })
         };
+        let last_step = match file.metadata.contains_key("last_step") {
+            true => Some(file.scalar("last_step").map_err(malformed)?),
+            false => None,
+        };
         let run = match file.metadata.get("run") {
             Some(run) => Some(toml::from_str(run).map_err(|error| {
                 malformed(format!("its settings: {}", error.message().escape_debug()))
@@ -273,6 +280,7 @@ impl TrainState {
             seed: file.scalar("seed").map_err(malformed)?,
             images_seen: file.scalar("images_seen").map_err(malformed)?,
             seconds: file.scalar("seconds").map_err(malformed)?,
+            last_step,
             last_evaluation: evaluation("last_evaluation").map_err(malformed)?,
             best: evaluation("best").map_err(malformed)?,
             unrecorded: unrecorded().map_err(malformed)?,
@@ -360,6 +368,9 @@ impl TrainState {
         ]
         .map(|(key, value)| (key.into(), value))
         .into();
+        if let Some(last_step) = self.last_step {
+            metadata.insert("last_step".into(), last_step.to_string());
+        }
         for (name, evaluation) in [
             ("last_evaluation", self.last_evaluation),
             ("best", self.best),

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::ranks::{Ranks, Sharing};
 use rand::RngExt;
@@ -13,6 +12,7 @@ use rand::seq::SliceRandom;
 
 use super::config::{PolyakStart, RunConfig, TrainConfig};
 use super::metrics::Record;
+use super::schedule::next_step;
 use super::state::{TrainState, Unrecorded};
 use super::{Event, TrainError};
 use crate::data::Dataset;
@@ -41,7 +41,7 @@ pub(super) fn new_state(
     let dropout = dropout(train, 0);
     initialise(model, &mut parameters, batch, dropout, &device)?;
     let average = match train.polyak_start {
-        PolyakStart::Initialised => parameters.clone(),
+        PolyakStart::Initialised | PolyakStart::Growing => parameters.clone(),
         PolyakStart::Drawn => drawn,
     };
     Ok(TrainState {
@@ -58,16 +58,6 @@ fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
         seed: random.random(),
         first: 0,
     })
-}
-
-/// The next step of a state: the learning rate decays before it (the original's order).
-pub fn next_step(state: &TrainState, config: &TrainConfig) -> Adam {
-    Adam {
-        learning_rate: state.learning_rate * config.learning_rate_decay,
-        step: state.step + 1,
-        polyak_decay: config.polyak_decay,
-        ..Adam::default()
-    }
 }
 
 /// The images of an epoch in the order in which they are used.
@@ -126,9 +116,35 @@ impl<'a> Trainer<'a> {
         Ok(&mut self.state)
     }
 
-    /// Whether the next step begins with the engine taking the state over.
-    pub fn begins_afresh(&self) -> bool {
-        !self.lent
+    fn steps_per_epoch(&self) -> u64 {
+        (self.data.len() / self.config.train.batch_size) as u64
+    }
+
+    /// The step after which the run ends; none as long as only time can tell.
+    pub fn last_step(&self) -> Option<u64> {
+        let train = &self.config.train;
+        train.last_step(self.steps_per_epoch(), &self.state)
+    }
+
+    /// What the other ranks must be told of the next step: whether it begins with the engine taking
+    /// the state over, and when the run ends, where time has decided that.
+    pub fn orders(&self) -> Vec<u8> {
+        let last_step = self.state.last_step.map(u64::to_le_bytes);
+        let last_step = last_step.iter().flatten().copied();
+        [u8::from(!self.lent)]
+            .into_iter()
+            .chain(last_step)
+            .collect()
+    }
+
+    /// Prepares the next step as rank 0 does.
+    pub fn obey(&mut self, orders: &[u8]) -> Result<(), EngineError> {
+        if orders.first() == Some(&1) {
+            self.state()?;
+        }
+        let last_step = orders.get(1..).and_then(|bytes| bytes.try_into().ok());
+        self.state.last_step = last_step.map(u64::from_le_bytes);
+        Ok(())
     }
 
     /// Reads this rank's share of the next batch of the epoch's order.
@@ -158,10 +174,21 @@ impl<'a> Trainer<'a> {
             step: state.step,
             epoch: state.epoch,
             train_bits_per_dim: bits_per_dim / steps as f64,
-            learning_rate: state.learning_rate,
+            learning_rate: self.learning_rate(),
             images_per_second: images / seconds,
             seconds: state.seconds,
         }
+    }
+
+    /// Learning rate of the last step.
+    fn learning_rate(&self) -> f64 {
+        let TrainState {
+            step,
+            learning_rate,
+            ..
+        } = self.state;
+        let train = &self.config.train;
+        learning_rate * train.learning_rate_factor(step, self.last_step())
     }
 
     /// Takes one step.
@@ -173,7 +200,7 @@ impl<'a> Trainer<'a> {
             self.network.engine().load(self.state.lend_arrays())?;
         }
         let dropout = dropout(train, self.state.step + 1);
-        let adam = next_step(&self.state, train);
+        let adam = next_step(&self.state, train, self.last_step());
         let batch = Batch {
             images: &self.images,
             labels: &self.labels,
@@ -188,7 +215,8 @@ impl<'a> Trainer<'a> {
             nats => nats?,
         };
         let state = &mut self.state;
-        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
+        state.step = adam.step;
+        state.learning_rate *= train.learning_rate_decay;
         state.images_seen += train.batch_size as u64;
         state.position += train.batch_size as u64;
         // The original drops the images that do not fill a batch.
@@ -206,11 +234,12 @@ impl<'a> Trainer<'a> {
         state.unrecorded.bits_per_dim += bits_per_dim;
         state.unrecorded.seconds += seconds;
         Ok(Event::Step {
-            step: state.step,
-            epoch: state.epoch,
+            step: self.state.step,
+            epoch: self.state.epoch,
             bits_per_dim,
-            learning_rate: state.learning_rate,
+            learning_rate: adam.learning_rate,
             seconds,
+            last_step: train.expected_last_step(self.steps_per_epoch(), &self.state),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use super::*;
 use crate::data::DataConfig;
+use crate::train::config::PolyakStart;
 use crate::weights::safetensors::{Checksum, MAX_HEADER};
 use ::safetensors::Dtype;
 use proptest::prelude::*;
@@ -64,6 +65,7 @@ pub(in crate::train) fn state(config: ModelConfig, seed: u64, training: bool) ->
         seed: 0x8000_0000_0000_0001,
         images_seen: 1 << 60,
         seconds: 0.1 + 0.2,
+        last_step: seed.is_multiple_of(3).then_some(u64::MAX - seed),
         last_evaluation: seed.is_multiple_of(3).then_some((seed, f64::MIN_POSITIVE)),
         best: seed.is_multiple_of(2).then_some((seed, 3.0 - 1e-15)),
         unrecorded: match seed {
@@ -94,6 +96,8 @@ fn run(model: ModelConfig) -> RunConfig {
         train: TrainConfig {
             dropout: 0.1,
             learning_rate_decay: 1.0 - f64::EPSILON,
+            cooldown: 1.0 / 3.0,
+            polyak_start: PolyakStart::Growing,
             ..TrainConfig::default()
         },
     }
@@ -103,7 +107,7 @@ fn run(model: ModelConfig) -> RunConfig {
 pub(in crate::train) type Bits = (
     ModelConfig,
     Option<RunConfig>,
-    [u64; 14],
+    [u64; 15],
     Vec<Vec<Vec<u32>>>,
 );
 
@@ -116,7 +120,7 @@ pub(in crate::train) fn bits(state: &TrainState) -> Bits {
         let tensor = |tensor: &Vec<f32>| tensor.iter().map(|x| x.to_bits()).collect();
         array.iter().map(tensor).collect()
     };
-    let (last_step, last) = state.last_evaluation.unwrap_or((u64::MAX, f64::MAX));
+    let (evaluated, last) = state.last_evaluation.unwrap_or((u64::MAX, f64::MAX));
     let (best_step, best) = state.best.unwrap_or((u64::MAX, f64::MAX));
     let numbers = [
         state.step,
@@ -126,7 +130,8 @@ pub(in crate::train) fn bits(state: &TrainState) -> Bits {
         state.seed,
         state.images_seen,
         state.seconds.to_bits(),
-        last_step,
+        state.last_step.unwrap_or_default(),
+        evaluated,
         last.to_bits(),
         best_step,
         best.to_bits(),
