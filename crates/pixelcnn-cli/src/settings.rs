@@ -49,6 +49,7 @@ pub struct ModelSettings {
     nr_logistic_mix: usize,
     nonlinearity: Nonlinearity,
     class_conditional: bool,
+    nr_channel_resnet: usize,
     // The `config.toml` of a run can be given too. It has these, and the data must have the same.
     height: Option<usize>,
     width: Option<usize>,
@@ -65,6 +66,7 @@ impl Default for ModelSettings {
             nr_logistic_mix: original.nr_logistic_mix,
             nonlinearity: original.nonlinearity,
             class_conditional: false,
+            nr_channel_resnet: original.nr_channel_resnet,
             height: None,
             width: None,
             channels: None,
@@ -110,6 +112,7 @@ impl Settings {
             nr_logistic_mix: model.nr_logistic_mix,
             nonlinearity: model.nonlinearity,
             nr_classes: if model.conditional() { nr_classes } else { 0 },
+            nr_channel_resnet: model.nr_channel_resnet,
         }
     }
 
@@ -259,6 +262,10 @@ pub struct Flags {
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     class_conditional: Option<bool>,
+    /// 1x1 gated resnet blocks that predict each channel of a pixel from the features and the
+    /// channels before it; 0 for linear coefficients in the mixture instead, as in the original
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_channel_resnet: Option<usize>,
 
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -393,6 +400,7 @@ impl Flags {
         set(&mut model.nr_filters, &self.nr_filters);
         set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
         set(&mut model.nonlinearity, &self.nonlinearity);
+        set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         if let Some(conditional) = self.class_conditional {
             model.class_conditional = conditional;
             model.nr_classes = None;
@@ -463,6 +471,7 @@ impl Flags {
         set(&mut model.nr_filters, &self.nr_filters);
         set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
         set(&mut model.nonlinearity, &self.nonlinearity);
+        set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         self.apply_training(&mut config.train);
         data.apply(&mut config.data);
     }
@@ -556,7 +565,7 @@ mod tests {
             };
             let every = toml::Value::try_from(TrainConfig::default()).unwrap();
             assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
-            assert_eq!(preset["model"].as_table().unwrap().len(), 5, "{name}");
+            assert_eq!(preset["model"].as_table().unwrap().len(), 6, "{name}");
         }
     }
 

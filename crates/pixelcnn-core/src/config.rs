@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::likelihood::Mixture;
+
 /// The nonlinearity between the layers of a gated resnet block (paper, section 2; the original's
 /// `--resnet_nonlinearity`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -49,6 +51,15 @@ pub struct ModelConfig {
     pub nonlinearity: Nonlinearity,
     /// Classes that the model is conditioned on; 0 for an unconditional model.
     pub nr_classes: usize,
+    /// Gated resnet blocks, 1x1, that predict each channel of a pixel from the features and the
+    /// channels before it, with a mixture for each; 0 where one mixture of all channels has linear
+    /// coefficients instead (paper, section 2.2).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nr_channel_resnet: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Default for ModelConfig {
@@ -63,6 +74,7 @@ impl Default for ModelConfig {
             nr_logistic_mix: 10,
             nonlinearity: Nonlinearity::ConcatElu,
             nr_classes: 0,
+            nr_channel_resnet: 0,
         }
     }
 }
@@ -122,6 +134,7 @@ impl ModelConfig {
             ("nr_filters", self.nr_filters, 1, 4096),
             ("nr_logistic_mix", self.nr_logistic_mix, 1, 256),
             ("nr_classes", self.nr_classes, 0, 100_000),
+            ("nr_channel_resnet", self.nr_channel_resnet, 0, 64),
         ] {
             if !(min..=max).contains(&value) {
                 return Err(ConfigError::Count {
@@ -135,11 +148,20 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Channels of the network's output: per component one weight, a mean and a log-scale for each
-    /// channel, and with three channels three coefficients (paper, equation 3).
+    /// Mixtures that a pixel is drawn from, one after another: one of all its channels, or one for
+    /// each.
+    pub fn mixtures_per_pixel(&self) -> usize {
+        match self.nr_channel_resnet {
+            0 => 1,
+            _ => self.channels,
+        }
+    }
+
+    /// Channels of the network's output, those of all of a pixel's mixtures. Of a mixture, per
+    /// component one weight, a mean and a log-scale for each channel, and with three channels three
+    /// coefficients (paper, equation 3).
     pub fn output_channels(&self) -> usize {
-        let per_component = if self.channels == 3 { 10 } else { 3 };
-        per_component * self.nr_logistic_mix
+        self.mixtures_per_pixel() * Mixture::of(self).logits_per_pixel()
     }
 
     /// Values in one image.

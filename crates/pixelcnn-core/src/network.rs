@@ -119,7 +119,9 @@ pub trait Pass {
     type Map: Clone;
 
     /// The input with a plane of ones appended, so that the network sees where the image ends.
-    fn append_ones(&mut self, x: Self::Map) -> Self::Map;
+    fn append_ones(&mut self, x: &Self::Map) -> Self::Map;
+    /// The first channels of the input alone.
+    fn first_channels(&mut self, x: &Self::Map, channels: usize) -> Self::Map;
     /// A weight-normalised layer.
     fn layer(&mut self, layer: &Layer, x: &Self::Map) -> Self::Map;
     /// A gated resnet block.
@@ -168,15 +170,23 @@ impl Builder<'_> {
         layer
     }
 
+    /// A dense layer at every pixel.
+    fn dense(&mut self, inputs: usize, outputs: usize) -> Layer {
+        self.layer(LayerKind::Dense, Window::POINT, inputs, outputs)
+    }
+
     /// `auxiliary` is the number of channels of `a` before the nonlinearity, 0 without one.
     fn gated_resnet(&mut self, window: Window, auxiliary: usize) -> GatedResnet {
+        let kind = match window {
+            Window::POINT => LayerKind::Dense,
+            _ => LayerKind::Conv,
+        };
         let filters = self.config.nr_filters;
         let f = |channels| self.config.nonlinearity.outputs(channels);
         let (wide, projected) = (f(filters), f(auxiliary));
-        let conv_1 = self.layer(LayerKind::Conv, window, wide, filters);
-        let nin = (auxiliary > 0)
-            .then(|| self.layer(LayerKind::Dense, Window::POINT, projected, filters));
-        let mut conv_2 = self.layer(LayerKind::Conv, window, wide, 2 * filters);
+        let conv_1 = self.layer(kind, window, wide, filters);
+        let nin = (auxiliary > 0).then(|| self.dense(projected, filters));
+        let mut conv_2 = self.layer(kind, window, wide, 2 * filters);
         conv_2.init_scale = 0.1;
         let conditional = (self.config.nr_classes > 0).then(|| {
             self.parameters += 1;
@@ -193,9 +203,9 @@ impl Builder<'_> {
     }
 }
 
-/// Runs the network on images `x` \[N, H, W, channels\], scaled to \[-1, 1\]; gives the mixture's
+/// Runs the network on an `image` \[N, H, W, channels\], scaled to \[-1, 1\]; gives the mixture's
 /// parameters \[N, H, W, [`ModelConfig::output_channels`]\].
-pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, x: P::Map) -> P::Map {
+pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P::Map {
     let mut build = Builder {
         config,
         counts: [0; 3],
@@ -208,7 +218,7 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, x: P::Map) -> P::Ma
 
     // The first layers see nothing of the pixel itself: the vertical stack (u) only rows above,
     // the horizontal stack (ul) rows above and what is to the left.
-    let x = pass.append_ones(x);
+    let x = pass.append_ones(&image);
     let inputs = config.channels + 1;
     let mut first = |pass: &mut P, window| {
         let layer = build.layer(LayerKind::Conv, window, inputs, filters);
@@ -271,14 +281,56 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, x: P::Map) -> P::Ma
         }
     }
 
+    if config.nr_channel_resnet > 0 {
+        return channel_by_channel(&mut build, pass, &image, &ul);
+    }
     let ul = pass.elu(ul);
-    let layer = build.layer(
-        LayerKind::Dense,
-        Window::POINT,
-        filters,
-        config.output_channels(),
-    );
+    let layer = build.dense(filters, config.output_channels());
     pass.layer(&layer, &ul)
+}
+
+/// The mixtures' parameters of each channel, from the features and the channels before it.
+fn channel_by_channel<P: Pass>(
+    build: &mut Builder,
+    pass: &mut P,
+    image: &P::Map,
+    features: &P::Map,
+) -> P::Map {
+    let ModelConfig {
+        channels,
+        nr_filters: filters,
+        nr_channel_resnet,
+        ..
+    } = *build.config;
+    let outputs = build.config.output_channels() / channels;
+    let mut all = None;
+    for channel in 0..channels {
+        let known = (channel > 0).then(|| pass.first_channels(image, channel));
+        let embedded = known.as_ref().map(|known| {
+            let layer = build.dense(channel, filters);
+            pass.layer(&layer, known)
+        });
+        let mut x = features.clone();
+        for _ in 0..nr_channel_resnet {
+            let auxiliary = if channel > 0 { filters } else { 0 };
+            let block = build.gated_resnet(Window::POINT, auxiliary);
+            x = pass.gated_resnet(&block, &x, embedded.as_ref());
+        }
+        let x = pass.elu(x);
+        let layer = build.dense(filters, outputs);
+        let mut own = pass.layer(&layer, &x);
+        // Channels are much alike: what one has to say of the next is linear above all.
+        if let Some(known) = &known {
+            let layer = build.dense(channel, outputs);
+            let linear = pass.layer(&layer, known);
+            own = pass.add(own, linear);
+        }
+        all = Some(match all {
+            None => own,
+            Some(before) => pass.concat(&before, &own),
+        });
+    }
+    all.expect("a channel at least")
 }
 
 /// What a parameter is, which fixes how it is drawn.
@@ -372,8 +424,12 @@ impl Pass for LayoutPass {
     /// Rows and columns.
     type Map = [usize; 2];
 
-    fn append_ones(&mut self, x: Self::Map) -> Self::Map {
-        x
+    fn append_ones(&mut self, x: &Self::Map) -> Self::Map {
+        *x
+    }
+
+    fn first_channels(&mut self, x: &Self::Map, _channels: usize) -> Self::Map {
+        *x
     }
 
     fn layer(&mut self, layer: &Layer, x: &Self::Map) -> Self::Map {

@@ -15,7 +15,7 @@
 //! once.
 
 use std::mem;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use crate::config::ModelConfig;
 use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
@@ -75,7 +75,8 @@ impl Buffer {
 /// An operation of the forward pass; numbers are those of buffers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation {
-    /// The images, scaled to \[-1, 1\], with a plane of ones behind their channels.
+    /// The images, scaled to \[-1, 1\]: their first channels, or all and behind them a plane of ones,
+    /// as many as the buffer has.
     Images {
         /// Written.
         to: usize,
@@ -132,6 +133,13 @@ pub enum Operation {
         /// Written.
         to: usize,
     },
+    /// The channels of some maps, one after the other.
+    Concat {
+        /// Read.
+        from: Vec<usize>,
+        /// Written.
+        to: usize,
+    },
 }
 
 /// An operation's backward pass. An addition has none: the gradient of the sum is that of its terms.
@@ -142,7 +150,7 @@ pub struct Backward {
     /// Buffer of the gradient by its output.
     pub output: usize,
     /// The gradients by its inputs: of a layer, a shift or an elu by `from`, if that is not the
-    /// image; of a block by `x`, then by each of `a`.
+    /// image; of a block by `x`, then by each of `a`; of a concatenation by each of its maps.
     ///
     /// A block's gradient by `x` holds that by its output as it is, plus what comes through the
     /// block. Where its buffer is `output` itself, that is done in place. Where it is not, that is
@@ -171,6 +179,21 @@ impl Plan {
         planner.find_branches();
         planner.backward();
         planner.finish()
+    }
+
+    /// Whether a buffer holds images, which need no gradient.
+    fn is_of_images(&self, buffer: usize) -> bool {
+        let images = Operation::Images { to: buffer };
+        self.forward.contains(&images)
+    }
+
+    /// Which channels of a concatenation each of its maps is.
+    pub fn concatenated(&self, maps: &[usize]) -> impl Iterator<Item = Range<usize>> {
+        let channels = maps.iter().map(|&map| self.buffers[map].channels);
+        channels.scan(0, |end, channels| {
+            *end += channels;
+            Some(*end - channels..*end)
+        })
     }
 
     /// Values of memory for each image, all slots together.
@@ -239,9 +262,20 @@ impl Planner<'_> {
             branches: Vec::new(),
         };
         let logits = pixelcnn(config, &mut planner, Vec::new());
-        planner.plan.logits = one(&logits);
+        planner.plan.logits = planner.whole(logits);
         planner.branches = vec![0; planner.plan.forward.len()];
         planner
+    }
+
+    /// The buffer of a map, made where it is a concatenation.
+    fn whole(&mut self, maps: Maps) -> usize {
+        if let [map] = maps[..] {
+            return map;
+        }
+        let channels = maps.iter().map(|&map| self.plan.buffers[map].channels);
+        let to = self.buffer(self.plan.buffers[maps[0]].size, channels.sum());
+        self.plan.forward.push(Operation::Concat { from: maps, to });
+        to
     }
 
     fn buffer(&mut self, size: [usize; 2], channels: usize) -> usize {
@@ -269,6 +303,7 @@ impl Planner<'_> {
             *branch = match *operation {
                 Operation::Images { .. } => 0,
                 Operation::Add { to, .. } => of_maps[to],
+                Operation::Concat { ref from, .. } => of_maps[from[0]],
                 Operation::Layer { from, .. }
                 | Operation::Shift { from, .. }
                 | Operation::Elu { from, .. }
@@ -303,8 +338,7 @@ impl Planner<'_> {
                     continue;
                 }
                 Operation::Layer { from, .. } => {
-                    // No layer but the first ones reads the images, which need no gradient.
-                    if !matches!(self.plan.forward[0], Operation::Images { to } if to == from) {
+                    if !self.plan.is_of_images(from) {
                         inputs.push(self.contribution(from, &mut gradients));
                     }
                 }
@@ -317,6 +351,10 @@ impl Planner<'_> {
                         accumulate: gradients[x] != Some(output),
                     });
                     inputs.extend(a.iter().map(|&a| self.contribution(a, &mut gradients)));
+                }
+                Operation::Concat { from, .. } => {
+                    let from = from.iter();
+                    inputs.extend(from.map(|&map| self.contribution(map, &mut gradients)));
                 }
             }
             self.plan.backward.push(Backward {
@@ -501,7 +539,8 @@ impl Operation {
             | Operation::GatedResnet { to, .. }
             | Operation::Shift { to, .. }
             | Operation::Add { to, .. }
-            | Operation::Elu { to, .. } => to,
+            | Operation::Elu { to, .. }
+            | Operation::Concat { to, .. } => to,
         }
     }
 
@@ -512,6 +551,7 @@ impl Operation {
             | Operation::Shift { from, .. }
             | Operation::Elu { from, .. } => (vec![*from], vec![]),
             Operation::Add { from, to } => (vec![*from, *to], vec![]),
+            Operation::Concat { from, .. } => (from.clone(), vec![]),
             Operation::GatedResnet { x, a, c1, c2, .. } => {
                 ([&[*x], &a[..]].concat(), vec![*c1, *c2])
             }
@@ -539,7 +579,10 @@ impl Operation {
         match self {
             Operation::Layer { from, .. } | Operation::Elu { from, .. } => vec![*from],
             Operation::GatedResnet { x, a, c1, c2, .. } => [&[*x, *c1, *c2], &a[..]].concat(),
-            Operation::Images { .. } | Operation::Shift { .. } | Operation::Add { .. } => vec![],
+            Operation::Images { .. }
+            | Operation::Shift { .. }
+            | Operation::Add { .. }
+            | Operation::Concat { .. } => vec![],
         }
     }
 }
@@ -547,7 +590,7 @@ impl Operation {
 /// The buffer of a map that is not a concatenation.
 fn one(maps: &[usize]) -> usize {
     let [map] = *maps else {
-        unreachable!("only a block's auxiliary input is a concatenation");
+        unreachable!("only a block's auxiliary input and the output are concatenations");
     };
     map
 }
@@ -555,14 +598,13 @@ fn one(maps: &[usize]) -> usize {
 impl Pass for Planner<'_> {
     type Map = Maps;
 
-    fn append_ones(&mut self, _images: Maps) -> Maps {
-        let ModelConfig {
-            height,
-            width,
-            channels,
-            ..
-        } = *self.config;
-        let to = self.buffer([height, width], channels + 1);
+    fn append_ones(&mut self, images: &Maps) -> Maps {
+        self.first_channels(images, self.config.channels + 1)
+    }
+
+    fn first_channels(&mut self, _images: &Maps, channels: usize) -> Maps {
+        let ModelConfig { height, width, .. } = *self.config;
+        let to = self.buffer([height, width], channels);
         self.plan.forward.push(Operation::Images { to });
         vec![to]
     }
@@ -656,6 +698,7 @@ mod tests {
             | Operation::Shift { from, to, .. }
             | Operation::Elu { from, to } => (vec![*from], vec![*to]),
             Operation::Add { from, to } => (vec![*from, *to], vec![]),
+            Operation::Concat { from, to } => (from.clone(), vec![*to]),
             Operation::GatedResnet {
                 x, a, c1, c2, to, ..
             } => ([&[*x], &a[..]].concat(), vec![*c1, *c2, *to]),
@@ -742,7 +785,8 @@ mod tests {
             for step in &plan.backward {
                 let (inputs, from_images) = match &plan.forward[step.operation] {
                     Operation::GatedResnet { a, .. } => (1 + a.len(), false),
-                    Operation::Layer { from, .. } => (1, *from == plan.forward[0].to()),
+                    Operation::Concat { from, .. } => (from.len(), false),
+                    Operation::Layer { from, .. } => (1, plan.is_of_images(*from)),
                     _ => (1, false),
                 };
                 assert_eq!(step.inputs.len(), if from_images { 0 } else { inputs });

@@ -146,7 +146,7 @@ pub(crate) struct Maps {
     pub levels: Memory,
     /// The images' classes.
     pub labels: Memory,
-    /// Nats of every pixel.
+    /// Nats of every mixture of every pixel.
     pub nats: Memory,
     /// Nats of every image, in double precision.
     pub sums: Memory,
@@ -310,6 +310,12 @@ impl Cuda {
         blocks.max().unwrap_or(0)
     }
 
+    /// Mixtures that an image's values are drawn from.
+    pub(crate) fn mixtures_per_image(&self) -> usize {
+        let config = &self.config;
+        config.height * config.width * config.mixtures_per_pixel()
+    }
+
     /// Bytes of the sums of parts of so many pixels, for the layer with most outputs.
     fn partial(&self, pixels: usize) -> usize {
         let outputs = self.layout.layers.iter().map(|layer| layer.outputs);
@@ -320,7 +326,8 @@ impl Cuda {
     /// Bytes for each image.
     fn bytes_per_image(&self, plan: &Plan) -> usize {
         let pixels = self.config.height * self.config.width;
-        let values = plan.values() + branches(plan) * self.scratch(plan) + pixels;
+        let nats = self.mixtures_per_image();
+        let values = plan.values() + branches(plan) * self.scratch(plan) + nats;
         let sums = size_of::<u32>() + size_of::<f64>() + branches(plan) * self.partial(pixels);
         values * VALUE + self.config.dims() + sums
     }
@@ -368,7 +375,7 @@ impl Cuda {
             all,
             levels: Memory::zeroed(&self.gpu, all * self.config.dims())?,
             labels: Memory::zeroed(&self.gpu, all * size_of::<u32>())?,
-            nats: self.zeros(pixels(all))?,
+            nats: self.zeros(all * self.mixtures_per_image())?,
             sums: Memory::zeroed(&self.gpu, all * size_of::<f64>())?,
             partial: [partial(training)?, partial(branches(plan) == 2)?],
         });
@@ -679,10 +686,10 @@ impl Engine for Cuda {
         self.evaluate(batch, |pass, operation, images| {
             if operation.to() == self.evaluation.logits {
                 pass.likelihood()?;
-                let pixels = self.config.height * self.config.width;
-                let mut own = vec![0.0; images.len() * pixels];
+                let mut own = vec![0.0; images.len() * self.mixtures_per_image()];
                 pass.maps.nats.read(0, &mut own)?;
-                nats.extend(own);
+                let pixels = own.chunks_exact(self.config.mixtures_per_pixel());
+                nats.extend(pixels.map(|pixel| pixel.iter().sum::<f32>()));
             }
             Ok(())
         })?;

@@ -242,8 +242,8 @@ macro_rules! kernels {
 }
 
 kernels! {
-    fn images(levels: Address, out: Address, pixels: i64, channels: i32)
-        in blocks(pixels * i64::from(channels + 1));
+    fn images(levels: Address, out: Address, pixels: i64, channels: i32, taken: i32)
+        in blocks(pixels * i64::from(taken));
     fn bend_wide(
         x: Address,
         biases: Biases,
@@ -334,6 +334,14 @@ kernels! {
     fn add_bias(bias: Address, to: Address, values: i64, channels: i32) in blocks(values);
     fn add(from: Address, to: Address, values: i64) in blocks(values);
     fn copy(from: Address, to: Address, values: i64) in blocks(values);
+    fn concat(from: Address, to: Address, values: i64, channels: Channels) in blocks(values);
+    fn concat_backward(
+        dy: Address,
+        dx: Address,
+        values: i64,
+        channels: Channels,
+        accumulate: i32,
+    ) in blocks(values);
     fn elu(x: Address, y: Address, values: i64) in blocks(values);
     fn elu_backward(x: Address, dy: Address, dx: Address, values: i64, accumulate: i32)
         in blocks(values);
@@ -429,8 +437,15 @@ kernels! {
         sum: Sum,
         images: i32,
     ) in blocks(i64::from(sum.count) * i64::from(images) * i64::from(sum.channels));
-    fn place_pixel(memory: Address, levels: Address, at: Address, ring: Ring, images: i32)
-        in blocks(i64::from(images) * i64::from(ring.channels));
+    fn place_levels(
+        memory: Address,
+        levels: Address,
+        at: Address,
+        ring: Ring,
+        images: i32,
+        first: i32,
+        count: i32,
+    ) in blocks(i64::from(images) * i64::from(count + 1));
     fn find_wrong(values: Address, count: i64, flag: Address) in blocks(count);
     fn adam(
         rates: Address,

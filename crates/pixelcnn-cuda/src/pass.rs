@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use pixelcnn_core::engine::Batch;
 use pixelcnn_core::kernels::pointwise::Dropped;
+use pixelcnn_core::likelihood::Mixture;
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 use pixelcnn_core::ranks::{Level, levels};
@@ -72,10 +73,9 @@ impl Pass<'_> {
         self.held(&self.maps.levels, self.engine.config.dims())
     }
 
-    /// Nats of each pixel.
-    fn nats_per_pixel(&self) -> Address {
-        let config = &self.engine.config;
-        self.held(&self.maps.nats, config.height * config.width * VALUE)
+    /// Nats of each mixture of each pixel.
+    fn nats_of_mixtures(&self) -> Address {
+        self.held(&self.maps.nats, self.engine.mixtures_per_image() * VALUE)
     }
 
     /// Where the gradients of this shard are summed with others.
@@ -162,6 +162,17 @@ impl Pass<'_> {
             first: (part * count) as i32,
             of: (parts * count) as i32,
         }
+    }
+
+    /// Which channels of a concatenation each of its maps is.
+    fn concatenated(&self, maps: &[usize], whole: usize) -> impl Iterator<Item = Channels> {
+        let of = self.plan.buffers[whole].channels as i32;
+        let ranges = self.plan.concatenated(maps);
+        ranges.map(move |range| Channels {
+            count: range.len() as i32,
+            first: range.start as i32,
+            of,
+        })
     }
 
     /// Writes f of some maps of the residual stream, as one, to the scratch memory.
@@ -276,7 +287,8 @@ impl Pass<'_> {
                 Operation::Images { .. } => {
                     let pixels = self.images as i64 * self.pixels_per_image(to);
                     let (levels, channels) = (self.levels(), self.engine.config.channels as i32);
-                    kernels::images(branch, levels, self.at(to), pixels, channels)
+                    let taken = self.plan.buffers[to].channels as i32;
+                    kernels::images(branch, levels, self.at(to), pixels, channels, taken)
                 }
                 Operation::Layer { layer, from, .. } => {
                     let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
@@ -337,14 +349,21 @@ impl Pass<'_> {
                 Operation::Elu { from, .. } => {
                     kernels::elu(branch, self.at(*from), self.at(to), self.values(to))
                 }
+                Operation::Concat { from, .. } => {
+                    for (&map, channels) in from.iter().zip(self.concatenated(from, to)) {
+                        let (from, to, values) = (self.at(map), self.at(to), self.values(map));
+                        kernels::concat(branch, from, to, values, channels)?;
+                    }
+                    Ok(())
+                }
             }
         }
     }
 
     /// Nats of every pixel, and the gradient by the logits where the plan has one.
     pub fn likelihood(&self) -> Result<(), CudaError> {
-        let pixels = self.pixels_per_image(self.plan.logits);
-        let config = &self.engine.config;
+        let mixtures = self.engine.mixtures_per_image() as i64;
+        let mixture = Mixture::of(&self.engine.config);
         let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
         // SAFETY: the maps' memory is that of so many images.
         unsafe {
@@ -352,15 +371,15 @@ impl Pass<'_> {
                 self.branch(),
                 self.levels(),
                 self.at(self.plan.logits),
-                self.nats_per_pixel(),
+                self.nats_of_mixtures(),
                 gradient,
-                self.images as i64 * pixels,
-                config.channels as i32,
-                config.nr_logistic_mix as i32,
+                self.images as i64 * mixtures,
+                mixture.channels as i32,
+                mixture.components as i32,
             )?;
-            let nats = self.nats_per_pixel();
+            let nats = self.nats_of_mixtures();
             let sums = self.held(&self.maps.sums, size_of::<f64>());
-            kernels::sum_images(self.branch(), nats, sums, pixels, self.images as i32)
+            kernels::sum_images(self.branch(), nats, sums, mixtures, self.images as i32)
         }
     }
 
@@ -447,10 +466,10 @@ impl Pass<'_> {
     /// Makes a gradient no number where the loss is none, so that all ranks find it in the sum. To be
     /// asked once the gradients of the first bucket are there.
     fn mark_wrong(&self, state: &Trained, branch: &dyn Branch) -> Result<(), CudaError> {
-        let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
-        let (nats, first) = (self.nats_per_pixel(), self.sums(state).address());
-        // SAFETY: there are nats for each pixel.
-        unsafe { kernels::find_wrong(branch, nats, pixels, first) }
+        let mixtures = (self.images * self.engine.mixtures_per_image()) as i64;
+        let (nats, first) = (self.nats_of_mixtures(), self.sums(state).address());
+        // SAFETY: there are nats for each mixture.
+        unsafe { kernels::find_wrong(branch, nats, mixtures, first) }
     }
 
     /// Nats of every image.
@@ -498,6 +517,16 @@ impl Pass<'_> {
                         let (x, dx, values) =
                             (self.at(*from), self.at(buffer), self.values(buffer));
                         kernels::elu_backward(branch, x, dy, dx, values, accumulate.into())?;
+                    }
+                }
+                Operation::Concat { from, .. } => {
+                    let parts = self.concatenated(from, step.output);
+                    for (&Gradient { buffer, accumulate }, channels) in
+                        step.inputs.iter().zip(parts)
+                    {
+                        let (dx, values) = (self.at(buffer), self.values(buffer));
+                        let accumulate = accumulate.into();
+                        kernels::concat_backward(branch, dy, dx, values, channels, accumulate)?;
                     }
                 }
                 Operation::Images { .. } | Operation::Add { .. } => {}

@@ -5,6 +5,7 @@
 //! compressed stays on the CPU.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use pixelcnn_core::ModelConfig;
 use pixelcnn_core::engine::{EngineError, expect_parameters};
 use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
 use pixelcnn_core::incremental::weights::PackedWeights;
+use pixelcnn_core::likelihood::Mixture;
 use pixelcnn_core::network::Layout;
 
 use crate::driver::Driver;
@@ -139,8 +141,9 @@ impl CudaEvaluator {
             model: Arc::clone(&self.model),
             images,
             done: 0,
-            padded: vec![0.0; images * program.rings[program.logits()].channels],
-            logits: vec![0.0; images * config.output_channels()],
+            known: 0,
+            padded: vec![0.0; images * program.rings[program.logits[0]].channels],
+            logits: vec![0.0; images * Mixture::of(config).logits_per_pixel()],
             computed: false,
             graphs: HashMap::new(),
         })
@@ -159,14 +162,16 @@ pub struct CudaRaster {
     images: usize,
     /// Pixels of each image that are known.
     done: usize,
+    /// Channels of the next one that are.
+    known: usize,
     /// Logits as they lie in their ring.
     padded: Vec<f32>,
     logits: Vec<f32>,
-    /// Whether `logits` are those of the pixel.
+    /// Whether `logits` are those whose turn it is.
     computed: bool,
-    /// The kernels of pixels that have the same steps: by the remainders of row and column, and
-    /// whether a row begins.
-    graphs: HashMap<[usize; 3], Box<dyn Graph>>,
+    /// The kernels of pixels that have the same steps: by the remainders of row and column, whether a
+    /// row begins, and the channels that are known.
+    graphs: HashMap<[usize; 4], Box<dyn Graph>>,
 }
 
 impl CudaRaster {
@@ -176,13 +181,20 @@ impl CudaRaster {
         (self.done < height * width).then(|| [self.done / width, self.done % width])
     }
 
+    /// The channels of that pixel whose turn it is: all of them, or one where each has a mixture of its
+    /// own.
+    pub fn channels(&self) -> Range<usize> {
+        self.known..self.known + Mixture::of(&self.model.config).channels
+    }
+
     /// Images side by side.
     pub fn images(&self) -> usize {
         self.images
     }
 
-    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given
-    /// all pixels before it. Of complete images they are those of the last pixel.
+    /// The parameters of the mixture of the pixel's [`CudaRaster::channels`]
+    /// \[images, [`Mixture::logits_per_pixel`]\], given all pixels and channels before. Of complete
+    /// images they are those of the last one.
     ///
     /// # Errors
     /// [`EngineError::Device`].
@@ -194,7 +206,8 @@ impl CudaRaster {
         Ok(&self.logits)
     }
 
-    /// Says what the pixel is: `levels` \[images, channels\]; and turns to the next.
+    /// Says what the pixel's [`CudaRaster::channels`] are: `levels` \[images, channels\]; and turns to
+    /// the next.
     ///
     /// # Errors
     /// [`EngineError::Device`].
@@ -203,8 +216,12 @@ impl CudaRaster {
     /// If the number of levels is another, or the images are complete.
     pub fn push(&mut self, levels: &[u8]) -> Result<(), EngineError> {
         assert!(self.position().is_some(), "the images are not complete");
-        let channels = self.model.config.channels;
-        assert_eq!(levels.len(), self.images * channels, "levels of each image");
+        let (here, channels) = (self.channels(), self.model.config.channels);
+        assert_eq!(
+            levels.len(),
+            self.images * here.len(),
+            "levels of each image"
+        );
         // Also where nobody asked for the mixture, later pixels need what it is computed from.
         self.logits()?;
         if self.images > 0 {
@@ -218,24 +235,27 @@ impl CudaRaster {
             // SAFETY: the memory has the ring for so many images, and there is a level for each
             // channel.
             unsafe {
-                kernels::place_pixel(
+                kernels::place_levels(
                     self.gpu.branch(0),
                     memory,
                     levels,
                     at,
                     ring,
                     self.images as i32,
+                    here.start as i32,
+                    here.len() as i32,
                 )?;
             }
         }
-        self.done += 1;
+        self.known = here.end % channels;
+        self.done += usize::from(self.known == 0);
         self.computed = false;
         Ok(())
     }
 
     fn compute(&mut self, [y, x]: [usize; 2]) -> Result<(), EngineError> {
         self.at.write(0, &[y as u32, x as u32])?;
-        let key = [y % 4, x % 4, usize::from(x == 0)];
+        let key = [y % 4, x % 4, usize::from(x == 0), self.known];
         if !self.graphs.contains_key(&key) {
             let recorded = self.gpu.record(&mut || self.steps([y, x]))?;
             if let Some(graph) = recorded {
@@ -250,11 +270,12 @@ impl CudaRaster {
         let Model {
             config, program, ..
         } = &*self.model;
-        let ring = &program.rings[program.logits()];
+        let mixture = Mixture::of(config);
+        let ring = &program.rings[program.logits[self.known / mixture.channels]];
         let start = ring.start + (y % ring.rows * (ring.width + 2) + x + 1) * ring.channels;
         self.memory
             .read(start * self.images * VALUE, &mut self.padded)?;
-        let output = config.output_channels();
+        let output = mixture.logits_per_pixel();
         let images = self.padded.chunks_exact(ring.channels);
         for (logits, padded) in self.logits.chunks_exact_mut(output).zip(images) {
             logits.copy_from_slice(&padded[..output]);
@@ -265,7 +286,7 @@ impl CudaRaster {
     /// Asks for all that a pixel's mixture needs beyond what is there.
     fn steps(&self, pixel: [usize; 2]) -> Result<(), CudaError> {
         let model = &*self.model;
-        for step in model.program.steps(pixel) {
+        for step in model.program.steps(pixel, self.known) {
             self.step(step)?;
         }
         Ok(())

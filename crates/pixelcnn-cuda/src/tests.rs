@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pixelcnn_core::engine::{Batch, Engine, EngineError};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
+use pixelcnn_core::likelihood::Mixture;
 use pixelcnn_core::{ModelConfig, reference};
 
 use rand_chacha::ChaCha8Rng;
@@ -300,16 +301,19 @@ fn pixel_by_pixel_it_is_the_reference() {
         let batch = suite::batch(&images);
         let want = reference::run(&config, &suite::widened(&parameters), batch, None).unwrap();
         let mut raster = evaluator.begin(&images.labels).unwrap();
-        let (pixels, output) = (config.height * config.width, config.output_channels());
+        let mixture = Mixture::of(&config);
+        let (output, channels) = (mixture.logits_per_pixel(), mixture.channels);
         let mut got = vec![0.0; want.logits.len()];
-        while let Some([y, x]) = raster.position() {
-            let pixel = y * config.width + x;
+        let per_image = got.len() / 3;
+        for turn in 0.. {
+            if raster.position().is_none() {
+                break;
+            }
             for (image, logits) in raster.logits().unwrap().chunks_exact(output).enumerate() {
-                got[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
+                got[image * per_image + turn * output..][..output].copy_from_slice(logits);
             }
             let levels = images.levels.chunks_exact(config.dims());
-            let levels =
-                levels.flat_map(|image| &image[pixel * config.channels..][..config.channels]);
+            let levels = levels.flat_map(|image| &image[turn * channels..][..channels]);
             raster.push(&levels.copied().collect::<Vec<_>>()).unwrap();
         }
         let length = suite::norm(want.logits.iter().copied());

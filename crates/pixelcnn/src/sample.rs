@@ -244,6 +244,7 @@ pub struct Rows {
     failed: bool,
     mixture: Mixture,
     width: usize,
+    channels: usize,
     temperature: f32,
     generators: Vec<ChaCha8Rng>,
     /// Levels of the images that are known \[images, H, W, C\], and which of them \[H, W\].
@@ -285,6 +286,7 @@ impl Rows {
             failed: false,
             mixture: Mixture::of(config),
             width: config.width,
+            channels: config.channels,
             temperature,
             generators,
             known,
@@ -321,35 +323,37 @@ impl Iterator for Rows {
 
 impl Rows {
     fn draw_row(&mut self) -> Result<Vec<u8>, DrawError> {
-        let channels = self.mixture.channels;
-        let mut rows = vec![0; self.generators.len() * self.width * channels];
+        let (images, channels) = (self.generators.len(), self.channels);
+        let row = self.width * channels;
+        let mut rows = vec![0; images * row];
         let mut uniforms = Uniforms::new(self.mixture);
-        let mut levels = vec![0; self.generators.len() * channels];
-        for x in 0..self.width {
-            let pixel = self.row * self.width + x;
+        // A pixel's channels are drawn together, or one after another.
+        let together = self.mixture.channels;
+        let mut levels = vec![0; images * together];
+        for at in (0..row).step_by(together) {
             let logits = self.pixels.logits()?;
-            let images = logits.chunks_exact(self.mixture.logits_per_pixel());
-            let images = images.zip(&mut self.generators);
-            for ((logits, random), levels) in images.zip(levels.chunks_exact_mut(channels)) {
+            let mixtures = logits.chunks_exact(self.mixture.logits_per_pixel());
+            let mixtures = mixtures.zip(&mut self.generators);
+            for ((logits, random), levels) in mixtures.zip(levels.chunks_exact_mut(together)) {
                 // Known pixels take their random numbers too: the others' do not hang on them.
                 let values = uniforms.sample(random, logits, self.temperature);
                 for (level, value) in levels.iter_mut().zip(values) {
                     *level = to_level(value);
                 }
             }
+            let place = self.row * row + at;
             if let Some((images, known)) = &self.known
-                && known[pixel]
+                && known[place / channels]
             {
-                let dims = known.len() * channels;
-                let images = images.chunks_exact(dims);
-                for (levels, image) in levels.chunks_exact_mut(channels).zip(images) {
-                    levels.copy_from_slice(&image[pixel * channels..][..channels]);
+                let images = images.chunks_exact(known.len() * channels);
+                for (levels, image) in levels.chunks_exact_mut(together).zip(images) {
+                    levels.copy_from_slice(&image[place..][..together]);
                 }
             }
             self.pixels.push(&levels)?;
-            let rows = rows.chunks_exact_mut(self.width * channels);
-            for (row, levels) in rows.zip(levels.chunks_exact(channels)) {
-                row[x * channels..][..channels].copy_from_slice(levels);
+            let rows = rows.chunks_exact_mut(row);
+            for (row, levels) in rows.zip(levels.chunks_exact(together)) {
+                row[at..][..together].copy_from_slice(levels);
             }
         }
         self.row += 1;
@@ -357,7 +361,7 @@ impl Rows {
     }
 }
 
-/// The random numbers of a pixel.
+/// The random numbers of a mixture.
 struct Uniforms {
     mixture: Mixture,
     mix: Vec<f32>,
@@ -373,7 +377,7 @@ impl Uniforms {
         }
     }
 
-    /// Draws a pixel's values from its mixture.
+    /// Draws its values.
     fn sample(&mut self, random: &mut ChaCha8Rng, logits: &[f32], temperature: f32) -> [f32; 3] {
         let mut uniforms = || random.random_range(MARGIN..1.0 - MARGIN);
         self.mix.fill_with(&mut uniforms);

@@ -20,6 +20,7 @@ fn configs() -> Vec<ModelConfig> {
         nr_logistic_mix: 3,
         nonlinearity: Nonlinearity::ConcatElu,
         nr_classes: 0,
+        nr_channel_resnet: 0,
     };
     vec![
         base.clone(),

@@ -128,13 +128,14 @@ impl Codec {
         code: impl Fn(&mut T, usize, &Frequencies) -> u8 + Sync,
     ) -> Result<(), CodecError> {
         let config = self.evaluator.config();
-        let (mixture, channels) = (Mixture::of(config), config.channels);
-        let output = mixture.logits_per_pixel();
+        let mixture = Mixture::of(config);
+        let (output, channels) = (mixture.logits_per_pixel(), mixture.channels);
         let mut raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
         let mut levels = vec![0; labels.len() * channels];
         let mut scratch = vec![Scratch::default(); labels.len().div_ceil(TASK)];
         while let Some([y, x]) = raster.position() {
-            let at = (y * config.width + x) * channels;
+            let turn = raster.channels();
+            let at = (y * config.width + x) * config.channels + turn.start;
             let logits = raster.logits().par_chunks(TASK * output);
             let tasks = coders.par_chunks_mut(TASK).zip(logits);
             let tasks = tasks.zip(levels.par_chunks_mut(TASK * channels));
@@ -155,7 +156,7 @@ impl Codec {
                     }
                 });
             raster.push(&levels);
-            if x + 1 == config.width {
+            if x + 1 == config.width && turn.end == config.channels {
                 go_on(progress(y + 1))?;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::array;
 use std::mem;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -75,7 +76,7 @@ impl<'a> Execution<'a> {
 
     /// The nats of all images; writes the gradient by the logits.
     pub fn likelihood(&mut self) -> f64 {
-        let pixels = self.config.height * self.config.width;
+        let pixels = self.config.height * self.config.width * self.config.mixtures_per_pixel();
         let (mixture, x) = (Mixture::of(self.config), self.part.scaled());
         let (logits, d_logits) = (self.plan.logits, self.plan.d_logits);
         let d_logits = d_logits.expect("a plan of training has it");
@@ -105,10 +106,31 @@ impl<'a> Execution<'a> {
         n * h * w * self.plan.buffers[buffer].channels
     }
 
+    /// Values of a row of a buffer.
+    fn len_of_row(&self, buffer: usize) -> usize {
+        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
+        size[1] * channels
+    }
+
     /// Values of the rows above a buffer.
     fn len_above(&self, buffer: usize) -> usize {
-        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
-        self.above * size[1] * channels
+        self.above * self.len_of_row(buffer)
+    }
+
+    /// Rows above that a convolution reads.
+    fn above_for(&self, conv: &Conv) -> usize {
+        match conv.reaches_up() {
+            true => self.above,
+            false => 0,
+        }
+    }
+
+    /// What a convolution reads of a buffer.
+    fn read_by(&self, conv: &Conv, buffer: usize) -> &[f32] {
+        match conv.reaches_up() {
+            true => self.values_and_above(buffer),
+            false => self.values(buffer),
+        }
     }
 
     /// What a buffer holds, without the rows above.
@@ -231,14 +253,17 @@ impl<'a> Execution<'a> {
             let [mut c1_, mut c2_, mut to_] = self.take([c1, c2, to]);
             self.restore(number, 0, to, &mut to_);
             self.restore(number, 1, c1, &mut c1_);
+            let kernel = self.kernel(block, x);
+            let above = self.above_for(&kernel.conv_1);
+            let c1_first = self.len_above(c1) - above * self.len_of_row(c1);
             let (c1_len, to_first) = (self.len_above(c1) + self.len(c1), self.len_above(to));
             let conditional = self.conditional(block);
-            self.kernel(block, x).forward(
+            kernel.forward(
                 self.size(x),
-                self.above,
+                above,
                 &self.inputs(block, x, a, &conditional),
                 [
-                    &mut c1_[..c1_len],
+                    &mut c1_[c1_first..c1_len],
                     &mut c2_[..self.len(c2)],
                     &mut to_[to_first..][..self.len(to)],
                 ],
@@ -255,14 +280,11 @@ impl<'a> Execution<'a> {
         self.restore(number, 0, to, &mut memory);
         let out = &mut memory[self.len_above(to)..][..self.len(to)];
         match operation {
-            Operation::Images { .. } => self.images(out),
+            Operation::Images { .. } => self.images(self.plan.buffers[to].channels, out),
             Operation::Layer { layer, from, .. } => {
                 let [weight, bias] = self.weight(layer);
                 let (conv, size) = (conv_of(layer), self.size(*from));
-                let (above, x) = match conv.reaches_up() {
-                    true => (self.above, self.values_and_above(*from)),
-                    false => (0, self.values(*from)),
-                };
+                let (above, x) = (self.above_for(&conv), self.read_by(&conv, *from));
                 conv.forward_below(above, size, x, weight, bias, false, out);
             }
             Operation::Shift { by, from, .. } => {
@@ -274,21 +296,31 @@ impl<'a> Execution<'a> {
             }
             Operation::Add { from, .. } => add(out, self.values(*from)),
             Operation::Elu { from, .. } => elu(self.values(*from), out),
+            Operation::Concat { from, .. } => {
+                for (channels, map) in self.plan.concatenated(from).zip(from) {
+                    let map = self.values(*map).chunks_exact(channels.len());
+                    let out = out.chunks_exact_mut(self.plan.buffers[to].channels);
+                    for (out, map) in out.zip(map) {
+                        out[channels.clone()].copy_from_slice(map);
+                    }
+                }
+            }
             Operation::GatedResnet { .. } => unreachable!("done above"),
         }
         self.keep(number, 0, to, &memory);
         self.give([to], [memory]);
     }
 
-    /// Writes the images, scaled, with a plane of ones.
-    fn images(&self, out: &mut [f32]) {
-        let channels = self.config.channels;
-        let pixels = self.part.batch.images.chunks_exact(channels);
-        for (out, levels) in out.chunks_exact_mut(channels + 1).zip(pixels) {
+    /// Writes the images, scaled: the first of their channels, or all and a plane of ones.
+    fn images(&self, channels: usize, out: &mut [f32]) {
+        let pixels = self.part.batch.images.chunks_exact(self.config.channels);
+        for (out, levels) in out.chunks_exact_mut(channels).zip(pixels) {
             for (value, &level) in out.iter_mut().zip(levels) {
                 *value = from_level(level);
             }
-            out[channels] = 1.0;
+            if let Some(one) = out.get_mut(self.config.channels) {
+                *one = 1.0;
+            }
         }
     }
 
@@ -299,7 +331,7 @@ impl<'a> Execution<'a> {
         &self,
         [down, right]: [usize; 2],
         buffer: usize,
-        mut f: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>),
+        mut f: impl FnMut(Range<usize>, Range<usize>),
     ) {
         let [n, h, w] = self.size(buffer);
         let channels = self.plan.buffers[buffer].channels;
@@ -332,7 +364,7 @@ impl<'a> Execution<'a> {
         conditional: &'s [f32],
     ) -> gated_resnet::Inputs<'s> {
         gated_resnet::Inputs {
-            x: self.values_and_above(x),
+            x: self.read_by(&conv_of(&block.conv_1), x),
             conv_1: self.weight(&block.conv_1),
             a: a.iter().map(|&a| self.values(a)).collect(),
             nin: block.nin.as_ref().map_or([&[]; 2], |nin| self.weight(nin)),
@@ -344,9 +376,10 @@ impl<'a> Execution<'a> {
     /// One operation of the backward pass.
     fn backward_step(&mut self, step: &Backward, gradients: &mut Arrays) {
         let operation = &self.plan.forward[step.operation];
-        if matches!(operation, Operation::GatedResnet { .. }) {
-            self.backward_block(step, gradients);
-            return;
+        match operation {
+            Operation::GatedResnet { .. } => return self.backward_block(step, gradients),
+            Operation::Concat { from, .. } => return self.backward_concat(step, from),
+            _ => {}
         }
         if let Operation::Layer { layer, from, .. } = operation {
             let [mut weight, mut bias] = take_gradients(gradients, layer);
@@ -379,6 +412,25 @@ impl<'a> Execution<'a> {
             _ => unreachable!("no other operation has a backward pass of one input"),
         }
         self.give([buffer], [memory]);
+    }
+
+    fn backward_concat(&mut self, step: &Backward, from: &[usize]) {
+        let plan = self.plan;
+        let all = plan.buffers[step.output].channels;
+        for (channels, gradient) in plan.concatenated(from).zip(&step.inputs) {
+            let Gradient { buffer, accumulate } = *gradient;
+            let [mut memory] = self.take([buffer]);
+            let pixels = memory[..self.len(buffer)].chunks_exact_mut(channels.len());
+            for (dx, dy) in pixels.zip(self.values(step.output).chunks_exact(all)) {
+                if !accumulate {
+                    dx.fill(0.0);
+                }
+                for (dx, dy) in dx.iter_mut().zip(&dy[channels.clone()]) {
+                    *dx += dy;
+                }
+            }
+            self.give([buffer], [memory]);
+        }
     }
 
     fn backward_block(&mut self, step: &Backward, gradients: &mut Arrays) {

@@ -421,8 +421,11 @@ impl Engine for Cpu {
     }
 
     fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
+        let mixtures = self.config.mixtures_per_pixel();
         self.evaluate(batch, |part, logits| {
-            self.mixture().nats_per_pixel(&part.scaled(), logits)
+            let nats = self.mixture().nats_per_pixel(&part.scaled(), logits);
+            let pixels = nats.chunks_exact(mixtures);
+            pixels.map(|pixel| pixel.iter().sum()).collect()
         })
     }
 

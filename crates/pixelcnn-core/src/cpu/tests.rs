@@ -152,7 +152,8 @@ fn bands_do_not_change_the_results() {
             .iter()
             .map(|&level| from_level(level))
             .collect();
-        let want = engine.mixture().nats_per_image(84 * 132, &x, &whole);
+        let mixtures = 84 * 132 * config.mixtures_per_pixel();
+        let want = engine.mixture().nats_per_image(mixtures, &x, &whole);
         assert_eq!(nats, want);
     }
 }

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{ConfigError, ModelConfig, Nonlinearity};
 use crate::kernels::simd::{self, Level};
-use crate::likelihood::from_level;
+use crate::likelihood::{Mixture, from_level};
 use crate::network::Layout;
 use program::{Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
@@ -143,13 +143,15 @@ impl Evaluator {
         self.model.weights.bytes()
     }
 
-    /// The packed weights that the mixture at a row and column takes, part by part: what must be
+    /// The packed weights that the mixtures at a row and column takes, part by part: what must be
     /// read for it at the least.
     pub fn weights_of(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = &[f32]> {
         let Model {
             program, weights, ..
         } = &*self.model;
-        program.steps([y, x]).flat_map(move |step| {
+        let steps =
+            (0..self.model.config.channels).flat_map(move |known| program.steps([y, x], known));
+        steps.flat_map(move |step| {
             let sum = &program.sums[step.sum];
             let len = |taps: &[Tap]| taps.iter().map(Tap::channels).sum::<usize>() * sum.columns();
             let taps = len(sum.phases[step.phase].taps(step.when));
@@ -205,7 +207,7 @@ impl Evaluator {
         let groups = (0..groups)
             .map(|group| Group::new(&self.model, labels, share(labels.len(), group, groups)))
             .collect::<Result<_, _>>()?;
-        let output = self.model.config.output_channels();
+        let output = Mixture::of(&self.model.config).logits_per_pixel();
         Ok(Raster {
             model: Arc::clone(&self.model),
             kernels: TileKernels::of(level),
@@ -215,6 +217,7 @@ impl Evaluator {
             by_image,
             images: labels.len(),
             done: 0,
+            known: 0,
             logits: vec![0.0; labels.len() * output],
             computed: false,
         })
@@ -223,8 +226,9 @@ impl Evaluator {
 
 /// Images on their way, all at the same pixel, in raster order.
 ///
-/// [`Raster::logits`] gives the mixtures' parameters of the pixel; [`Raster::push`] says what it is, and
-/// turns to the next. So a caller can sample, force what it knows, or read the likelihood.
+/// [`Raster::logits`] gives the mixture's parameters of the pixel, or of its next channel where each has
+/// its own; [`Raster::push`] says what it is, and turns to the next. So a caller can sample, force what it
+/// knows, or read the likelihood.
 pub struct Raster {
     model: Arc<Model>,
     kernels: &'static TileKernels,
@@ -236,8 +240,10 @@ pub struct Raster {
     images: usize,
     /// Pixels of each image that are known.
     done: usize,
+    /// Channels of the next one that are.
+    known: usize,
     logits: Vec<f32>,
-    /// Whether `logits` are those of the pixel.
+    /// Whether `logits` are those whose turn it is.
     computed: bool,
 }
 
@@ -248,13 +254,20 @@ impl Raster {
         (self.done < height * width).then(|| [self.done / width, self.done % width])
     }
 
+    /// The channels of that pixel whose turn it is: all of them, or one where each has a mixture of its
+    /// own.
+    pub fn channels(&self) -> Range<usize> {
+        self.known..self.known + Mixture::of(&self.model.config).channels
+    }
+
     /// Images side by side.
     pub fn images(&self) -> usize {
         self.images
     }
 
-    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given
-    /// all pixels before it. Of complete images they are those of the last pixel.
+    /// The parameters of the mixture of the pixel's [`Raster::channels`]
+    /// \[images, [`Mixture::logits_per_pixel`]\], given all pixels and channels before. Of complete
+    /// images they are those of the last one.
     pub fn logits(&mut self) -> &[f32] {
         if let (false, Some(pixel)) = (self.computed, self.position()) {
             self.compute(pixel);
@@ -263,7 +276,8 @@ impl Raster {
         &self.logits
     }
 
-    /// Says what the pixel is: `levels` \[images, channels\]; and turns to the next.
+    /// Says what the pixel's [`Raster::channels`] are: `levels` \[images, channels\]; and turns to the
+    /// next.
     ///
     /// # Panics
     /// If the number of levels is another, or the images are complete.
@@ -271,25 +285,30 @@ impl Raster {
         let Some(pixel) = self.position() else {
             panic!("the images are complete");
         };
-        let channels = self.model.config.channels;
-        assert_eq!(levels.len(), self.images * channels, "levels of each image");
+        let (here, channels) = (self.channels(), self.model.config.channels);
+        assert_eq!(
+            levels.len(),
+            self.images * here.len(),
+            "levels of each image"
+        );
         // Also where nobody asked for the mixture, later pixels need what it is computed from.
         self.logits();
         let [y, x] = pixel;
         let input = &self.model.program.rings[0];
         for group in &mut self.groups {
             let first = group.memory().pixel(input, y as isize, x as isize);
-            let levels = levels[group.images.start * channels..].chunks_exact(channels);
+            let levels = levels[group.images.start * here.len()..].chunks_exact(here.len());
             let floats = &mut Line::floats_mut(&mut group.lines)[first..];
             let pixels = floats.chunks_exact_mut(channels + 1).zip(levels);
             for (pixel, levels) in pixels.take(group.images.len()) {
-                for (value, level) in pixel.iter_mut().zip(levels) {
+                for (value, level) in pixel[here.clone()].iter_mut().zip(levels) {
                     *value = from_level(*level);
                 }
                 pixel[channels] = 1.0;
             }
         }
-        self.done += 1;
+        self.known = here.end % channels;
+        self.done += usize::from(self.known == 0);
         self.computed = false;
     }
 
@@ -301,8 +320,10 @@ impl Raster {
             scratch,
             groups,
             by_image,
+            known,
             ..
         } = self;
+        let known = *known;
         let (by_image, threads) = (*by_image, team.size());
         let shared: Vec<Memory> = groups.iter_mut().map(Group::memory).collect();
         team.run(&|member| {
@@ -323,12 +344,13 @@ impl Raster {
                     member: member.as_ref(),
                     scratch: &mut scratch,
                 };
-                worker.advance(pixel);
+                worker.advance(pixel, known);
             }
         });
 
-        let output = model.config.output_channels();
-        let ring = &model.program.rings[model.program.logits()];
+        let mixture = Mixture::of(&model.config);
+        let output = mixture.logits_per_pixel();
+        let ring = &model.program.rings[model.program.logits[known / mixture.channels]];
         let [y, x] = pixel.map(|n| n as isize);
         for group in groups {
             let first = group.memory().pixel(ring, y, x);
@@ -455,13 +477,13 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     /// Computes all that a pixel's mixture needs beyond what is there.
-    fn advance(&mut self, [y, x]: [usize; 2]) {
+    fn advance(&mut self, [y, x]: [usize; 2], known: usize) {
         let Program { sums, .. } = &self.model.program;
         for Step {
             sum: number,
             phase,
             when,
-        } in self.model.program.steps([y, x])
+        } in self.model.program.steps([y, x], known)
         {
             let sum = &sums[number];
             let width = self.model.config.width >> sum.scale;

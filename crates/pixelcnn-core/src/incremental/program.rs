@@ -24,6 +24,8 @@ pub struct Program {
     pub rings: Vec<Ring>,
     /// Layers whose weights the taps use.
     pub layers: Vec<Layer>,
+    /// Rings of the network's output: of the mixtures of a pixel, one after the other.
+    pub logits: Vec<usize>,
     /// Floats of memory for each image.
     pub floats: usize,
 }
@@ -54,6 +56,8 @@ pub struct Sum {
     pub scale: usize,
     /// Whether it is complete when a row begins.
     pub by_row: bool,
+    /// Channels of the pixel itself that must be known.
+    pub known_channels: usize,
     /// Pixels whose row and column have the same remainders by [`Sum::step`] have the same taps.
     pub phases: Vec<Phase>,
     /// 2 for what a transposed convolution makes, else 1.
@@ -168,17 +172,21 @@ impl Program {
             program: Program::default(),
         };
         compiler.ring(0, config.channels + 1);
-        pixelcnn(config, &mut compiler, Map(vec![Part::Image]));
+        let Map(logits) = pixelcnn(config, &mut compiler, Map(vec![Part::Image]));
+        for part in logits {
+            let (ring, ..) = compiler.source(&Map(vec![part]));
+            compiler.program.logits.push(ring);
+        }
         compiler.finish()
     }
 
-    /// What must be summed for a row and column of the image once all pixels before are known: if it
-    /// begins a row, that row first.
-    pub fn steps(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = Step> {
+    /// What must be summed for a row and column of the image once all pixels before are known, and as
+    /// many of its own channels: if it begins a row, that row first.
+    pub fn steps(&self, [y, x]: [usize; 2], known: usize) -> impl Iterator<Item = Step> {
         let due = |sum: &Sum, n: usize| n.is_multiple_of(1 << sum.scale);
         let sums = self.sums.iter().enumerate();
         let sums = sums.filter(move |(_, sum)| due(sum, y));
-        let row = sums.clone().filter(move |_| x == 0);
+        let row = sums.clone().filter(move |_| x == 0 && known == 0);
         let row = row.flat_map(move |(number, sum)| {
             let first = sum.first_phase(y >> sum.scale);
             let phases = first..first + sum.step;
@@ -190,19 +198,14 @@ impl Program {
                 when: When::Row,
             })
         });
-        let pixel = sums.filter(move |(_, sum)| !sum.by_row && due(sum, x));
+        let now = move |sum: &Sum| !sum.by_row && sum.known_channels == known;
+        let pixel = sums.filter(move |(_, sum)| now(sum) && due(sum, x));
         let pixel = pixel.map(move |(number, sum)| Step {
             sum: number,
             phase: sum.first_phase(y >> sum.scale) + (x >> sum.scale) % sum.step,
             when: When::Pixel,
         });
         row.chain(pixel)
-    }
-
-    /// The ring of the network's output.
-    pub fn logits(&self) -> usize {
-        let last = self.sums.last().and_then(|sum| sum.value);
-        last.unwrap_or_default()
     }
 }
 
@@ -223,7 +226,10 @@ struct Map(Vec<Part>);
 
 #[derive(Debug, Clone, Copy)]
 enum Part {
+    /// All of its channels, and a plane of ones.
     Image,
+    /// Its first channels.
+    FirstChannels(usize),
     /// The value of a sum.
     Value(usize),
     /// Its elu.
@@ -253,6 +259,7 @@ impl Compiler<'_> {
         self.program.sums.push(Sum {
             scale,
             by_row: false,
+            known_channels: 0,
             phases: (0..step * step).map(|_| Phase::default()).collect(),
             step,
             pairs: Vec::new(),
@@ -297,6 +304,7 @@ impl Compiler<'_> {
         let sums = &self.program.sums;
         match map.0[..] {
             [Part::Image] => (0, 0, self.config.channels + 1),
+            [Part::FirstChannels(channels)] => (0, 0, channels),
             [Part::Value(sum)] => (
                 sums[sum].value.unwrap_or_default(),
                 sums[sum].scale,
@@ -314,6 +322,8 @@ impl Compiler<'_> {
     fn taps(&mut self, sum: usize, layer: usize, ring: usize, inputs: [Range<usize>; 2]) {
         let Layer { kind, window, .. } = self.program.layers[layer];
         let [up, left] = window.offset.map(|n| n as isize);
+        // The plane of ones is behind the channels.
+        let ones = ring == 0 && inputs[0].end > self.config.channels;
         let target = &mut self.program.sums[sum];
         let step = target.step as isize;
         for tap in 0..window.taps() {
@@ -338,11 +348,11 @@ impl Compiler<'_> {
                     layer,
                     tap,
                     inputs: inputs.clone(),
-                    bias_on_ones: ring == 0 && window.offset == [i as usize, j as usize],
+                    bias_on_ones: ones && window.offset == [i as usize, j as usize],
                 });
             }
         }
-        if ring != 0 {
+        if !ones {
             target.biases.push(layer);
         }
     }
@@ -382,6 +392,7 @@ impl Compiler<'_> {
     fn finish(mut self) -> Option<Program> {
         let program = &mut self.program;
         let mut row_by_row = vec![false; program.rings.len()];
+        let mut known_channels = vec![0; program.rings.len()];
         for sum in &mut program.sums {
             sum.by_row = true;
             for (i, phase) in sum.phases.iter_mut().enumerate() {
@@ -391,6 +402,12 @@ impl Compiler<'_> {
                 (phase.row, phase.pixel) = phase.pixel.drain(..).partition(known);
                 for tap in phase.row.iter().chain(&phase.pixel) {
                     sum.by_row &= tap.dy < 0 || row_by_row[tap.ring];
+                    let known = match (tap.ring, tap.dy, tap.dx) {
+                        (0, 0, 0) => tap.channels(),
+                        (ring, 0, 0) => known_channels[ring],
+                        _ => 0,
+                    };
+                    sum.known_channels = sum.known_channels.max(known);
                 }
             }
             if self.pairs && sum.by_row {
@@ -407,6 +424,7 @@ impl Compiler<'_> {
             let rings = sum.activations.iter().map(|(_, ring)| *ring);
             for ring in rings.chain(sum.value) {
                 row_by_row[ring] = sum.by_row;
+                known_channels[ring] = sum.known_channels;
             }
         }
 
@@ -448,8 +466,12 @@ impl Compiler<'_> {
 impl Pass for Compiler<'_> {
     type Map = Map;
 
-    fn append_ones(&mut self, x: Map) -> Map {
-        x
+    fn append_ones(&mut self, x: &Map) -> Map {
+        x.clone()
+    }
+
+    fn first_channels(&mut self, _x: &Map, channels: usize) -> Map {
+        Map(vec![Part::FirstChannels(channels)])
     }
 
     fn layer(&mut self, layer: &Layer, x: &Map) -> Map {
@@ -523,7 +545,7 @@ impl Pass for Compiler<'_> {
         self.move_taps(x, 0, -1)
     }
 
-    /// Of the first layers, `y` is the last.
+    /// Of a pixel's layers, `y` is the last.
     fn add(&mut self, x: Map, y: Map) -> Map {
         let ([Part::Value(sum)], [Part::Value(last)]) = (&x.0[..], &y.0[..]) else {
             unreachable!("values of sums are added");
@@ -535,6 +557,7 @@ impl Pass for Compiler<'_> {
             for (phase, more) in sum.phases.iter_mut().zip(last.phases) {
                 phase.pixel.extend(more.pixel);
             }
+            sum.biases.extend(last.biases);
         }
         x
     }

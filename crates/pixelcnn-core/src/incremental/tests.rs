@@ -8,16 +8,21 @@ use crate::suite::{Images, configs, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// The images' pixels with one number, \[images, channels\].
-fn pixels(images: &Images, config: &ModelConfig, range: Range<usize>, pixel: usize) -> Vec<u8> {
+/// The levels of the images' pixel with one number that are due, \[images, channels\].
+fn due(images: &Images, config: &ModelConfig, range: Range<usize>, raster: &Raster) -> Vec<u8> {
+    let [y, x] = raster.position().unwrap();
+    let pixel = (y * config.width + x) * config.channels;
     let levels = |image: usize| {
-        let at = image * config.dims() + pixel * config.channels;
-        images.levels[at..at + config.channels].iter().copied()
+        let at = image * config.dims() + pixel;
+        let channels = raster.channels();
+        images.levels[at + channels.start..at + channels.end]
+            .iter()
+            .copied()
     };
     range.flat_map(levels).collect()
 }
 
-/// Forces some of the images through an evaluator: their logits \[pixels, images, output\].
+/// Forces some of the images through an evaluator: their logits \[turns, images, logits of a turn\].
 fn forced(
     evaluator: &Evaluator,
     level: Level,
@@ -29,11 +34,12 @@ fn forced(
     let labels = &images.labels[range.clone()];
     let mut raster = evaluator.begin_at(level, labels, threads).unwrap();
     let mut all = Vec::new();
-    while let Some([y, x]) = raster.position() {
+    while raster.position().is_some() {
         all.push(raster.logits().to_vec());
-        raster.push(&pixels(images, config, range.clone(), y * config.width + x));
+        raster.push(&due(images, config, range.clone(), &raster));
     }
-    assert_eq!(all.len(), config.height * config.width);
+    let turns = config.height * config.width * config.mixtures_per_pixel();
+    assert_eq!(all.len(), turns);
     all
 }
 
@@ -45,7 +51,7 @@ fn logits_are_those_of_the_network_written_plainly() {
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 3, &mut random);
         let got = forced(&evaluator, simd::level(), 2, &images, 0..3);
-        let output = config.output_channels();
+        let output = Mixture::of(&config).logits_per_pixel();
         let wide = parameters.iter().map(|values| {
             let values = values.iter().copied();
             values.map(f64::from).collect::<Vec<_>>()
@@ -55,7 +61,7 @@ fn logits_are_those_of_the_network_written_plainly() {
             labels: &images.labels,
         };
         let plain = reference::run(&config, &wide.collect::<Vec<_>>(), batch, None).unwrap();
-        let size = config.height * config.width * output;
+        let size = config.height * config.width * config.output_channels();
         for (image, want) in plain.logits.chunks_exact(size).enumerate() {
             let scale = want.iter().fold(0.0f64, |max, v| max.max(v.abs()));
             assert!(scale > 0.1, "{scale}");
@@ -84,7 +90,7 @@ fn neighbours_threads_and_vectors_do_not_change_a_bit() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 64, &mut random);
-        let output = config.output_channels();
+        let output = Mixture::of(&config).logits_per_pixel();
         let want = forced(&evaluator, simd::level(), 1, &images, 0..64);
         let ways = [
             (Level::Avx512, 0..64, 2),
@@ -119,8 +125,8 @@ fn what_is_not_asked_for_is_computed_all_the_same() {
     let images = Images::random(config, 2, &mut random);
     let want = forced(&evaluator, simd::level(), 1, &images, 0..2);
     let mut raster = evaluator.begin(&images.labels, 1).unwrap();
-    for pixel in 0..config.height * config.width - 1 {
-        raster.push(&pixels(&images, config, 0..2, pixel));
+    for _ in 0..config.height * config.width - 1 {
+        raster.push(&due(&images, config, 0..2, &raster));
     }
     assert_eq!(
         raster.position(),

@@ -30,10 +30,12 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// The mixture at the network's output.
+    /// The mixture at the network's output, of which there may be
+    /// [several](ModelConfig::mixtures_per_pixel) for a pixel: then each is of one channel, and takes
+    /// that for a pixel.
     pub fn of(config: &ModelConfig) -> Mixture {
         Mixture {
-            channels: config.channels,
+            channels: config.channels / config.mixtures_per_pixel(),
             components: config.nr_logistic_mix,
         }
     }
@@ -48,7 +50,7 @@ impl Mixture {
         self.components * (1 + self.channels * self.kinds())
     }
 
-    /// Nats of every pixel, all channels together: `x` \[pixels, channels\] scaled to \[-1, 1\],
+    /// Nats of every pixel, all its channels together: `x` \[pixels, channels\] scaled to \[-1, 1\],
     /// `logits` \[pixels, [`Self::logits_per_pixel`]\].
     ///
     /// # Panics

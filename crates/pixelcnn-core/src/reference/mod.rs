@@ -89,8 +89,8 @@ fn likelihood(config: &ModelConfig, x: &[f64], logits: &[f64]) -> (f64, Vec<f64>
     const STEP: f64 = 1e-6;
     let mixture = Mixture::of(config);
     let (mut total, mut gradient) = (0.0, Vec::new());
-    let pixels = x.chunks(config.channels);
-    for (x, logits) in pixels.zip(logits.chunks(config.output_channels())) {
+    let pixels = x.chunks(mixture.channels);
+    for (x, logits) in pixels.zip(logits.chunks(mixture.logits_per_pixel())) {
         total += nats(mixture, x, logits);
         for i in 0..logits.len() {
             let moved = |by: f64| {
@@ -136,6 +136,8 @@ impl Map {
 enum Origin {
     Image,
     Ones(usize),
+    /// The first channels.
+    First(usize),
     Layer(Layer, usize),
     Bent(Nonlinearity, usize),
     /// Multiplied by these factors.
@@ -352,6 +354,12 @@ impl Tape<'_> {
                         add(dx, &dy[..channels - 1]);
                     }
                 }
+                Origin::First(x) => {
+                    let pixels = by_map[*x].chunks_mut(self.map(*x).channels);
+                    for (dx, dy) in pixels.zip(dy.chunks(channels)) {
+                        add(&mut dx[..channels], dy);
+                    }
+                }
                 Origin::Layer(layer, x) => {
                     self.backward_layer(layer, *x, map.size, &dy, &mut by_map[*x], gradients);
                 }
@@ -483,10 +491,17 @@ impl Pass for Tape<'_> {
     /// A map's number.
     type Map = usize;
 
-    fn append_ones(&mut self, x: usize) -> usize {
-        let channels = self.map(x).channels + 1;
-        let with_ones = self.map(x).map(channels, |pixel| [pixel, &[1.0]].concat());
-        self.note(Origin::Ones(x), with_ones)
+    fn append_ones(&mut self, x: &usize) -> usize {
+        let channels = self.map(*x).channels + 1;
+        let with_ones = self.map(*x).map(channels, |pixel| [pixel, &[1.0]].concat());
+        self.note(Origin::Ones(*x), with_ones)
+    }
+
+    fn first_channels(&mut self, x: &usize, channels: usize) -> usize {
+        let first = self
+            .map(*x)
+            .map(channels, |pixel| pixel[..channels].to_vec());
+        self.note(Origin::First(*x), first)
     }
 
     fn layer(&mut self, layer: &Layer, x: &usize) -> usize {

@@ -69,11 +69,16 @@ impl Carried<'_> {
         };
         let mut note = |buffer: &usize| tape.note(Origin::Image, self.read(*buffer));
         let (read, to) = match operation {
-            Operation::Images { .. } => {
+            Operation::Images { to } => {
                 let size = [self.config.height, self.config.width];
                 let image = Map::new(size, self.config.channels, self.x.to_vec());
                 let image = tape.note(Origin::Image, image);
-                (vec![], tape.append_ones(image))
+                let channels = self.plan.buffers[*to].channels;
+                let to = match channels > self.config.channels {
+                    true => tape.append_ones(&image),
+                    false => tape.first_channels(&image, channels),
+                };
+                (vec![], to)
             }
             Operation::Layer { layer, from, .. } => {
                 let from = note(from);
@@ -101,6 +106,12 @@ impl Carried<'_> {
             Operation::Elu { from, .. } => {
                 let from = note(from);
                 (vec![from], tape.elu(from))
+            }
+            Operation::Concat { from, .. } => {
+                let read: Vec<usize> = from.iter().map(note).collect();
+                let all = read.iter().copied();
+                let to = all.reduce(|before, map| tape.concat(&before, &map));
+                (read, to.expect("maps"))
             }
         };
         (tape, read, to)

@@ -16,6 +16,7 @@ pub fn configs() -> Vec<ModelConfig> {
         nr_logistic_mix: 2,
         nonlinearity: Nonlinearity::ConcatElu,
         nr_classes: 0,
+        nr_channel_resnet: 0,
     };
     vec![
         base.clone(),
@@ -53,6 +54,19 @@ pub fn configs() -> Vec<ModelConfig> {
             nonlinearity: Nonlinearity::Elu,
             nr_classes: 2,
             width: 32,
+            ..base.clone()
+        },
+        // Channels one after another.
+        ModelConfig {
+            nr_classes: 2,
+            nr_channel_resnet: 2,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            channels: 1,
+            nr_filters: 17,
+            nr_channel_resnet: 1,
             ..base
         },
     ]

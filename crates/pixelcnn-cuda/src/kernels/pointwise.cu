@@ -33,12 +33,13 @@ __device__ float sigmoid(float x) {
     return (x > 0 ? 1 : e) / (1 + e);
 }
 
-// Images scaled to [-1, 1], with a plane of ones: [pixels, channels + 1].
-KERNEL images(const unsigned char* levels, float* out, i64 pixels, int channels) {
+// Images scaled to [-1, 1], the first `taken` of their channels or all and a plane of ones:
+// [pixels, taken].
+KERNEL images(const unsigned char* levels, float* out, i64 pixels, int channels, int taken) {
     u32 at = index();
-    if (at >= pixels * (channels + 1)) return;
-    u32 pixel = at / (channels + 1);
-    int channel = at % (channels + 1);
+    if (at >= pixels * taken) return;
+    u32 pixel = at / taken;
+    int channel = at % taken;
     out[at] = channel == channels ? 1 : (levels[pixel * channels + channel] - 127.5f) / 127.5f;
 }
 EXPORT(images)
@@ -235,6 +236,24 @@ KERNEL copy(const float* from, float* to, i64 values) {
     if (at < values) to[at] = from[at];
 }
 EXPORT(copy)
+
+// Copies a map into a concatenation of which it is a part.
+KERNEL concat(const float* from, float* to, i64 values, Channels channels) {
+    u32 at = index();
+    if (at >= values) return;
+    u32 pixel = at / channels.count;
+    to[pixel * channels.of + channels.first + at % channels.count] = from[at];
+}
+EXPORT(concat)
+
+KERNEL concat_backward(const float* dy, float* dx, i64 values, Channels channels, int accumulate) {
+    u32 at = index();
+    if (at >= values) return;
+    u32 pixel = at / channels.count;
+    float through = dy[pixel * channels.of + channels.first + at % channels.count];
+    dx[at] = accumulate ? dx[at] + through : through;
+}
+EXPORT(concat_backward)
 
 KERNEL elu(const float* x, float* y, i64 values) {
     u32 at = index();

@@ -102,15 +102,19 @@ KERNEL sum_taps(
 }
 EXPORT(sum_taps)
 
-// Says what the pixel is: `levels` [images, channels].
-KERNEL place_pixel(
-    float* memory, const unsigned char* levels, const int* at, Ring ring, int images
+// Says what some channels of the pixel are: `levels` [images, count], from channel `first` on.
+KERNEL place_levels(
+    float* memory, const unsigned char* levels, const int* at, Ring ring, int images, int first,
+    int count
 ) {
     i64 number = index();
-    if (number >= (i64)images * ring.channels) return;
-    int channel = number % ring.channels, image = number / ring.channels;
-    int known = ring.channels - 1;
-    memory[place(ring, at[0], at[1], images) + number] =
-        channel == known ? 1 : (levels[image * known + channel] - 127.5f) / 127.5f;
+    if (number >= (i64)images * (count + 1)) return;
+    int channel = number % (count + 1), image = number / (count + 1);
+    float* pixel = memory + place(ring, at[0], at[1], images) + (i64)image * ring.channels;
+    if (channel < count) {
+        pixel[first + channel] = (levels[image * count + channel] - 127.5f) / 127.5f;
+    } else {
+        pixel[ring.channels - 1] = 1;
+    }
 }
-EXPORT(place_pixel)
+EXPORT(place_levels)

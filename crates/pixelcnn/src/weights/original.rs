@@ -104,6 +104,7 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
         nr_logistic_mix: 1,
         nonlinearity,
         nr_classes,
+        ..ModelConfig::default()
     };
     config.nr_logistic_mix = outputs / config.output_channels();
     config.validate()?;
