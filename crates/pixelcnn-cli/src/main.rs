@@ -19,6 +19,7 @@ use tracing_subscriber::prelude::*;
 mod advice;
 mod chart;
 mod commands;
+mod confusion;
 mod device;
 mod drawing;
 mod heat;
@@ -31,8 +32,8 @@ mod trained;
 
 use advice::advice;
 use commands::{
-    complete, completions, compress, decompress, devices, eval, export, import, info, plot, sample,
-    score, train,
+    classify, complete, completions, compress, decompress, devices, eval, export, import, info,
+    plot, sample, score, train,
 };
 use device::DeviceFlags;
 use terminal::{INTERRUPTED, Result, colours, note};
@@ -84,6 +85,7 @@ enum Command {
     Compress(compress::Compress),
     Decompress(decompress::Decompress),
     Score(score::Score),
+    Classify(classify::Classify),
     Info(info::Info),
     Plot(plot::Plot),
     Import(import::Import),
@@ -95,10 +97,10 @@ enum Command {
 impl Command {
     /// Whether the processes of a launcher can do it together.
     fn is_shared(&self) -> bool {
-        use Command::{Compress, Eval, Sample, Score, Train};
+        use Command::{Classify, Compress, Eval, Sample, Score, Train};
         matches!(
             self,
-            Train(_) | Eval(_) | Sample(_) | Score(_) | Compress(_)
+            Train(_) | Eval(_) | Sample(_) | Score(_) | Classify(_) | Compress(_)
         )
     }
 }
@@ -174,6 +176,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Compress(compress) => compress.run(),
         Command::Decompress(decompress) => decompress.run(),
         Command::Score(score) => score.run(&cli.device),
+        Command::Classify(classify) => classify.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),

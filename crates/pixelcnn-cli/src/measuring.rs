@@ -22,39 +22,46 @@ pub fn measure(
     batch_size: usize,
 ) -> Result<Evaluation> {
     let parts = share_out(ranks, count, |own, progress| {
-        Ok(evaluate(network, data, own, batch_size, progress)?)
+        let mut progress = |so_far: &Evaluation| progress(so_far.bits_per_dim.len(), &mean(so_far));
+        Ok(evaluate(network, data, own, batch_size, &mut progress)?)
     })?;
     Ok(Evaluation::concat(parts))
 }
 
-/// Does `part` with this rank's share of `count` images, which tells what it has evaluated so far, and
-/// shows how far all are; rank 0 has what came of each share.
+/// What is shown of an evaluation.
+pub fn mean(so_far: &Evaluation) -> String {
+    format!("{:.4} bits/dim", so_far.mean())
+}
+
+/// Is told how many images are done, and what has come of them.
+pub type Progress<'a> = dyn FnMut(usize, &str) -> ControlFlow<()> + 'a;
+
+/// Does `part` with this rank's share of `count` images, which tells how far it is, and shows how far all
+/// are; rank 0 has what came of each share.
 pub fn share_out<T: Serialize + DeserializeOwned>(
     ranks: &dyn Ranks,
     count: usize,
-    part: impl FnOnce(Range<usize>, &mut dyn FnMut(&Evaluation) -> ControlFlow<()>) -> Result<T>,
+    part: impl FnOnce(Range<usize>, &mut Progress) -> Result<T>,
 ) -> Result<Vec<T>> {
     let own = share(count, ranks.rank(), ranks.count());
     let mut shown = progress(count, ranks.count());
     gather(ranks, |beat| {
-        part(own, &mut |so_far| {
+        part(own, &mut |done, so_far| {
             beat()?;
-            shown(so_far)
+            shown(done, so_far)
         })
     })
 }
 
-/// Shows how far the evaluation of `count` images is, which so many ranks share, until Ctrl-C is
-/// pressed.
-fn progress(count: usize, ranks: usize) -> impl FnMut(&Evaluation) -> ControlFlow<()> {
+/// Shows how far work on `count` images is, which so many ranks share, until Ctrl-C is pressed.
+fn progress(count: usize, ranks: usize) -> impl FnMut(usize, &str) -> ControlFlow<()> {
     let (mut bar, start) = (Bar::new(), Instant::now());
-    move |so_far| {
+    move |done, so_far| {
         // The others are as far.
-        let done = (so_far.bits_per_dim.len() * ranks).min(count);
+        let done = (done * ranks).min(count);
         bar.show(done as u64, count as u64, || {
             let speed = done as f64 / start.elapsed().as_secs_f64();
-            let mean = so_far.mean();
-            format!("{done} of {count} images  {mean:.4} bits/dim  {speed:.1} images/s")
+            format!("{done} of {count} images  {so_far}  {speed:.1} images/s")
         });
         interrupted()
     }

@@ -181,6 +181,28 @@ impl Trained {
         }
     }
 
+    /// The names of the classes in the data that it was trained on, none where they have none.
+    fn class_names(&self) -> Result<Vec<String>> {
+        Ok(match self.data() {
+            Some(data) => Dataset::open(data, Split::Test)?.class_names().to_vec(),
+            None => Vec::new(),
+        })
+    }
+
+    /// The names of the model's classes, which are those of `data` where it has as many; their numbers
+    /// where they have none.
+    pub fn class_names_beside(&self, data: &Dataset) -> Result<Vec<String>> {
+        let nr_classes = self.model().nr_classes;
+        let names = match data.class_names() {
+            names if names.len() == nr_classes => names.to_vec(),
+            _ => self.class_names()?,
+        };
+        Ok(match names.len() == nr_classes {
+            true => names,
+            false => (0..nr_classes).map(|class| class.to_string()).collect(),
+        })
+    }
+
     /// A class given by its number or by its name in the run's data.
     pub fn class(&self, class: &str) -> Result<u32> {
         let nr_classes = self.model().nr_classes;
@@ -197,10 +219,7 @@ impl Trained {
                 .into()),
             };
         }
-        let names = match self.data() {
-            Some(data) => Dataset::open(data, Split::Test)?.class_names().to_vec(),
-            None => Vec::new(),
-        };
+        let names = self.class_names()?;
         let number = names.iter().position(|name| name == class);
         number.map(|number| number as u32).ok_or_else(|| {
             let choice = match names.is_empty() {

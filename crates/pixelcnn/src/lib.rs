@@ -35,6 +35,7 @@
 //! on by default.
 
 pub mod atomic;
+pub mod classify;
 pub mod complete;
 pub mod compress;
 pub mod data;

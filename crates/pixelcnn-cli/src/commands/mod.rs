@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod classify;
 pub mod complete;
 pub mod completions;
 pub mod compress;

@@ -18,7 +18,7 @@ use pixelcnn::score::{LosslessFormat, Map, Scores, auroc, maps, score};
 use crate::chart::{Chart, Series, Shape};
 use crate::device::DeviceFlags;
 use crate::heat::{self, Group};
-use crate::measuring::share_out;
+use crate::measuring::{mean, share_out};
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::{absolute, split};
@@ -163,7 +163,10 @@ impl Score {
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let parts = share_out(&*team.ranks, count, |own, progress| {
-                let mut progress = |so_far: &Scores| progress(&so_far.likelihood);
+                let mut progress = |so_far: &Scores| {
+                    let likelihood = &so_far.likelihood;
+                    progress(likelihood.bits_per_dim.len(), &mean(likelihood))
+                };
                 Ok(score(&network, &data, own, batch_size, &mut progress)?)
             })?;
             let scores = Scores::concat(parts);

@@ -1,0 +1,271 @@
+//! `pixelcnn classify`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, value_parser};
+use pixelcnn::ModelConfig;
+use pixelcnn::atomic;
+use pixelcnn::classify::{Classification, classify};
+use pixelcnn::data::{Dataset, Split};
+use pixelcnn::device::Device;
+use pixelcnn::evaluate::expect_images;
+use pixelcnn::network::Network;
+
+use crate::confusion;
+use crate::device::DeviceFlags;
+use crate::measuring::share_out;
+use crate::output::{Overwrite, make_folder};
+use crate::ranks::{GpuFlags, Team, common, together};
+use crate::settings::{DataFlags, split};
+use crate::terminal::{Result, catch_interrupts, counted, note, note_dropped, opening, say};
+use crate::trained::Trained;
+
+/// What is written.
+const FILES: [&str; 3] = ["probabilities.csv", "confusion.csv", "confusion.png"];
+/// Pictures of other classes that are named in the terminal.
+const NAMED: usize = 5;
+
+/// Find the classes of images.
+///
+/// A class-conditional model tells how likely an image is in each class, and so by Bayes' rule how
+/// likely each class is for the image, all of them as likely beforehand. It takes an evaluation for
+/// every class.
+///
+/// Writes a folder: probabilities.csv has the probability of each class for each image. Where the
+/// images have classes of their own, confusion.csv and confusion.png show how many of each class
+/// were found to be of each.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Classify {
+    /// Run folder (its newest checkpoint), checkpoint file or exported weights of a model that was
+    /// trained with --class-conditional
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    /// Which images of the data [default: the test images, or all where there is no such split; of
+    /// the run's own data those that it was not trained on]
+    #[arg(long, value_name = "SPLIT", value_parser = split())]
+    split: Option<Split>,
+    /// Use the parameters as trained last, not their Polyak average
+    #[arg(long)]
+    raw: bool,
+    /// Images evaluated side by side; changes the time and memory taken, not the result
+    /// [default: 16, on a GPU 256]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
+    batch_size: Option<u32>,
+    /// Classify the first N images only [default: all]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Folder for all files [default: classes, or classes-2 and so on where that is there]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    overwrite: Overwrite,
+    #[command(flatten)]
+    ranks: GpuFlags,
+    #[command(flatten)]
+    data: DataFlags,
+}
+
+const EXAMPLES: &str = "\
+The data are the run's own where the data flags leave them out.
+
+Examples:
+  pixelcnn classify runs/classes
+      how many test images are found to be of their class, in classes
+  pixelcnn classify runs/classes --data photos --size 32
+      the classes of other pictures";
+
+/// What a classification needs.
+struct Prepared {
+    device: Device,
+    trained: Trained,
+    network: Network,
+    data: Dataset,
+    output: PathBuf,
+    batch_size: usize,
+}
+
+impl Classify {
+    /// Runs the command, as one of the ranks that share the images.
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        together(self.ranks, |team| self.classify(device, team))
+    }
+
+    fn classify(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
+        let Prepared {
+            trained,
+            network,
+            data,
+            output,
+            batch_size,
+            ..
+        } = team.prepare(
+            || self.prepare(device, team),
+            |Prepared {
+                 trained,
+                 device,
+                 data,
+                 ..
+             }| common(self, trained, self.raw, *device, &[data]),
+        )?;
+        let limit = self.limit.map_or(usize::MAX, |limit| limit as usize);
+        let count = data.len().min(limit);
+        let parts = share_out(&*team.ranks, count, |own, progress| {
+            let mut progress = |so_far: &Classification| {
+                let accuracy = so_far.accuracy();
+                let accuracy = accuracy.map(|share| format!("{:.1} % right", 100.0 * share));
+                progress(so_far.len(), &accuracy.unwrap_or_default())
+            };
+            Ok(classify(&network, &data, own, batch_size, &mut progress)?)
+        })?;
+        if !team.leads() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let found = Classification::concat(parts);
+        let names = trained.class_names_beside(&data)?;
+        let [probabilities, counts, picture] = FILES.map(|file| output.join(file));
+        write_table(&probabilities, probabilities_of(&found, &names, &data)?)?;
+        if !found.labels.is_empty() {
+            let confusion = found.confusion();
+            write_table(&counts, confusion_of(&confusion, &names)?)?;
+            confusion::write(&picture, &confusion, &names)?;
+        }
+        say(self.summary(&trained, &found, &names, &data))?;
+        say(format_args!("in {}", output.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
+        let device = device.find_for(team)?;
+        let trained = Trained::open(Some(&self.run), "classify")?;
+        let model = trained.model();
+        if model.nr_classes == 0 {
+            return Err(format!(
+                "{}: the model knows no classes: train one with --class-conditional",
+                self.run.display()
+            )
+            .into());
+        }
+        let network = trained.network(self.raw, &device)?;
+        let config = trained.data_or(&self.data)?;
+        let output = self.overwrite.or_free(&self.output, "classes");
+        if team.leads() {
+            for file in FILES {
+                self.overwrite.expect_free(&output.join(file))?;
+            }
+        }
+        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
+        let (_, data) = trained.open_measured(&config, split, &mut opening())?;
+        // Whatever classes they have, or none.
+        let unconditional = ModelConfig {
+            nr_classes: 0,
+            ..model.clone()
+        };
+        expect_images(&unconditional, &data)?;
+        note_dropped(data.dropped());
+        if team.leads() {
+            if data.nr_classes() > 0 && expect_images(model, &data).is_err() {
+                note(format_args!(
+                    "{}: not the classes that the model knows: what is found can't be held against them",
+                    data.describe()
+                ));
+            }
+            catch_interrupts("leaving after this batch")?;
+            make_folder(&output)?;
+        }
+        let batch_size = self.batch_size.map(|n| n as usize);
+        Ok(Prepared {
+            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
+            device,
+            trained,
+            network,
+            data,
+            output,
+        })
+    }
+
+    /// How many were right; where nobody knows, how many there are of each class.
+    fn summary(
+        &self,
+        trained: &Trained,
+        found: &Classification,
+        names: &[String],
+        data: &Dataset,
+    ) -> String {
+        let weights = format!(
+            "({} weights, step {})",
+            trained.kind(self.raw),
+            trained.step()
+        );
+        let images = counted(found.len(), "image");
+        if let Some(accuracy) = found.accuracy() {
+            let deviation = (accuracy * (1.0 - accuracy) / found.len() as f64).sqrt();
+            return format!(
+                "{images}: {:.2} ± {:.2} % are of the class found {weights}",
+                100.0 * accuracy,
+                100.0 * deviation
+            );
+        }
+        let classes = found.classes();
+        let first = classes
+            .iter()
+            .take(NAMED)
+            .enumerate()
+            .map(|(image, &class)| {
+                let name = data.image_name(image);
+                let image = name.map_or_else(|| image.to_string(), str::to_owned);
+                format!("{image}: {}", names[class as usize])
+            });
+        let more = if classes.len() > NAMED { ", ..." } else { "" };
+        let first: Vec<String> = first.collect();
+        format!("{images} classified {weights}: {}{more}", first.join(", "))
+    }
+}
+
+/// A line for each image: number, own class (-1 without), name, the likeliest class and the probability
+/// of each.
+fn probabilities_of(
+    found: &Classification,
+    names: &[String],
+    data: &Dataset,
+) -> io::Result<Vec<u8>> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let columns = ["index", "label", "name", "class"].map(str::to_owned);
+    table.write_record(columns.iter().chain(names))?;
+    let (classes, probabilities) = (found.classes(), found.probabilities());
+    let images = classes.iter().zip(probabilities.chunks_exact(names.len()));
+    for (image, (&class, probabilities)) in images.enumerate() {
+        let label = found.labels.get(image);
+        let label = label.map_or_else(|| "-1".into(), u32::to_string);
+        let name = data.image_name(image).unwrap_or_default().to_owned();
+        let first = [
+            image.to_string(),
+            label,
+            name,
+            names[class as usize].clone(),
+        ];
+        let probabilities = probabilities.iter().map(f64::to_string);
+        table.write_record(first.into_iter().chain(probabilities))?;
+    }
+    table.into_inner().map_err(|error| error.into_error())
+}
+
+/// A line for each class: how many of its images were found to be of each.
+fn confusion_of(counts: &[usize], names: &[String]) -> io::Result<Vec<u8>> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let corner = "class".to_owned();
+    table.write_record([&corner].into_iter().chain(names))?;
+    for (name, counts) in names.iter().zip(counts.chunks_exact(names.len())) {
+        let counts = counts.iter().map(usize::to_string);
+        table.write_record([name.clone()].into_iter().chain(counts))?;
+    }
+    table.into_inner().map_err(|error| error.into_error())
+}
+
+fn write_table(path: &Path, table: Vec<u8>) -> Result {
+    let written = atomic::write(path, |w| w.write_all(&table));
+    Ok(written.map_err(|error| format!("cannot write `{}`: {error}", path.display()))?)
+}
