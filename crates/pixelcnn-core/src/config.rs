@@ -148,6 +148,12 @@ impl ModelConfig {
         Ok(())
     }
 
+    /// The settings that the original does not have, by their names, where they are not 0.
+    pub fn beyond_the_original(&self) -> impl Iterator<Item = (&'static str, usize)> + use<> {
+        let later = [("nr_channel_resnet", self.nr_channel_resnet)];
+        later.into_iter().filter(|(_, value)| *value > 0)
+    }
+
     /// Mixtures that a pixel is drawn from, one after another: one of all its channels, or one for
     /// each.
     pub fn mixtures_per_pixel(&self) -> usize {

@@ -149,8 +149,8 @@ pub enum Damage {
 ///
 /// Hashed are as 64-bit numbers height, width, channels, `nr_resnet`, `nr_filters`,
 /// `nr_logistic_mix`, the nonlinearity (0 `concat_elu`, 1 `elu`, 2 `relu`) and `nr_classes`, then
-/// for each later setting that is not 0 its name and the number, then
-/// all parameters in the layout's order as 32-bit floats; all of them little-endian.
+/// what is [beyond the original](ModelConfig::beyond_the_original), each name and number, then all
+/// parameters in the layout's order as 32-bit floats; all of them little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModelHash(pub [u8; 16]);
 
@@ -166,7 +166,7 @@ impl ModelHash {
             nr_logistic_mix,
             nonlinearity,
             nr_classes,
-            nr_channel_resnet,
+            ..
         } = *config;
         let nonlinearity = match nonlinearity {
             Nonlinearity::ConcatElu => 0,
@@ -186,11 +186,9 @@ impl ModelHash {
         ] {
             hash.update((number as u64).to_le_bytes());
         }
-        for (name, number) in [("nr_channel_resnet", nr_channel_resnet)] {
-            if number > 0 {
-                hash.update(name);
-                hash.update((number as u64).to_le_bytes());
-            }
+        for (name, number) in config.beyond_the_original() {
+            hash.update(name);
+            hash.update((number as u64).to_le_bytes());
         }
         for values in parameters.iter().flat_map(|values| values.chunks(4096)) {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -189,6 +189,10 @@ impl Card {
             "cifar10" | "imagenet32" | "imagenet64" => "",
             _ => " --data DATA",
         };
+        let beyond = config.beyond_the_original();
+        let beyond: String = beyond
+            .map(|(name, value)| format!("| {name} | {value} |\n"))
+            .collect();
         let measured = match &self.measured {
             None => "not measured".into(),
             Some(measured) => measured.to_string(),
@@ -216,7 +220,7 @@ a model of images with an exact likelihood.
 | blocks, filters, mixture components | {nr_resnet}, {nr_filters}, {nr_logistic_mix} |
 | nonlinearity | {nonlinearity} |
 | classes | {classes} |
-
+{beyond}
 `model.safetensors` has the weights under the names and in the layouts of the original code,
 `config.json` the model's shape. With [pixelcnn](https://crates.io/crates/pixelcnn):
 

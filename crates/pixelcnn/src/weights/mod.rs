@@ -178,6 +178,16 @@ pub enum WeightsError {
         "the checkpoint has weights alone, without the optimizer's state: export it as safetensors or npz"
     )]
     NoMoments,
+    /// The original code has no such models.
+    #[error(
+        "the model has {setting} = {value}, which the original code has not: export it as safetensors or npz"
+    )]
+    BeyondTheOriginal {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: usize,
+    },
     /// Half precision ends at 65504.
     #[error(
         "tensor {tensor:?} has the value {value}, which half precision can't hold: export it in single precision"

@@ -325,12 +325,15 @@ pub struct Optimized<'a> {
 /// trains it on `nr_gpu` GPUs that share batches of `batch_size`.
 ///
 /// # Errors
-/// [`WeightsError::Gpus`].
+/// [`WeightsError::BeyondTheOriginal`], [`WeightsError::Gpus`].
 pub fn variables(
     state: Optimized<'_>,
     batch_size: usize,
     nr_gpu: usize,
 ) -> Result<Vec<Variable<'_>>, WeightsError> {
+    if let Some((setting, value)) = state.config.beyond_the_original().next() {
+        return Err(WeightsError::BeyondTheOriginal { setting, value });
+    }
     let layout = Layout::new(state.config);
     let mut variables = Vec::new();
     let mut unnamed = 0;
