@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::train::config::{CooldownShape, Difference, PolyakStart, RunConfig, TrainConfig};
-use pixelcnn::{ModelConfig, Nonlinearity};
+use pixelcnn::{Augmentation, ModelConfig, Nonlinearity};
 use serde::Deserialize;
 
 use crate::terminal::Result;
@@ -50,6 +50,7 @@ pub struct ModelSettings {
     nonlinearity: Nonlinearity,
     class_conditional: bool,
     nr_channel_resnet: usize,
+    augmentation: Augmentation,
     // The `config.toml` of a run can be given too. It has these, and the data must have the same.
     height: Option<usize>,
     width: Option<usize>,
@@ -67,6 +68,7 @@ impl Default for ModelSettings {
             nonlinearity: original.nonlinearity,
             class_conditional: false,
             nr_channel_resnet: original.nr_channel_resnet,
+            augmentation: original.augmentation,
             height: None,
             width: None,
             channels: None,
@@ -113,6 +115,7 @@ impl Settings {
             nonlinearity: model.nonlinearity,
             nr_classes: if model.conditional() { nr_classes } else { 0 },
             nr_channel_resnet: model.nr_channel_resnet,
+            augmentation: model.augmentation,
         }
     }
 
@@ -266,6 +269,10 @@ pub struct Flags {
     /// channels before it; 0 for linear coefficients in the mixture instead, as in the original
     #[arg(long, value_name = "N", help_heading = "Model")]
     nr_channel_resnet: Option<usize>,
+    /// Transform training images at random and tell the model how: mirror half of them, or turn and
+    /// mirror them in all eight ways; images are drawn and measured as they are
+    #[arg(long, value_name = "NAME", help_heading = "Model", value_parser = augmentation())]
+    augmentation: Option<Augmentation>,
 
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -377,6 +384,14 @@ pub fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
     })
 }
 
+fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
+    PossibleValuesParser::new(["none", "flips", "symmetries"]).map(|name| match name.as_str() {
+        "flips" => Augmentation::Flips,
+        "symmetries" => Augmentation::Symmetries,
+        _ => Augmentation::None,
+    })
+}
+
 fn cooldown_shape() -> impl TypedValueParser<Value = CooldownShape> {
     PossibleValuesParser::new(["linear", "1-sqrt"]).map(|name| match name.as_str() {
         "1-sqrt" => CooldownShape::OneMinusSqrt,
@@ -401,6 +416,7 @@ impl Flags {
         set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
         set(&mut model.nonlinearity, &self.nonlinearity);
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
+        set(&mut model.augmentation, &self.augmentation);
         if let Some(conditional) = self.class_conditional {
             model.class_conditional = conditional;
             model.nr_classes = None;
@@ -472,6 +488,7 @@ impl Flags {
         set(&mut model.nr_logistic_mix, &self.nr_logistic_mix);
         set(&mut model.nonlinearity, &self.nonlinearity);
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
+        set(&mut model.augmentation, &self.augmentation);
         self.apply_training(&mut config.train);
         data.apply(&mut config.data);
     }
@@ -565,7 +582,7 @@ mod tests {
             };
             let every = toml::Value::try_from(TrainConfig::default()).unwrap();
             assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
-            assert_eq!(preset["model"].as_table().unwrap().len(), 6, "{name}");
+            assert_eq!(preset["model"].as_table().unwrap().len(), 7, "{name}");
         }
     }
 

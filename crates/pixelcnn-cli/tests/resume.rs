@@ -67,6 +67,7 @@ fn train(folder: &Path, run: &str, threads: usize, minutes: &str) -> Command {
     ]);
     command.args(["--samples", "1", "--checkpoint-minutes", minutes]);
     command.args(["--cooldown", "0.3", "--polyak-start", "growing"]);
+    command.args(["--nr-channel-resnet", "1", "--augmentation", "flips"]);
     command.arg(folder.join(run));
     command
 }

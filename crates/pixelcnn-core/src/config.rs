@@ -28,6 +28,35 @@ impl Nonlinearity {
     }
 }
 
+/// Transformations of training images, each told to the model as a class is (Jun et al., 2020): it
+/// learns from them without taking them for images as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Augmentation {
+    /// Images as they are.
+    #[default]
+    None,
+    /// Mirrored left to right, half of them.
+    Flips,
+    /// All eight rotations and reflections of a square, as often each.
+    Symmetries,
+}
+
+impl Augmentation {
+    /// Transformations beside leaving an image as it is.
+    pub fn count(self) -> usize {
+        match self {
+            Augmentation::None => 0,
+            Augmentation::Flips => 1,
+            Augmentation::Symmetries => 7,
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        *self == Augmentation::None
+    }
+}
+
 /// Everything that fixes the network's parameters and what they mean.
 ///
 /// Files name every field that they know. One that is added later has a default, which means the
@@ -51,11 +80,14 @@ pub struct ModelConfig {
     pub nonlinearity: Nonlinearity,
     /// Classes that the model is conditioned on; 0 for an unconditional model.
     pub nr_classes: usize,
-    /// Gated resnet blocks, 1x1, that predict each channel of a pixel from the features and the
-    /// channels before it, with a mixture for each; 0 where one mixture of all channels has linear
-    /// coefficients instead (paper, section 2.2).
+    /// Gated resnet blocks, 1x1, that predict each channel's means, scales and coefficients in the
+    /// mixture from the features and the channels before it; 0 where all are predicted together, and
+    /// only the means depend on those, linearly (paper, section 2.2).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub nr_channel_resnet: usize,
+    /// Transformations of training images that the model is told.
+    #[serde(default, skip_serializing_if = "Augmentation::is_none")]
+    pub augmentation: Augmentation,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -75,6 +107,7 @@ impl Default for ModelConfig {
             nonlinearity: Nonlinearity::ConcatElu,
             nr_classes: 0,
             nr_channel_resnet: 0,
+            augmentation: Augmentation::None,
         }
     }
 }
@@ -88,6 +121,14 @@ pub enum ConfigError {
         "image size {width}x{height}: width and height must be multiples of 4 between 4 and {MAX_SIDE}"
     )]
     Size {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// Images that are not squares can't be turned.
+    #[error("image size {width}x{height}: only square images have all eight symmetries")]
+    NotSquare {
         /// Rows.
         height: usize,
         /// Columns.
@@ -126,6 +167,12 @@ impl ModelConfig {
                 width: self.width,
             });
         }
+        if self.augmentation == Augmentation::Symmetries && self.height != self.width {
+            return Err(ConfigError::NotSquare {
+                height: self.height,
+                width: self.width,
+            });
+        }
         if self.channels != 1 && self.channels != 3 {
             return Err(ConfigError::Channels(self.channels));
         }
@@ -150,24 +197,30 @@ impl ModelConfig {
 
     /// The settings that the original does not have, by their names, where they are not 0.
     pub fn beyond_the_original(&self) -> impl Iterator<Item = (&'static str, usize)> + use<> {
-        let later = [("nr_channel_resnet", self.nr_channel_resnet)];
+        let later = [
+            ("nr_channel_resnet", self.nr_channel_resnet),
+            ("augmentation", self.augmentation.count()),
+        ];
         later.into_iter().filter(|(_, value)| *value > 0)
     }
 
-    /// Mixtures that a pixel is drawn from, one after another: one of all its channels, or one for
-    /// each.
-    pub fn mixtures_per_pixel(&self) -> usize {
-        match self.nr_channel_resnet {
-            0 => 1,
-            _ => self.channels,
-        }
+    /// Rows of the blocks' conditional weights: for each class, then for each augmentation.
+    pub fn nr_conditions(&self) -> usize {
+        self.nr_classes + self.augmentation.count()
     }
 
-    /// Channels of the network's output, those of all of a pixel's mixtures. Of a mixture, per
-    /// component one weight, a mean and a log-scale for each channel, and with three channels three
-    /// coefficients (paper, equation 3).
+    /// Channels of the network's output: per component one weight, a mean and a log-scale for each
+    /// channel, and with three channels three coefficients (paper, equation 3).
     pub fn output_channels(&self) -> usize {
-        self.mixtures_per_pixel() * Mixture::of(self).logits_per_pixel()
+        Mixture::of(self).logits_per_pixel()
+    }
+
+    /// Channels of a pixel that are predicted together: all of them, or one after another.
+    pub fn channels_together(&self) -> usize {
+        match self.nr_channel_resnet {
+            0 => self.channels,
+            _ => 1,
+        }
     }
 
     /// Values in one image.

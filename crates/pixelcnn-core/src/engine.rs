@@ -1,5 +1,7 @@
 //! Who carries a [plan](crate::plan) out, and owns the state of training.
 
+use std::ops::Range;
+
 use crate::config::{ConfigError, ModelConfig};
 use crate::kernels::adam::Adam;
 use crate::kernels::pointwise::Dropout;
@@ -7,15 +9,18 @@ use crate::network::Layout;
 use crate::ranks::{RankError, Sharing};
 
 /// A batch of images: u8 NHWC, with a class each.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Batch<'a> {
     /// \[N, H, W, C\].
     pub images: &'a [u8],
     /// \[N\]; not read by an unconditional model.
     pub labels: &'a [u32],
+    /// How each image was transformed, \[N\]: a number up to [`Augmentation::count`], 0 where it is as
+    /// it was; empty where all are.
+    pub augmentations: &'a [u8],
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
     /// Number of images, once they are found to be what a model takes.
     ///
     /// # Errors
@@ -38,7 +43,43 @@ impl Batch<'_> {
                 return Err(EngineError::Class { class, nr_classes });
             }
         }
+        let known = config.augmentation.count();
+        let mut augmentations = self.augmentations.iter().copied();
+        let beyond = augmentations.find(|&number| usize::from(number) > known);
+        if beyond.is_some() || ![0, images].contains(&self.augmentations.len()) {
+            return Err(EngineError::Augmentations);
+        }
         Ok(images)
+    }
+
+    /// Some of the images, with what is told of them.
+    ///
+    /// # Panics
+    /// If there are no such images.
+    pub fn part(&self, config: &ModelConfig, images: Range<usize>) -> Batch<'a> {
+        let dims = config.dims();
+        Batch {
+            images: &self.images[images.start * dims..images.end * dims],
+            labels: self.labels.get(images.clone()).unwrap_or_default(),
+            augmentations: self.augmentations.get(images).unwrap_or_default(),
+        }
+    }
+
+    /// The rows of the conditional weights `hw` that are added up for an image: that of its class, and
+    /// that of its augmentation.
+    pub fn conditions(
+        &self,
+        config: &ModelConfig,
+        image: usize,
+    ) -> impl Iterator<Item = usize> + use<> {
+        let nr_classes = config.nr_classes;
+        let class = self.labels.get(image).filter(|_| nr_classes > 0);
+        let augmentation = self.augmentations.get(image).copied().unwrap_or(0);
+        let augmentation = usize::from(augmentation).checked_sub(1);
+        let class = class.map(|&class| class as usize);
+        class
+            .into_iter()
+            .chain(augmentation.map(|number| nr_classes + number))
     }
 }
 
@@ -96,6 +137,11 @@ pub enum EngineError {
         /// How many there are.
         nr_classes: usize,
     },
+    /// Not a transformation for each image, or one that the model is not told of.
+    #[error(
+        "transformed images: give the number of each one's transformation, as the model knows it"
+    )]
+    Augmentations,
     /// The loss or its gradient is not a number; the state is as it was before the step.
     #[error("the loss or its gradient is not a number")]
     NotANumber,

@@ -17,7 +17,7 @@ mod progress;
 pub mod ranks;
 pub mod reference;
 
-pub use config::{ConfigError, ModelConfig, Nonlinearity};
+pub use config::{Augmentation, ConfigError, ModelConfig, Nonlinearity};
 pub use progress::{Stopped, go_on};
 
 // The tests of all engines are also those of this crate's, and know it by its name.

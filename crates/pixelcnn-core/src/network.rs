@@ -4,6 +4,7 @@
 //! ([`reference`](crate::reference)).
 
 use crate::config::{ModelConfig, Nonlinearity};
+use crate::likelihood::Mixture;
 
 /// How a convolution's two maps lie over each other: tap `k` joins pixel `c` of the coarser map
 /// with pixel `c * stride + k - offset` of the finer one, in each direction.
@@ -107,7 +108,8 @@ pub struct GatedResnet {
     pub nin: Option<Layer>,
     /// Second convolution, to twice the channels.
     pub conv_2: Layer,
-    /// Index of the class projection `hw` \[classes, 2 * filters\] among all parameters.
+    /// Index of the conditional weights `hw` \[[`ModelConfig::nr_conditions`], 2 * filters\] among all
+    /// parameters: a projection of classes and augmentations.
     pub conditional: Option<usize>,
     /// Number of the block in creation order: names `hw`, seeds dropout.
     pub number: usize,
@@ -188,7 +190,7 @@ impl Builder<'_> {
         let nin = (auxiliary > 0).then(|| self.dense(projected, filters));
         let mut conv_2 = self.layer(kind, window, wide, 2 * filters);
         conv_2.init_scale = 0.1;
-        let conditional = (self.config.nr_classes > 0).then(|| {
+        let conditional = (self.config.nr_conditions() > 0).then(|| {
             self.parameters += 1;
             self.parameters - 1
         });
@@ -289,7 +291,7 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
     pass.layer(&layer, &ul)
 }
 
-/// The mixtures' parameters of each channel, from the features and the channels before it.
+/// The mixture's parameters, each channel's from the features and the channels before it.
 fn channel_by_channel<P: Pass>(
     build: &mut Builder,
     pass: &mut P,
@@ -302,29 +304,23 @@ fn channel_by_channel<P: Pass>(
         nr_channel_resnet,
         ..
     } = *build.config;
-    let outputs = build.config.output_channels() / channels;
+    let mixture = Mixture::of(build.config);
     let mut all = None;
     for channel in 0..channels {
-        let known = (channel > 0).then(|| pass.first_channels(image, channel));
-        let embedded = known.as_ref().map(|known| {
+        let known = (channel > 0).then(|| {
             let layer = build.dense(channel, filters);
-            pass.layer(&layer, known)
+            let known = pass.first_channels(image, channel);
+            pass.layer(&layer, &known)
         });
         let mut x = features.clone();
         for _ in 0..nr_channel_resnet {
             let auxiliary = if channel > 0 { filters } else { 0 };
             let block = build.gated_resnet(Window::POINT, auxiliary);
-            x = pass.gated_resnet(&block, &x, embedded.as_ref());
+            x = pass.gated_resnet(&block, &x, known.as_ref());
         }
         let x = pass.elu(x);
-        let layer = build.dense(filters, outputs);
-        let mut own = pass.layer(&layer, &x);
-        // Channels are much alike: what one has to say of the next is linear above all.
-        if let Some(known) = &known {
-            let layer = build.dense(channel, outputs);
-            let linear = pass.layer(&layer, known);
-            own = pass.add(own, linear);
-        }
+        let layer = build.dense(filters, mixture.logits_of(channel).len());
+        let own = pass.layer(&layer, &x);
         all = Some(match all {
             None => own,
             Some(before) => pass.concat(&before, &own),
@@ -342,7 +338,7 @@ pub enum ParameterKind {
     G,
     /// Bias, 0.
     B,
-    /// Class projection, drawn from N(0, 0.05).
+    /// Conditional weights, drawn from N(0, 0.05).
     Hw,
 }
 
@@ -386,7 +382,7 @@ impl Layout {
         let mut pass = LayoutPass {
             layout: Layout::default(),
             nonlinearity: config.nonlinearity,
-            classes: config.nr_classes,
+            conditions: config.nr_conditions(),
         };
         pixelcnn(config, &mut pass, [config.height, config.width]);
         pass.layout
@@ -410,7 +406,7 @@ impl Layout {
 struct LayoutPass {
     layout: Layout,
     nonlinearity: Nonlinearity,
-    classes: usize,
+    conditions: usize,
 }
 
 impl LayoutPass {
@@ -470,7 +466,7 @@ impl Pass for LayoutPass {
         }
         self.layer(&block.conv_2, x);
         if block.conditional.is_some() {
-            let shape = vec![self.classes, block.conv_2.outputs];
+            let shape = vec![self.conditions, block.conv_2.outputs];
             self.layout.multiply_adds += block.conv_2.outputs as u64;
             let name = format!("conditional_weights_{}/hw", block.number);
             self.parameter(name, ParameterKind::Hw, shape);

@@ -125,7 +125,7 @@ fn samples_are_the_originals() {
             let u_logistic = &u_logistic[3 * pixel..3 * (pixel + 1)];
             let sample = mixture.sample(&logits, u_mix, u_logistic, 1.0);
             for channel in 0..3 {
-                let (got, want) = (sample[channel], exact[3 * pixel + channel]);
+                let (got, want) = (sample[channel] as f32, exact[3 * pixel + channel]);
                 let error = (f64::from(got) - want).abs();
                 let their_error = (f64::from(theirs[3 * pixel + channel]) - want).abs();
                 assert!(error <= their_error.max(1e-7), "{name}: {got}, {want}");

@@ -25,6 +25,8 @@ use crate::{CudaError, Precision};
 
 /// Bytes of a value.
 pub(crate) const VALUE: usize = size_of::<f32>();
+/// Bytes of an image's conditions: two numbers of rows.
+pub(crate) const CONDITIONS: usize = 2 * size_of::<u32>();
 /// Arrays begin at multiples of so many values: a cache line of the GPU.
 const ALIGNED: usize = 32;
 /// Images that are evaluated at a time, at most: enough to fill any GPU.
@@ -144,9 +146,9 @@ pub(crate) struct Maps {
     pub all: usize,
     /// u8 \[all, H, W, C\].
     pub levels: Memory,
-    /// The images' classes.
-    pub labels: Memory,
-    /// Nats of every mixture of every pixel.
+    /// Rows of the conditional weights, two for each image.
+    pub conditions: Memory,
+    /// Nats of every pixel.
     pub nats: Memory,
     /// Nats of every image, in double precision.
     pub sums: Memory,
@@ -310,12 +312,6 @@ impl Cuda {
         blocks.max().unwrap_or(0)
     }
 
-    /// Mixtures that an image's values are drawn from.
-    pub(crate) fn mixtures_per_image(&self) -> usize {
-        let config = &self.config;
-        config.height * config.width * config.mixtures_per_pixel()
-    }
-
     /// Bytes of the sums of parts of so many pixels, for the layer with most outputs.
     fn partial(&self, pixels: usize) -> usize {
         let outputs = self.layout.layers.iter().map(|layer| layer.outputs);
@@ -326,9 +322,8 @@ impl Cuda {
     /// Bytes for each image.
     fn bytes_per_image(&self, plan: &Plan) -> usize {
         let pixels = self.config.height * self.config.width;
-        let nats = self.mixtures_per_image();
-        let values = plan.values() + branches(plan) * self.scratch(plan) + nats;
-        let sums = size_of::<u32>() + size_of::<f64>() + branches(plan) * self.partial(pixels);
+        let values = plan.values() + branches(plan) * self.scratch(plan) + pixels;
+        let sums = CONDITIONS + size_of::<f64>() + branches(plan) * self.partial(pixels);
         values * VALUE + self.config.dims() + sums
     }
 
@@ -374,8 +369,8 @@ impl Cuda {
             memory: self.zeros(values)?,
             all,
             levels: Memory::zeroed(&self.gpu, all * self.config.dims())?,
-            labels: Memory::zeroed(&self.gpu, all * size_of::<u32>())?,
-            nats: self.zeros(all * self.mixtures_per_image())?,
+            conditions: Memory::zeroed(&self.gpu, all * CONDITIONS)?,
+            nats: self.zeros(pixels(all))?,
             sums: Memory::zeroed(&self.gpu, all * size_of::<f64>())?,
             partial: [partial(training)?, partial(branches(plan) == 2)?],
         });
@@ -686,10 +681,10 @@ impl Engine for Cuda {
         self.evaluate(batch, |pass, operation, images| {
             if operation.to() == self.evaluation.logits {
                 pass.likelihood()?;
-                let mut own = vec![0.0; images.len() * self.mixtures_per_image()];
+                let pixels = self.config.height * self.config.width;
+                let mut own = vec![0.0; images.len() * pixels];
                 pass.maps.nats.read(0, &mut own)?;
-                let pixels = own.chunks_exact(self.config.mixtures_per_pixel());
-                nats.extend(pixels.map(|pixel| pixel.iter().sum::<f32>()));
+                nats.extend(own);
             }
             Ok(())
         })?;

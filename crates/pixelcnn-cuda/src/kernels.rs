@@ -50,7 +50,7 @@ pub(crate) struct Biases {
 pub(crate) struct Added {
     pub bias: Address,
     pub hw: Address,
-    pub labels: Address,
+    pub conditions: Address,
 }
 
 /// `Geometry` of `kernels/convolution.cu`: rows, columns and channels of the coarser and the finer
@@ -301,15 +301,15 @@ kernels! {
         channels: i32,
         pixels_per_image: i32,
     ) in blocks(values);
-    fn class_backward(
+    fn hw_backward(
         d_c2: Address,
-        labels: Address,
+        conditions: Address,
         d_hw: Address,
-        classes: i32,
+        rows: i32,
         channels: i32,
         images: i32,
         pixels_per_image: i64,
-    ) in blocks(i64::from(classes) * i64::from(channels));
+    ) in blocks(i64::from(rows) * i64::from(channels));
     fn shift(
         from: Address,
         to: Address,

@@ -11,9 +11,12 @@ use pixelcnn_core::ranks::{Level, levels};
 
 use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
-use crate::engine::{Bucket, Cuda, Maps, Trained, VALUE, Weights, branches};
+use crate::engine::{Bucket, CONDITIONS, Cuda, Maps, Trained, VALUE, Weights, branches};
 use crate::gpu::{Branch, Memory, SUMS};
 use crate::kernels::{self, Added, Address, Biases, Channels, Geometry};
+
+/// `NONE` of `kernels/pointwise.cu`.
+const NO_CONDITION: u32 = u32::MAX;
 
 /// How a layer is carried out.
 #[derive(Clone, Copy, Default)]
@@ -49,13 +52,18 @@ impl Pass<'_> {
         self.engine.gpu.branch(self.branch)
     }
 
-    /// Writes images of a batch, which are to be held, and their classes.
+    /// Writes images of a batch, which are to be held, and their conditions.
     pub fn write(&self, batch: Batch, images: Range<usize>) -> Result<(), CudaError> {
-        let dims = self.engine.config.dims();
-        let levels = &batch.images[images.start * dims..images.end * dims];
-        self.maps.levels.write(0, levels)?;
-        if self.engine.config.nr_classes > 0 {
-            self.maps.labels.write(0, &batch.labels[images])?;
+        let config = &self.engine.config;
+        let batch = batch.part(config, images.clone());
+        self.maps.levels.write(0, batch.images)?;
+        if config.nr_conditions() > 0 {
+            let of_image = |image| {
+                let rows = batch.conditions(config, image).map(|row| row as u32);
+                rows.chain([NO_CONDITION; 2]).take(2)
+            };
+            let conditions: Vec<u32> = (0..images.len()).flat_map(of_image).collect();
+            self.maps.conditions.write(0, &conditions)?;
         }
         Ok(())
     }
@@ -65,17 +73,18 @@ impl Pass<'_> {
         memory.address() + (self.first * bytes) as u64
     }
 
-    fn labels(&self) -> Address {
-        self.held(&self.maps.labels, size_of::<u32>())
+    fn conditions(&self) -> Address {
+        self.held(&self.maps.conditions, CONDITIONS)
     }
 
     fn levels(&self) -> Address {
         self.held(&self.maps.levels, self.engine.config.dims())
     }
 
-    /// Nats of each mixture of each pixel.
-    fn nats_of_mixtures(&self) -> Address {
-        self.held(&self.maps.nats, self.engine.mixtures_per_image() * VALUE)
+    /// Nats of each pixel.
+    fn nats_per_pixel(&self) -> Address {
+        let config = &self.engine.config;
+        self.held(&self.maps.nats, config.height * config.width * VALUE)
     }
 
     /// Where the gradients of this shard are summed with others.
@@ -145,7 +154,7 @@ impl Pass<'_> {
         Added {
             bias: self.bias(&block.conv_2),
             hw: hw.map_or(0, |hw| self.parameter(&self.weights.parameters, hw)),
-            labels: self.labels(),
+            conditions: self.conditions(),
         }
     }
 
@@ -362,7 +371,7 @@ impl Pass<'_> {
 
     /// Nats of every pixel, and the gradient by the logits where the plan has one.
     pub fn likelihood(&self) -> Result<(), CudaError> {
-        let mixtures = self.engine.mixtures_per_image() as i64;
+        let pixels = self.pixels_per_image(self.plan.logits);
         let mixture = Mixture::of(&self.engine.config);
         let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
         // SAFETY: the maps' memory is that of so many images.
@@ -371,15 +380,15 @@ impl Pass<'_> {
                 self.branch(),
                 self.levels(),
                 self.at(self.plan.logits),
-                self.nats_of_mixtures(),
+                self.nats_per_pixel(),
                 gradient,
-                self.images as i64 * mixtures,
+                self.images as i64 * pixels,
                 mixture.channels as i32,
                 mixture.components as i32,
             )?;
-            let nats = self.nats_of_mixtures();
+            let nats = self.nats_per_pixel();
             let sums = self.held(&self.maps.sums, size_of::<f64>());
-            kernels::sum_images(self.branch(), nats, sums, mixtures, self.images as i32)
+            kernels::sum_images(self.branch(), nats, sums, pixels, self.images as i32)
         }
     }
 
@@ -466,10 +475,10 @@ impl Pass<'_> {
     /// Makes a gradient no number where the loss is none, so that all ranks find it in the sum. To be
     /// asked once the gradients of the first bucket are there.
     fn mark_wrong(&self, state: &Trained, branch: &dyn Branch) -> Result<(), CudaError> {
-        let mixtures = (self.images * self.engine.mixtures_per_image()) as i64;
-        let (nats, first) = (self.nats_of_mixtures(), self.sums(state).address());
-        // SAFETY: there are nats for each mixture.
-        unsafe { kernels::find_wrong(branch, nats, mixtures, first) }
+        let pixels = self.images as i64 * self.pixels_per_image(self.plan.logits);
+        let (nats, first) = (self.nats_per_pixel(), self.sums(state).address());
+        // SAFETY: there are nats for each pixel.
+        unsafe { kernels::find_wrong(branch, nats, pixels, first) }
     }
 
     /// Nats of every image.
@@ -565,10 +574,17 @@ impl Pass<'_> {
             kernels::gate_backward(branch, d_out, added, d_c2, values, filters, pixels as i32)?;
             if let Some(hw) = block.conditional {
                 let d_hw = self.parameter(self.sums(state), hw);
-                let (classes, images) = (self.engine.config.nr_classes as i32, self.images as i32);
-                let (labels, channels) = (added.labels, block.conv_2.outputs as i32);
-                kernels::class_backward(
-                    branch, d_c2, labels, d_hw, classes, channels, images, pixels,
+                let rows = self.engine.config.nr_conditions() as i32;
+                let (channels, images) = (block.conv_2.outputs as i32, self.images as i32);
+                kernels::hw_backward(
+                    branch,
+                    d_c2,
+                    added.conditions,
+                    d_hw,
+                    rows,
+                    channels,
+                    images,
+                    pixels,
                 )?;
             }
             // Each f(x) and then the gradient by it, one after the other in the same memory.

@@ -142,8 +142,8 @@ impl CudaEvaluator {
             images,
             done: 0,
             known: 0,
-            padded: vec![0.0; images * program.rings[program.logits[0]].channels],
-            logits: vec![0.0; images * Mixture::of(config).logits_per_pixel()],
+            padded: Vec::new(),
+            logits: vec![0.0; images * config.output_channels()],
             computed: false,
             graphs: HashMap::new(),
         })
@@ -181,10 +181,10 @@ impl CudaRaster {
         (self.done < height * width).then(|| [self.done / width, self.done % width])
     }
 
-    /// The channels of that pixel whose turn it is: all of them, or one where each has a mixture of its
-    /// own.
+    /// The channels of that pixel whose turn it is: all of them, or one where they are predicted one
+    /// after another.
     pub fn channels(&self) -> Range<usize> {
-        self.known..self.known + Mixture::of(&self.model.config).channels
+        self.known..self.known + self.model.config.channels_together()
     }
 
     /// Images side by side.
@@ -192,9 +192,9 @@ impl CudaRaster {
         self.images
     }
 
-    /// The parameters of the mixture of the pixel's [`CudaRaster::channels`]
-    /// \[images, [`Mixture::logits_per_pixel`]\], given all pixels and channels before. Of complete
-    /// images they are those of the last one.
+    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given all
+    /// pixels before it: those [of the channels](Mixture::logits_of) whose turn it is, given the channels
+    /// before, and of those. Of complete images they are those of the last pixel.
     ///
     /// # Errors
     /// [`EngineError::Device`].
@@ -270,15 +270,17 @@ impl CudaRaster {
         let Model {
             config, program, ..
         } = &*self.model;
-        let mixture = Mixture::of(config);
-        let ring = &program.rings[program.logits[self.known / mixture.channels]];
+        let (mixture, here) = (Mixture::of(config), self.channels());
+        let ring = &program.rings[program.logits[here.start / here.len()]];
         let start = ring.start + (y % ring.rows * (ring.width + 2) + x + 1) * ring.channels;
+        self.padded.resize(self.images * ring.channels, 0.0);
         self.memory
             .read(start * self.images * VALUE, &mut self.padded)?;
-        let output = mixture.logits_per_pixel();
+        let own = mixture.logits_of(here.start).start..mixture.logits_of(here.end - 1).end;
         let images = self.padded.chunks_exact(ring.channels);
-        for (logits, padded) in self.logits.chunks_exact_mut(output).zip(images) {
-            logits.copy_from_slice(&padded[..output]);
+        let logits = self.logits.chunks_exact_mut(config.output_channels());
+        for (logits, padded) in logits.zip(images) {
+            logits[own.clone()].copy_from_slice(&padded[..own.len()]);
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use pixelcnn_core::engine::{Batch, Engine, EngineError};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
-use pixelcnn_core::likelihood::Mixture;
 use pixelcnn_core::{ModelConfig, reference};
 
 use rand_chacha::ChaCha8Rng;
@@ -189,6 +188,7 @@ fn little_memory_is_enough_or_said_to_be_too_little() {
     let fits = Batch {
         images: &images.levels[..room * config.dims()],
         labels: &images.labels[..room],
+        ..Batch::default()
     };
     engine.step(fits, None, &Adam::default()).unwrap();
 }
@@ -260,6 +260,7 @@ fn bf16_costs_the_shipped_model_little() {
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let model = pixelcnn::Model::pretrained().unwrap();
     let bits = |engine: &mut dyn Engine| {
@@ -298,22 +299,19 @@ fn pixel_by_pixel_it_is_the_reference() {
         let images = suite::Images::random(&config, 3, &mut random);
         let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);
         let evaluator = CudaEvaluator::on(emulator, &config, &parameters).unwrap();
-        let batch = suite::batch(&images);
+        let batch = suite::as_they_are(&images);
         let want = reference::run(&config, &suite::widened(&parameters), batch, None).unwrap();
         let mut raster = evaluator.begin(&images.labels).unwrap();
-        let mixture = Mixture::of(&config);
-        let (output, channels) = (mixture.logits_per_pixel(), mixture.channels);
+        let (pixels, output) = (config.height * config.width, config.output_channels());
         let mut got = vec![0.0; want.logits.len()];
-        let per_image = got.len() / 3;
-        for turn in 0.. {
-            if raster.position().is_none() {
-                break;
-            }
+        while let Some([y, x]) = raster.position() {
+            let (pixel, channels) = (y * config.width + x, raster.channels());
             for (image, logits) in raster.logits().unwrap().chunks_exact(output).enumerate() {
-                got[image * per_image + turn * output..][..output].copy_from_slice(logits);
+                got[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
             }
             let levels = images.levels.chunks_exact(config.dims());
-            let levels = levels.flat_map(|image| &image[turn * channels..][..channels]);
+            let levels =
+                levels.flat_map(|image| &image[pixel * config.channels..][channels.clone()]);
             raster.push(&levels.copied().collect::<Vec<_>>()).unwrap();
         }
         let length = suite::norm(want.logits.iter().copied());

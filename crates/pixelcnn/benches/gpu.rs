@@ -204,6 +204,7 @@ fn check() -> Result {
         let batch = Batch {
             images: &images,
             labels: &labels,
+            ..Batch::default()
         };
         let mut cpu = Device::Cpu.engine(&config)?;
         cpu.initialise(&mut parameters, batch, None)?;
@@ -295,6 +296,7 @@ fn layers() -> Result {
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let want = outcome(
         &mut *Device::Cpu.engine(&model.config)?,
@@ -329,6 +331,7 @@ fn bits(count: usize) -> Result {
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let devices = [Device::Cpu].into_iter().chain(Precision::ALL.map(gpu));
     for device in devices {
@@ -336,6 +339,7 @@ fn bits(count: usize) -> Result {
         network.nats_per_image(Batch {
             images: &images[..model.config.dims()],
             labels: &labels[..1],
+            ..Batch::default()
         })?;
         let start = Instant::now();
         let nats = network.nats_per_image(batch)?;
@@ -443,6 +447,7 @@ fn time_one(
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let mut one: Box<dyn Engine> = Box::new(on_one_branch(precision, config)?);
     let one_branch = step_of(&mut *one, parameters, batch)?;
@@ -474,6 +479,7 @@ fn ranks() -> Result {
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     println!("| shards of {count} images, 160/5, bf16 | ms a step |");
     println!("|--:|--:|");

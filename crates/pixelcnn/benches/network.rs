@@ -144,6 +144,7 @@ fn of_images(images: &[u8]) -> Batch<'_> {
     Batch {
         images,
         labels: &[],
+        ..Batch::default()
     }
 }
 

@@ -87,6 +87,7 @@ fn table([nr_filters, nr_resnet]: [usize; 2], batches: &[usize], short: bool) {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     initialise(&config, &mut parameters, batch, None, &Device::Cpu).unwrap();
     let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
@@ -161,6 +162,7 @@ fn pass(network: &Network, n: usize, runs: usize) -> f64 {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     let seconds = (0..=runs).map(|_| {
         let start = Instant::now();

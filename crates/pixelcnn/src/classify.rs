@@ -198,6 +198,7 @@ mod tests {
             let batch = Batch {
                 images: &images,
                 labels: &[class as u32; 6],
+                ..Batch::default()
             };
             let want = network.nats_per_image(batch).unwrap();
             let got: Vec<f64> = found.nats.iter().skip(class).step_by(2).copied().collect();

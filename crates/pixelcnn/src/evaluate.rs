@@ -139,6 +139,7 @@ pub(crate) fn in_batches<E: From<DataError>>(
         each(Batch {
             images: &images,
             labels: &labels,
+            ..Batch::default()
         })?;
     }
     Ok(())

@@ -61,8 +61,8 @@ pub mod weights;
 pub use model::Model;
 pub use open::OpenError;
 pub use pixelcnn_core::{
-    ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine, incremental,
-    kernels, likelihood, plan, ranks, reference,
+    Augmentation, ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine,
+    incremental, kernels, likelihood, plan, ranks, reference,
 };
 
 /// Bytes in hexadecimal digits.

@@ -108,7 +108,11 @@ impl Model {
         for (n, images) in images.chunks(SIDE_BY_SIDE * self.config.dims()).enumerate() {
             let rest = labels.get(n * SIDE_BY_SIDE..).unwrap_or_default();
             let labels = &rest[..rest.len().min(SIDE_BY_SIDE)];
-            nats.extend(network.nats_per_image(Batch { images, labels })?);
+            nats.extend(network.nats_per_image(Batch {
+                images,
+                labels,
+                ..Batch::default()
+            })?);
         }
         Ok(nats)
     }

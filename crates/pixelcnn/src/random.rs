@@ -20,6 +20,8 @@ pub(crate) enum Purpose {
     Sample,
     /// Uniforms of a completed image.
     Complete,
+    /// Transformations of a step's images.
+    Augmentation,
 }
 
 /// The generator for a purpose at an index.

@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
-use pixelcnn_core::likelihood::{Mixture, to_level};
+use pixelcnn_core::likelihood::{Mixture, from_level, to_level};
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
 #[cfg(feature = "cuda")]
 use pixelcnn_cuda::{CudaEvaluator, CudaRaster};
@@ -84,47 +84,47 @@ impl Sampler {
         }
     }
 
-    fn begin(&self, labels: &[u32]) -> Result<Pixels, DrawError> {
+    fn begin(&self, labels: &[u32]) -> Result<PixelByPixel, DrawError> {
         match &self.0 {
             On::Cpu(evaluator) => {
                 let threads = useful_threads(evaluator, labels.len());
-                Ok(Pixels::Cpu(evaluator.begin(labels, threads)?))
+                Ok(PixelByPixel::Cpu(evaluator.begin(labels, threads)?))
             }
             #[cfg(feature = "cuda")]
-            On::Cuda(evaluator) => Ok(Pixels::Cuda(evaluator.begin(labels)?.into())),
+            On::Cuda(evaluator) => Ok(PixelByPixel::Cuda(evaluator.begin(labels)?.into())),
         }
     }
 }
 
 /// Images on their way, all at the same pixel.
-enum Pixels {
+enum PixelByPixel {
     Cpu(Raster),
     #[cfg(feature = "cuda")]
     Cuda(Box<CudaRaster>),
 }
 
-impl Pixels {
+impl PixelByPixel {
     fn position(&self) -> Option<[usize; 2]> {
         match self {
-            Pixels::Cpu(raster) => raster.position(),
+            PixelByPixel::Cpu(raster) => raster.position(),
             #[cfg(feature = "cuda")]
-            Pixels::Cuda(raster) => raster.position(),
+            PixelByPixel::Cuda(raster) => raster.position(),
         }
     }
 
     fn logits(&mut self) -> Result<&[f32], DrawError> {
         match self {
-            Pixels::Cpu(raster) => Ok(raster.logits()),
+            PixelByPixel::Cpu(raster) => Ok(raster.logits()),
             #[cfg(feature = "cuda")]
-            Pixels::Cuda(raster) => Ok(raster.logits()?),
+            PixelByPixel::Cuda(raster) => Ok(raster.logits()?),
         }
     }
 
     fn push(&mut self, levels: &[u8]) -> Result<(), DrawError> {
         match self {
-            Pixels::Cpu(raster) => raster.push(levels),
+            PixelByPixel::Cpu(raster) => raster.push(levels),
             #[cfg(feature = "cuda")]
-            Pixels::Cuda(raster) => raster.push(levels)?,
+            PixelByPixel::Cuda(raster) => raster.push(levels)?,
         }
         Ok(())
     }
@@ -240,13 +240,15 @@ pub(crate) fn draw(
 /// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\]. After an
 /// error there is nothing more.
 pub struct Rows {
-    pixels: Pixels,
+    raster: PixelByPixel,
     failed: bool,
     mixture: Mixture,
     width: usize,
     channels: usize,
+    /// Channels that are predicted together.
+    together: usize,
     temperature: f32,
-    generators: Vec<ChaCha8Rng>,
+    pixels: Vec<Pixel>,
     /// Levels of the images that are known \[images, H, W, C\], and which of them \[H, W\].
     known: Option<(Vec<u8>, Vec<bool>)>,
     row: usize,
@@ -282,13 +284,14 @@ impl Rows {
     ) -> Result<Rows, DrawError> {
         let config = sampler.config();
         Ok(Rows {
-            pixels: sampler.begin(labels)?,
+            raster: sampler.begin(labels)?,
             failed: false,
             mixture: Mixture::of(config),
             width: config.width,
             channels: config.channels,
+            together: config.channels_together(),
             temperature,
-            generators,
+            pixels: generators.into_iter().map(Pixel::new).collect(),
             known,
             row: 0,
         })
@@ -312,7 +315,7 @@ impl Iterator for Rows {
     type Item = Result<Vec<u8>, DrawError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.pixels.position().is_none() {
+        if self.failed || self.raster.position().is_none() {
             return None;
         }
         let row = self.draw_row();
@@ -323,22 +326,22 @@ impl Iterator for Rows {
 
 impl Rows {
     fn draw_row(&mut self) -> Result<Vec<u8>, DrawError> {
-        let (images, channels) = (self.generators.len(), self.channels);
+        let (images, channels, together) = (self.pixels.len(), self.channels, self.together);
         let row = self.width * channels;
         let mut rows = vec![0; images * row];
-        let mut uniforms = Uniforms::new(self.mixture);
-        // A pixel's channels are drawn together, or one after another.
-        let together = self.mixture.channels;
         let mut levels = vec![0; images * together];
         for at in (0..row).step_by(together) {
-            let logits = self.pixels.logits()?;
+            let channel = at % channels;
+            let logits = self.raster.logits()?;
             let mixtures = logits.chunks_exact(self.mixture.logits_per_pixel());
-            let mixtures = mixtures.zip(&mut self.generators);
-            for ((logits, random), levels) in mixtures.zip(levels.chunks_exact_mut(together)) {
+            let mixtures = mixtures.zip(&mut self.pixels);
+            for ((logits, pixel), levels) in mixtures.zip(levels.chunks_exact_mut(together)) {
                 // Known pixels take their random numbers too: the others' do not hang on them.
-                let values = uniforms.sample(random, logits, self.temperature);
-                for (level, value) in levels.iter_mut().zip(values) {
-                    *level = to_level(value);
+                if channel == 0 {
+                    pixel.begin(self.mixture, logits, self.temperature);
+                }
+                for level in levels {
+                    *level = pixel.draw(self.mixture, logits, self.temperature);
                 }
             }
             let place = self.row * row + at;
@@ -350,7 +353,13 @@ impl Rows {
                     levels.copy_from_slice(&image[place..][..together]);
                 }
             }
-            self.pixels.push(&levels)?;
+            if together < channels {
+                // The next channels are predicted from levels.
+                for (pixel, &level) in self.pixels.iter_mut().zip(&levels) {
+                    pixel.values[channel] = from_level(level).into();
+                }
+            }
+            self.raster.push(&levels)?;
             let rows = rows.chunks_exact_mut(row);
             for (row, levels) in rows.zip(levels.chunks_exact(together)) {
                 row[at..][..together].copy_from_slice(levels);
@@ -361,29 +370,43 @@ impl Rows {
     }
 }
 
-/// The random numbers of a mixture.
-struct Uniforms {
-    mixture: Mixture,
-    mix: Vec<f32>,
-    logistic: Vec<f32>,
+/// An image's pixel that is being drawn.
+struct Pixel {
+    random: ChaCha8Rng,
+    /// The random numbers of its logistics.
+    uniforms: Vec<f32>,
+    component: usize,
+    /// Of the channels that are drawn.
+    values: Vec<f64>,
 }
 
-impl Uniforms {
-    fn new(mixture: Mixture) -> Uniforms {
-        Uniforms {
-            mixture,
-            mix: vec![0.0; mixture.components],
-            logistic: vec![0.0; mixture.channels],
+impl Pixel {
+    fn new(random: ChaCha8Rng) -> Pixel {
+        Pixel {
+            random,
+            uniforms: Vec::new(),
+            component: 0,
+            values: Vec::new(),
         }
     }
 
-    /// Draws its values.
-    fn sample(&mut self, random: &mut ChaCha8Rng, logits: &[f32], temperature: f32) -> [f32; 3] {
-        let mut uniforms = || random.random_range(MARGIN..1.0 - MARGIN);
-        self.mix.fill_with(&mut uniforms);
-        self.logistic.fill_with(&mut uniforms);
-        self.mixture
-            .sample(logits, &self.mix, &self.logistic, temperature)
+    /// Draws the random numbers of the next pixel, and its component.
+    fn begin(&mut self, mixture: Mixture, logits: &[f32], temperature: f32) {
+        let mut uniforms = || self.random.random_range(MARGIN..1.0 - MARGIN);
+        let mix: Vec<f32> = (0..mixture.components).map(|_| uniforms()).collect();
+        self.uniforms.clear();
+        self.uniforms
+            .extend((0..mixture.channels).map(|_| uniforms()));
+        self.values.clear();
+        self.component = mixture.component(logits, &mix, temperature);
+    }
+
+    /// Draws the next channel's level.
+    fn draw(&mut self, mixture: Mixture, logits: &[f32], temperature: f32) -> u8 {
+        let u = self.uniforms[self.values.len()];
+        let value = mixture.draw(logits, self.component, &self.values, u, temperature);
+        self.values.push(value);
+        to_level(value as f32)
     }
 }
 

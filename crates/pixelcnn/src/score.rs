@@ -404,6 +404,7 @@ mod tests {
                 .nats_per_pixel(Batch {
                     images,
                     labels: &labels,
+                    ..Batch::default()
                 })
                 .unwrap()
         };

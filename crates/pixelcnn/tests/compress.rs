@@ -58,12 +58,17 @@ fn round_trip(
     let batch = Batch {
         images: &levels[..first * config.dims()],
         labels: &labels[..first],
+        ..Batch::default()
     };
     initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
     let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
     let nats = levels.chunks(64 * config.dims()).zip(labels.chunks(64));
     let nats = nats.flat_map(|(images, labels)| {
-        let batch = Batch { images, labels };
+        let batch = Batch {
+            images,
+            labels,
+            ..Batch::default()
+        };
         network.nats_per_image(batch).unwrap()
     });
     let likelihood = nats.sum::<f64>() / 2f64.ln() / 8.0;

@@ -128,6 +128,7 @@ fn its_answers_are_those_of_its_parts() {
         let batch = Batch {
             images: image,
             labels: &[],
+            ..Batch::default()
         };
         network.nats_per_image(batch).unwrap()[0]
     };

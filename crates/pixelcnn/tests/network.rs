@@ -4,6 +4,7 @@
 use pixelcnn::device::Device;
 use pixelcnn::engine::{Engine, State};
 use pixelcnn::kernels::pointwise::Dropout;
+use pixelcnn::likelihood::Mixture;
 use pixelcnn::network::{Batch, Network, draw_parameters, initialise};
 use pixelcnn::{ModelConfig, Nonlinearity, reference};
 use rand::{Rng, RngExt, SeedableRng};
@@ -20,7 +21,7 @@ fn configs() -> Vec<ModelConfig> {
         nr_logistic_mix: 3,
         nonlinearity: Nonlinearity::ConcatElu,
         nr_classes: 0,
-        nr_channel_resnet: 0,
+        ..ModelConfig::default()
     };
     vec![
         base.clone(),
@@ -64,6 +65,7 @@ impl Images {
         Batch {
             images: &self.images,
             labels: &self.labels,
+            ..Batch::default()
         }
     }
 }
@@ -281,6 +283,7 @@ fn the_network_is_causal_and_sees_what_it_should() {
             let batch = Batch {
                 images: &other,
                 labels: &[],
+                ..Batch::default()
             };
             let after = network.logits(batch).unwrap();
             let depend = changed(&before, &after, [8, 8]);
@@ -312,6 +315,44 @@ fn the_network_is_causal_and_sees_what_it_should() {
                     let before = if vertical { y < r } else { (y, x) < (r, c) };
                     assert!(before, "map {i}: ({r}, {c}) knows ({y}, {x})");
                 }
+            }
+        }
+    }
+}
+
+/// Where channels are predicted one after another, the parameters of a channel depend on the values
+/// before it, pixel by pixel and channel by channel, and on all of them.
+#[test]
+fn channels_see_those_before_them() {
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    let config = ModelConfig {
+        height: 8,
+        width: 8,
+        nr_resnet: 2,
+        nr_channel_resnet: 1,
+        ..configs()[0].clone()
+    };
+    let mixture = Mixture::of(&config);
+    let images = Images::random(&config, 1, &mut random);
+    let parameters = draw_parameters(&config, 7);
+    let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+    let before = network.logits(images.batch()).unwrap();
+    for value in 0..config.dims() {
+        let mut other = images.images.clone();
+        other[value] = other[value].wrapping_add(101);
+        let batch = Batch {
+            images: &other,
+            ..Batch::default()
+        };
+        let after = network.logits(batch).unwrap();
+        let pixels = before.chunks_exact(config.output_channels());
+        let pixels = pixels.zip(after.chunks_exact(config.output_channels()));
+        for (pixel, (before, after)) in pixels.enumerate() {
+            for channel in 0..3 {
+                let own = mixture.logits_of(channel);
+                let depends = before[own.clone()] != after[own];
+                let is_later = 3 * pixel + channel > value;
+                assert_eq!(depends, is_later, "{channel} of {pixel} on value {value}");
             }
         }
     }

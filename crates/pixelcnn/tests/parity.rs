@@ -110,6 +110,7 @@ fn data_dependent_initialisation() {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     let mut parameters = f32s.parameters("before");
     let out = network::initialise(&config(), &mut parameters, batch, None, &Device::Cpu).unwrap();
@@ -134,6 +135,7 @@ fn output_and_feature_maps() {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     let parameters = golden.parameters("after");
     let ours = network(&parameters).feature_maps(batch).unwrap();
@@ -161,6 +163,7 @@ fn loss_and_gradients() {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     let loss = golden.values("loss")[0];
     let parameters = golden.parameters("after");
@@ -217,6 +220,7 @@ fn three_steps_and_their_averages() {
         let batch = Batch {
             images: &images,
             labels: &[],
+            ..Batch::default()
         };
         let nats = network(parameters).nats_per_image(batch).unwrap();
         config().bits_per_dim(nats.iter().sum::<f64>() / 4.0)
@@ -237,6 +241,7 @@ fn three_steps_and_their_averages() {
         let batch = Batch {
             images: &images,
             labels: &[],
+            ..Batch::default()
         };
         let adam = next_step(&state, &train, None);
         engine.load(state.lend_arrays()).unwrap();

@@ -72,6 +72,7 @@ fn bits_per_dim(state: &TrainState, parameters: &[Vec<f32>]) -> f64 {
     let nats = network.nats_per_image(Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     });
     let nats = nats.unwrap();
     state.config.bits_per_dim(nats.iter().sum::<f64>() / 4.0)
@@ -208,6 +209,7 @@ fn three_steps(state: &mut TrainState) {
         let batch = Batch {
             images,
             labels: &[],
+            ..Batch::default()
         };
         let adam = next_step(state, &TrainConfig::default(), None);
         engine.step(batch, None, &adam).unwrap();
@@ -316,6 +318,7 @@ fn expect_output(state: &TrainState, file: &str, count: usize) {
     let batch = Batch {
         images: &images,
         labels: &[],
+        ..Batch::default()
     };
     let (ours, theirs) = (network.logits(batch).unwrap(), values(file, "out"));
     assert_eq!(ours.len(), theirs.len());

@@ -129,32 +129,31 @@ impl Codec {
     ) -> Result<(), CodecError> {
         let config = self.evaluator.config();
         let mixture = Mixture::of(config);
-        let (output, channels) = (mixture.logits_per_pixel(), mixture.channels);
+        let (output, channels) = (mixture.logits_per_pixel(), config.channels_together());
         let mut raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
         let mut levels = vec![0; labels.len() * channels];
-        let mut scratch = vec![Scratch::default(); labels.len().div_ceil(TASK)];
+        let mut pixels = vec![Pixel::default(); labels.len()];
+        let mut frequencies = vec![Frequencies::default(); labels.len().div_ceil(TASK)];
         while let Some([y, x]) = raster.position() {
             let turn = raster.channels();
-            let at = (y * config.width + x) * config.channels + turn.start;
+            let first = (y * config.width + x) * config.channels;
             let logits = raster.logits().par_chunks(TASK * output);
             let tasks = coders.par_chunks_mut(TASK).zip(logits);
             let tasks = tasks.zip(levels.par_chunks_mut(TASK * channels));
-            tasks
-                .zip(&mut scratch)
-                .for_each(|(((coders, logits), levels), scratch)| {
-                    let pixels = logits.chunks_exact(output);
-                    let pixels = pixels.zip(levels.chunks_exact_mut(channels));
-                    for (coder, (logits, levels)) in coders.iter_mut().zip(pixels) {
-                        let mut known = [0.0; 3];
-                        for (channel, level) in levels.iter_mut().enumerate() {
-                            let Scratch { one, frequencies } = scratch;
-                            mixture.next_channel(logits, &known[..channel], one);
-                            frequencies.set(one);
-                            *level = code(coder, at + channel, frequencies);
-                            known[channel] = from_level(*level);
-                        }
+            let tasks = tasks.zip(pixels.par_chunks_mut(TASK)).zip(&mut frequencies);
+            tasks.for_each(|((((coders, logits), levels), pixels), frequencies)| {
+                let logits = logits.chunks_exact(output);
+                let due = logits.zip(levels.chunks_exact_mut(channels)).zip(pixels);
+                for (coder, ((logits, levels), pixel)) in coders.iter_mut().zip(due) {
+                    for (channel, level) in turn.clone().zip(levels) {
+                        let Pixel { known, one } = pixel;
+                        mixture.next_channel(logits, &known[..channel], one);
+                        frequencies.set(one);
+                        *level = code(coder, first + channel, frequencies);
+                        known[channel] = from_level(*level);
                     }
-                });
+                }
+            });
             raster.push(&levels);
             if x + 1 == config.width && turn.end == config.channels {
                 go_on(progress(y + 1))?;
@@ -164,9 +163,11 @@ impl Codec {
     }
 }
 
-/// Memory for the mixture and the frequencies of a channel.
+/// An image's pixel that is being coded.
 #[derive(Debug, Clone, Default)]
-struct Scratch {
+struct Pixel {
+    /// The values of its channels, as far as they are known.
+    known: [f32; 3],
+    /// The mixture of the channel before.
     one: ChannelMixture,
-    frequencies: Frequencies,
 }

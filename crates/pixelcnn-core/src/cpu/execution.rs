@@ -76,7 +76,7 @@ impl<'a> Execution<'a> {
 
     /// The nats of all images; writes the gradient by the logits.
     pub fn likelihood(&mut self) -> f64 {
-        let pixels = self.config.height * self.config.width * self.config.mixtures_per_pixel();
+        let pixels = self.config.height * self.config.width;
         let (mixture, x) = (Mixture::of(self.config), self.part.scaled());
         let (logits, d_logits) = (self.plan.logits, self.plan.d_logits);
         let d_logits = d_logits.expect("a plan of training has it");
@@ -223,18 +223,20 @@ impl<'a> Execution<'a> {
         })
     }
 
-    /// `h * hw` of a block \[images, 2 * filters\]: the rows of the images' classes; empty without.
+    /// `h * hw` of a block \[images, 2 * filters\]: the rows of each image's conditions, added up; empty
+    /// without.
     pub fn conditional(&self, block: &network::GatedResnet) -> Vec<f32> {
         let Some(hw) = block.conditional else {
             return Vec::new();
         };
-        let rows = self.weights[hw].chunks_exact(block.conv_2.outputs);
-        let rows: Vec<&[f32]> = rows.collect();
-        let labels = self.part.batch.labels.iter();
-        labels
-            .flat_map(|&class| rows[class as usize])
-            .copied()
-            .collect()
+        let channels = block.conv_2.outputs;
+        let mut sums = vec![0.0; self.part.images * channels];
+        for (image, sum) in sums.chunks_exact_mut(channels).enumerate() {
+            for row in self.part.batch.conditions(self.config, image) {
+                add(sum, &self.weights[hw][row * channels..][..channels]);
+            }
+        }
+        sums
     }
 
     /// One operation of the forward pass.
@@ -504,9 +506,10 @@ impl<'a> Execution<'a> {
             let channels = block.conv_2.outputs;
             gradients[hw].fill(0.0);
             let images = found.conditional.chunks_exact(channels);
-            for (image, &class) in images.zip(self.part.batch.labels) {
-                let row = class as usize * channels;
-                add(&mut gradients[hw][row..row + channels], image);
+            for (image, by_image) in images.enumerate() {
+                for row in self.part.batch.conditions(self.config, image) {
+                    add(&mut gradients[hw][row * channels..][..channels], by_image);
+                }
             }
         }
     }

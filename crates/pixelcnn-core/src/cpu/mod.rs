@@ -185,13 +185,7 @@ impl Cpu {
             first: range.start,
             images: range.len(),
             rows: config.height,
-            batch: Batch {
-                images: &batch.images[range.start * config.dims()..range.end * config.dims()],
-                labels: match config.nr_classes {
-                    0 => &[],
-                    _ => &batch.labels[range],
-                },
-            },
+            batch: batch.part(config, range),
         };
         let of = |number| share(images.len(), number, parts);
         let places = (0..parts).map(of);
@@ -214,7 +208,7 @@ impl Cpu {
             rows: images.len() / values_per_row,
             batch: Batch {
                 images,
-                labels: part.batch.labels,
+                ..part.batch
             },
             ..part
         };
@@ -421,11 +415,8 @@ impl Engine for Cpu {
     }
 
     fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
-        let mixtures = self.config.mixtures_per_pixel();
         self.evaluate(batch, |part, logits| {
-            let nats = self.mixture().nats_per_pixel(&part.scaled(), logits);
-            let pixels = nats.chunks_exact(mixtures);
-            pixels.map(|pixel| pixel.iter().sum()).collect()
+            self.mixture().nats_per_pixel(&part.scaled(), logits)
         })
     }
 

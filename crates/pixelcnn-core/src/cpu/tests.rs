@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::Augmentation;
 use crate::ranks::Alone;
 use crate::reference;
 use crate::suite::*;
@@ -120,6 +121,9 @@ fn parts_and_threads_do_not_change_the_results() {
 fn bands_do_not_change_the_results() {
     let mut random = ChaCha8Rng::seed_from_u64(8);
     for config in &configs() {
+        if config.augmentation == Augmentation::Symmetries {
+            continue;
+        }
         // The last band is shorter than the others, and no multiple of `BAND_ROWS`.
         let config = ModelConfig {
             height: 84,
@@ -152,8 +156,7 @@ fn bands_do_not_change_the_results() {
             .iter()
             .map(|&level| from_level(level))
             .collect();
-        let mixtures = 84 * 132 * config.mixtures_per_pixel();
-        let want = engine.mixture().nats_per_image(mixtures, &x, &whole);
+        let want = engine.mixture().nats_per_image(84 * 132, &x, &whole);
         assert_eq!(nats, want);
     }
 }

@@ -207,7 +207,7 @@ impl Evaluator {
         let groups = (0..groups)
             .map(|group| Group::new(&self.model, labels, share(labels.len(), group, groups)))
             .collect::<Result<_, _>>()?;
-        let output = Mixture::of(&self.model.config).logits_per_pixel();
+        let output = self.model.config.output_channels();
         Ok(Raster {
             model: Arc::clone(&self.model),
             kernels: TileKernels::of(level),
@@ -226,9 +226,9 @@ impl Evaluator {
 
 /// Images on their way, all at the same pixel, in raster order.
 ///
-/// [`Raster::logits`] gives the mixture's parameters of the pixel, or of its next channel where each has
-/// its own; [`Raster::push`] says what it is, and turns to the next. So a caller can sample, force what it
-/// knows, or read the likelihood.
+/// [`Raster::logits`] gives the mixture's parameters of the pixel, as far as they are due;
+/// [`Raster::push`] says what its channels are, and turns to the next. So a caller can sample, force what
+/// it knows, or read the likelihood.
 pub struct Raster {
     model: Arc<Model>,
     kernels: &'static TileKernels,
@@ -254,10 +254,10 @@ impl Raster {
         (self.done < height * width).then(|| [self.done / width, self.done % width])
     }
 
-    /// The channels of that pixel whose turn it is: all of them, or one where each has a mixture of its
-    /// own.
+    /// The channels of that pixel whose turn it is: all of them, or one where they are predicted one
+    /// after another.
     pub fn channels(&self) -> Range<usize> {
-        self.known..self.known + Mixture::of(&self.model.config).channels
+        self.known..self.known + self.model.config.channels_together()
     }
 
     /// Images side by side.
@@ -265,9 +265,9 @@ impl Raster {
         self.images
     }
 
-    /// The parameters of the mixture of the pixel's [`Raster::channels`]
-    /// \[images, [`Mixture::logits_per_pixel`]\], given all pixels and channels before. Of complete
-    /// images they are those of the last one.
+    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given all
+    /// pixels before it: those [of the channels](Mixture::logits_of) whose turn it is, given the channels
+    /// before, and of those. Of complete images they are those of the last pixel.
     pub fn logits(&mut self) -> &[f32] {
         if let (false, Some(pixel)) = (self.computed, self.position()) {
             self.compute(pixel);
@@ -348,9 +348,11 @@ impl Raster {
             }
         });
 
-        let mixture = Mixture::of(&model.config);
-        let output = mixture.logits_per_pixel();
-        let ring = &model.program.rings[model.program.logits[known / mixture.channels]];
+        let (mixture, output) = (Mixture::of(&model.config), model.config.output_channels());
+        let together = model.config.channels_together();
+        let ring = &model.program.rings[model.program.logits[known / together]];
+        let last = mixture.logits_of(known + together - 1);
+        let own = mixture.logits_of(known).start..last.end;
         let [y, x] = pixel.map(|n| n as isize);
         for group in groups {
             let first = group.memory().pixel(ring, y, x);
@@ -358,7 +360,7 @@ impl Raster {
             let logits = &mut self.logits[group.images.start * output..];
             let pixels = logits.chunks_exact_mut(output).zip(values);
             for (logits, values) in pixels.take(group.images.len()) {
-                logits.copy_from_slice(&values[..output]);
+                logits[own.clone()].copy_from_slice(&values[..own.len()]);
             }
         }
     }

@@ -493,7 +493,7 @@ impl Pass for Compiler<'_> {
         let [Part::Value(x)] = x.0[..] else {
             unreachable!("a block reads the value of one sum");
         };
-        let f = self.config.nonlinearity;
+        let (f, classes) = (self.config.nonlinearity, self.config.nr_classes);
         let (scale, filters) = (self.program.sums[x].scale, block.conv_1.outputs);
         let f_x = self.activation(x, f);
         let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
@@ -530,7 +530,8 @@ impl Pass for Compiler<'_> {
         let sum = &mut self.program.sums[c2];
         sum.gated = true;
         sum.residual = residual;
-        sum.conditional = block.conditional;
+        // Images are drawn as they are: without an augmentation.
+        sum.conditional = block.conditional.filter(|_| classes > 0);
         self.keep_value(c2);
         Map(vec![Part::Value(c2)])
     }

@@ -2,9 +2,8 @@
 //! itself, bit for bit.
 
 use super::*;
-use crate::engine::Batch;
 use crate::reference;
-use crate::suite::{Images, configs, parameters};
+use crate::suite::{Images, as_they_are, configs, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -22,7 +21,7 @@ fn due(images: &Images, config: &ModelConfig, range: Range<usize>, raster: &Rast
     range.flat_map(levels).collect()
 }
 
-/// Forces some of the images through an evaluator: their logits \[turns, images, logits of a turn\].
+/// Forces some of the images through an evaluator: their logits \[pixels, images, output\].
 fn forced(
     evaluator: &Evaluator,
     level: Level,
@@ -35,11 +34,14 @@ fn forced(
     let mut raster = evaluator.begin_at(level, labels, threads).unwrap();
     let mut all = Vec::new();
     while raster.position().is_some() {
-        all.push(raster.logits().to_vec());
+        let logits = raster.logits().to_vec();
+        // With the last of a pixel's channels all logits are there.
+        if raster.channels().end == config.channels {
+            all.push(logits);
+        }
         raster.push(&due(images, config, range.clone(), &raster));
     }
-    let turns = config.height * config.width * config.mixtures_per_pixel();
-    assert_eq!(all.len(), turns);
+    assert_eq!(all.len(), config.height * config.width);
     all
 }
 
@@ -51,17 +53,14 @@ fn logits_are_those_of_the_network_written_plainly() {
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 3, &mut random);
         let got = forced(&evaluator, simd::level(), 2, &images, 0..3);
-        let output = Mixture::of(&config).logits_per_pixel();
+        let output = config.output_channels();
         let wide = parameters.iter().map(|values| {
             let values = values.iter().copied();
             values.map(f64::from).collect::<Vec<_>>()
         });
-        let batch = Batch {
-            images: &images.levels,
-            labels: &images.labels,
-        };
+        let batch = as_they_are(&images);
         let plain = reference::run(&config, &wide.collect::<Vec<_>>(), batch, None).unwrap();
-        let size = config.height * config.width * config.output_channels();
+        let size = config.height * config.width * output;
         for (image, want) in plain.logits.chunks_exact(size).enumerate() {
             let scale = want.iter().fold(0.0f64, |max, v| max.max(v.abs()));
             assert!(scale > 0.1, "{scale}");
@@ -90,7 +89,7 @@ fn neighbours_threads_and_vectors_do_not_change_a_bit() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 64, &mut random);
-        let output = Mixture::of(&config).logits_per_pixel();
+        let output = config.output_channels();
         let want = forced(&evaluator, simd::level(), 1, &images, 0..64);
         let ways = [
             (Level::Avx512, 0..64, 2),

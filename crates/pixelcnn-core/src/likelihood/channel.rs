@@ -25,7 +25,8 @@ impl ChannelMixture {
 }
 
 impl Mixture {
-    /// The mixture of channel `known.len()` of a pixel, given its `logits` and the values `known` of
+    /// The mixture of channel `known.len()` of a pixel, given its `logits`, of which only those up to the
+    /// channel's [own](Mixture::logits_of) are read, and the values `known` of
     /// its lower channels, scaled to \[-1, 1\]: a component weighs the more, the likelier it made
     /// those. The log-probabilities of all channels add up to minus the pixel's nats. Only the
     /// crate's own elementary functions are used, each in one order.
@@ -34,9 +35,8 @@ impl Mixture {
     /// any will do.
     ///
     /// # Panics
-    /// If the number of logits is not the mixture's or all channels are known.
+    /// If there are fewer logits or all channels are known.
     pub fn next_channel(&self, logits: &[f32], known: &[f32], one: &mut ChannelMixture) {
-        assert_eq!(logits.len(), self.logits_per_pixel(), "logits of one pixel");
         let channel = known.len();
         assert!(channel < self.channels, "a channel that is not known");
         let ChannelMixture {

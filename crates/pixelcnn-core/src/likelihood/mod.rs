@@ -16,6 +16,7 @@ use crate::config::ModelConfig;
 use crate::kernels::math::{exp, ln, tanh};
 use crate::kernels::vectorized;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Log-scales are floored here.
 const LOG_SCALE_MIN: f32 = -7.0;
@@ -30,12 +31,10 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// The mixture at the network's output, of which there may be
-    /// [several](ModelConfig::mixtures_per_pixel) for a pixel: then each is of one channel, and takes
-    /// that for a pixel.
+    /// The mixture at the network's output.
     pub fn of(config: &ModelConfig) -> Mixture {
         Mixture {
-            channels: config.channels / config.mixtures_per_pixel(),
+            channels: config.channels,
             components: config.nr_logistic_mix,
         }
     }
@@ -50,7 +49,14 @@ impl Mixture {
         self.components * (1 + self.channels * self.kinds())
     }
 
-    /// Nats of every pixel, all its channels together: `x` \[pixels, channels\] scaled to \[-1, 1\],
+    /// Which of a pixel's logits are needed for a channel and for none before it.
+    pub fn logits_of(&self, channel: usize) -> Range<usize> {
+        let end = |channels: usize| self.components * (1 + channels * self.kinds());
+        let start = if channel == 0 { 0 } else { end(channel) };
+        start..end(channel + 1)
+    }
+
+    /// Nats of every pixel, all channels together: `x` \[pixels, channels\] scaled to \[-1, 1\],
     /// `logits` \[pixels, [`Self::logits_per_pixel`]\].
     ///
     /// # Panics
@@ -138,13 +144,8 @@ impl Mixture {
     }
 
     /// Draws one pixel from its `logits`, given uniform draws between 1e-5 and 1 - 1e-5 (as the
-    /// original's): `u_mix` \[components\] to choose the component (the Gumbel-max trick) and
-    /// `u_logistic` \[channels\] for its logistics. Channels are clipped to \[-1, 1\] one after
-    /// another, each moving the means of the next; they are not rounded to levels (see
-    /// [`to_level`]). With one channel only the first value means anything.
-    ///
-    /// `temperature` divides the mixture's logits and multiplies the logistics' scales: 1 samples
-    /// the model, 0 takes the likeliest component's mean.
+    /// original's): `u_mix` \[components\] for [`Mixture::component`] and `u_logistic` \[channels\] for
+    /// [`Mixture::draw`].
     ///
     /// # Panics
     /// If the slices' lengths disagree with the mixture.
@@ -154,40 +155,69 @@ impl Mixture {
         u_mix: &[f32],
         u_logistic: &[f32],
         temperature: f32,
-    ) -> [f32; 3] {
-        assert_eq!(logits.len(), self.logits_per_pixel(), "logits of one pixel");
-        assert_eq!(u_mix.len(), self.components, "a draw for each component");
+    ) -> Vec<f64> {
         assert_eq!(u_logistic.len(), self.channels, "a draw for each channel");
-        let temperature = f64::from(temperature);
-        let (logit_probs, rest) = logits.split_at(self.components);
+        let component = self.component(logits, u_mix, temperature);
+        let mut x = Vec::new();
+        for &u in u_logistic {
+            let value = self.draw(logits, component, &x, u, temperature);
+            x.push(value);
+        }
+        x
+    }
+
+    /// Chooses the component that a pixel is drawn from (the Gumbel-max trick).
+    ///
+    /// `temperature` divides the mixture's logits and multiplies the logistics' scales: 1 samples
+    /// the model, 0 takes the likeliest component's mean.
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree with the mixture.
+    pub fn component(&self, logits: &[f32], u_mix: &[f32], temperature: f32) -> usize {
+        assert_eq!(u_mix.len(), self.components, "a draw for each component");
         let mut component = 0;
         let mut best = f64::NEG_INFINITY;
-        for (k, (&logit, &u)) in logit_probs.iter().zip(u_mix).enumerate() {
+        for (k, (&logit, &u)) in logits[..self.components].iter().zip(u_mix).enumerate() {
             let gumbel = -(-f64::from(u).ln()).ln();
-            let score = f64::from(logit) + temperature * gumbel;
+            let score = f64::from(logit) + f64::from(temperature) * gumbel;
             if score > best {
                 (component, best) = (k, score);
             }
         }
+        component
+    }
+
+    /// Draws the channel behind those whose values are `x` from its logistic of a component: clipped to
+    /// \[-1, 1\], but not rounded to a level (see [`to_level`]). Only the logits up to those
+    /// [of the channel](Mixture::logits_of) are read.
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree with the mixture, or all channels are drawn.
+    pub fn draw(
+        &self,
+        logits: &[f32],
+        component: usize,
+        x: &[f64],
+        u: f32,
+        temperature: f32,
+    ) -> f64 {
+        let channel = x.len();
+        assert!(channel < self.channels, "a channel that is not drawn");
         let parameter = |channel: usize, which: usize| {
-            let row = channel * self.kinds() + which;
-            f64::from(rest[row * self.components + component])
+            let row = 1 + channel * self.kinds() + which;
+            f64::from(logits[row * self.components + component])
         };
         let coeff = |channel| f64::tanh(parameter(channel, 2));
-        let mut x = [0.0f64; 3];
-        for (channel, &u) in u_logistic.iter().enumerate() {
-            let u = f64::from(u);
-            let shift = match channel {
-                1 => coeff(0) * x[0],
-                2 => coeff(1) * x[0] + coeff(2) * x[1],
-                _ => 0.0,
-            };
-            let scale = parameter(channel, 1).max(f64::from(LOG_SCALE_MIN)).exp();
-            let logistic = u.ln() - (1.0 - u).ln();
-            let drawn = parameter(channel, 0) + shift + temperature * scale * logistic;
-            x[channel] = drawn.clamp(-1.0, 1.0);
-        }
-        x.map(|x| x as f32)
+        let u = f64::from(u);
+        let shift = match channel {
+            1 => coeff(0) * x[0],
+            2 => coeff(1) * x[0] + coeff(2) * x[1],
+            _ => 0.0,
+        };
+        let scale = parameter(channel, 1).max(f64::from(LOG_SCALE_MIN)).exp();
+        let logistic = u.ln() - (1.0 - u).ln();
+        let drawn = parameter(channel, 0) + shift + f64::from(temperature) * scale * logistic;
+        drawn.clamp(-1.0, 1.0)
     }
 }
 

@@ -61,7 +61,7 @@ pub fn run(
         let mut tape = Tape {
             config,
             parameters,
-            class: batch.labels.get(image).map_or(0, |&class| class as usize),
+            conditions: batch.conditions(config, image).collect(),
             dropout: dropout.map(|dropout| (dropout, image)),
             maps: Vec::new(),
             recorded: Vec::new(),
@@ -89,8 +89,8 @@ fn likelihood(config: &ModelConfig, x: &[f64], logits: &[f64]) -> (f64, Vec<f64>
     const STEP: f64 = 1e-6;
     let mixture = Mixture::of(config);
     let (mut total, mut gradient) = (0.0, Vec::new());
-    let pixels = x.chunks(mixture.channels);
-    for (x, logits) in pixels.zip(logits.chunks(mixture.logits_per_pixel())) {
+    let pixels = x.chunks(config.channels);
+    for (x, logits) in pixels.zip(logits.chunks(config.output_channels())) {
         total += nats(mixture, x, logits);
         for i in 0..logits.len() {
             let moved = |by: f64| {
@@ -142,7 +142,7 @@ enum Origin {
     Bent(Nonlinearity, usize),
     /// Multiplied by these factors.
     Dropped(Vec<f64>, usize),
-    /// x + a * sigmoid(b), for x and (a, b), to which the class adds a row of `hw`.
+    /// x + a * sigmoid(b), for x and (a, b), to which its conditions add rows of `hw`.
     Gated(usize, usize, Option<usize>),
     /// Moved down and right.
     Shifted([usize; 2], usize),
@@ -153,7 +153,8 @@ enum Origin {
 struct Tape<'a> {
     config: &'a ModelConfig,
     parameters: &'a [Vec<f64>],
-    class: usize,
+    /// Rows of the conditional weights.
+    conditions: Vec<usize>,
     /// With the image's place in the batch.
     dropout: Option<(Dropout, usize)>,
     maps: Vec<(Origin, Map)>,
@@ -301,18 +302,16 @@ impl Tape<'_> {
         self.note(Origin::Dropped(mask, x), dropped)
     }
 
-    /// a and b of a gate at every pixel, the class's bias added.
+    /// a and b of a gate at every pixel, the conditions' biases added.
     fn gates(&self, c2: usize, hw: Option<usize>) -> Map {
         let channels = self.map(c2).channels;
-        let bias = hw.map(|hw| &self.parameters[hw][self.class * channels..][..channels]);
-        self.map(c2).map(channels, |pixel| {
-            let bias = |i: usize| bias.map_or(0.0, |bias| bias[i]);
-            pixel
-                .iter()
-                .enumerate()
-                .map(|(i, c2)| c2 + bias(i))
-                .collect()
-        })
+        let mut bias = vec![0.0; channels];
+        for row in self.conditions.iter().filter(|_| hw.is_some()) {
+            let rows = hw.map_or(&[][..], |hw| &self.parameters[hw]);
+            add(&mut bias, &rows[row * channels..][..channels]);
+        }
+        let biased = |pixel: &[f64]| pixel.iter().zip(&bias).map(|(c2, b)| c2 + b).collect();
+        self.map(c2).map(channels, biased)
     }
 
     fn shifted(&mut self, by: [usize; 2], x: usize) -> usize {
@@ -397,8 +396,11 @@ impl Tape<'_> {
                             by_a.chain(by_b).collect::<Vec<f64>>()
                         })
                         .collect();
-                    if let Some(hw) = hw {
-                        let row = &mut gradients[*hw][self.class * 2 * channels..];
+                    for (hw, row) in hw
+                        .iter()
+                        .flat_map(|hw| self.conditions.iter().map(move |row| (hw, row)))
+                    {
+                        let row = &mut gradients[*hw][row * 2 * channels..];
                         for d_c2 in d_c2.chunks(2 * channels) {
                             add(&mut row[..2 * channels], d_c2);
                         }

@@ -14,7 +14,7 @@ struct Carried<'a> {
     parameters: &'a [Vec<f64>],
     /// The image, scaled.
     x: &'a [f64],
-    class: usize,
+    conditions: Vec<usize>,
     dropout: Option<(Dropout, usize)>,
     slots: Vec<Vec<f64>>,
     nats: f64,
@@ -62,7 +62,7 @@ impl Carried<'_> {
         let mut tape = Tape {
             config: self.config,
             parameters: self.parameters,
-            class: self.class,
+            conditions: self.conditions.clone(),
             dropout: self.dropout,
             maps: Vec::new(),
             recorded: Vec::new(),
@@ -220,7 +220,7 @@ fn carried_out_in_any_order_plans_give_what_the_walk_gives() {
                         config,
                         parameters: &parameters,
                         x: &x,
-                        class: images.labels.get(image).map_or(0, |&class| class as usize),
+                        conditions: batch.conditions(config, image).collect(),
                         dropout: dropout.map(|dropout| (dropout, image)),
                         slots: plan.slots.iter().map(|&n| vec![f64::NAN; n]).collect(),
                         nats: 0.0,

@@ -1,7 +1,7 @@
 //! The judge judged: its gradients are slopes of its nats.
 
 use super::*;
-use crate::suite::{Images, configs, parameters};
+use crate::suite::{Images, batch, configs, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -29,10 +29,7 @@ fn gradients_are_the_slopes_of_the_nats() {
             .collect();
         let images = Images::random(&config, 2, &mut random);
         let run = |parameters: &[Vec<f64>]| {
-            let batch = Batch {
-                images: &images.levels,
-                labels: &images.labels,
-            };
+            let batch = batch(&images);
             super::run(&config, parameters, batch, dropout).unwrap()
         };
         let gradients = run(&parameters).gradients;

@@ -8,7 +8,7 @@ use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::network::{Layout, Parameter, ParameterKind};
 use pixelcnn_core::ranks::Sharing;
-use pixelcnn_core::{ModelConfig, Nonlinearity, reference};
+use pixelcnn_core::{Augmentation, ModelConfig, Nonlinearity, reference};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +20,15 @@ pub fn batch(images: &Images) -> Batch<'_> {
     Batch {
         images: &images.levels,
         labels: &images.labels,
+        augmentations: &images.augmentations,
+    }
+}
+
+/// As images that were not transformed.
+pub fn as_they_are(images: &Images) -> Batch<'_> {
+    Batch {
+        augmentations: &[],
+        ..batch(images)
     }
 }
 
@@ -135,14 +144,15 @@ pub fn every_shape_is_the_reference(make: Make) {
         1..20usize,
         1..4usize,
     );
-    let rest = ([0..3usize, 0..3usize, 0..3usize], 1..4usize, any::<u32>());
+    let kind = ([0..3usize, 0..3usize, 0..3usize], any::<bool>());
+    let rest = (kind, 1..4usize, any::<u32>());
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 12,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
     let ran = runner.run(&(shapes, rest), |(shape, (kind, images, seed))| {
-        let [f, nr_classes, nr_channel_resnet] = kind;
+        let ([f, nr_classes, nr_channel_resnet], flips) = kind;
         let (size, rgb, nr_resnet, nr_filters, nr_logistic_mix) = shape;
         let config = ModelConfig {
             height: 4 * size[0],
@@ -154,6 +164,11 @@ pub fn every_shape_is_the_reference(make: Make) {
             nonlinearity: nonlinearities[f],
             nr_classes,
             nr_channel_resnet,
+            augmentation: if flips {
+                Augmentation::Flips
+            } else {
+                Augmentation::None
+            },
         };
         let dropout = (seed % 2 == 0).then_some(DROPOUT);
         check(make, &config, images, dropout, seed.into());
@@ -279,7 +294,13 @@ pub fn what_does_not_fit_is_refused(make: Make) {
         Err(EngineError::Parameters { found: 0, .. })
     ));
     engine.load_weights(&parameters).unwrap();
-    let refused = |images: &[u8], labels: &[u32]| engine.nats_per_image(Batch { images, labels });
+    let refused = |images: &[u8], labels: &[u32]| {
+        engine.nats_per_image(Batch {
+            images,
+            labels,
+            ..Batch::default()
+        })
+    };
     let (values, dims) = (images.levels.len() - 1, config.dims());
     assert_eq!(
         refused(&images.levels[1..], &images.labels),
@@ -311,7 +332,7 @@ pub fn what_does_not_fit_is_refused(make: Make) {
 pub fn results_are_the_same_for_any_number(make: Make) {
     let mut random = ChaCha8Rng::seed_from_u64(6);
     for config in &configs()[..3] {
-        let images = Images::random(config, 11, &mut random);
+        let images = &Images::random(config, 11, &mut random);
         let parameters = parameters(config, &mut random);
         let stepped = |count: usize, shards: usize| {
             let outcomes = ranks::side_by_side(count, |ranks| {
@@ -319,14 +340,7 @@ pub fn results_are_the_same_for_any_number(make: Make) {
                 let sharing = Sharing::new(ranks, 11, shards).unwrap();
                 let own = sharing.images();
                 engine.share(Some(sharing)).unwrap();
-                let labels = match config.nr_classes {
-                    0 => &[],
-                    _ => &images.labels[own.clone()],
-                };
-                let batch = Batch {
-                    images: &images.levels[own.start * config.dims()..own.end * config.dims()],
-                    labels,
-                };
+                let batch = batch(images).part(config, own);
                 let adam = Adam::default();
                 let step = |_| engine.step(batch, Some(DROPOUT), &adam).unwrap();
                 let nats: Vec<f64> = (0..2).map(step).collect();
@@ -341,7 +355,7 @@ pub fn results_are_the_same_for_any_number(make: Make) {
         }
         let mut engine = loaded(make, config, &parameters);
         let adam = Adam::default();
-        let mut step = || engine.step(batch(&images), Some(DROPOUT), &adam).unwrap();
+        let mut step = || engine.step(batch(images), Some(DROPOUT), &adam).unwrap();
         let nats = [step(), step()];
         let whole = stepped(1, 1);
         assert_eq!(whole.0, nats);
@@ -370,8 +384,8 @@ pub fn no_number_is_found_by_all_ranks(make: Make) {
         let own = sharing.images();
         engine.share(Some(sharing)).unwrap();
         let batch = Batch {
-            images: &images.levels[own.start * config.dims()..own.end * config.dims()],
             labels: &[rank as u32; 2],
+            ..batch(images).part(config, own)
         };
         let stepped = engine.step(batch, None, &Adam::default());
         assert_eq!(stepped, Err(EngineError::NotANumber), "rank {rank}");

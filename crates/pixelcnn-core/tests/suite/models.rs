@@ -1,7 +1,7 @@
 //! Models, parameters and images to test with.
 
 use pixelcnn_core::network::{Layout, ParameterKind};
-use pixelcnn_core::{ModelConfig, Nonlinearity};
+use pixelcnn_core::{Augmentation, ModelConfig, Nonlinearity};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
@@ -17,6 +17,7 @@ pub fn configs() -> Vec<ModelConfig> {
         nonlinearity: Nonlinearity::ConcatElu,
         nr_classes: 0,
         nr_channel_resnet: 0,
+        augmentation: Augmentation::None,
     };
     vec![
         base.clone(),
@@ -67,6 +68,18 @@ pub fn configs() -> Vec<ModelConfig> {
             channels: 1,
             nr_filters: 17,
             nr_channel_resnet: 1,
+            ..base.clone()
+        },
+        // Conditioned augmentation, with classes and without.
+        ModelConfig {
+            nr_classes: 2,
+            augmentation: Augmentation::Flips,
+            ..base.clone()
+        },
+        ModelConfig {
+            height: 8,
+            width: 8,
+            augmentation: Augmentation::Symmetries,
             ..base
         },
     ]
@@ -89,6 +102,7 @@ pub fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>
 pub struct Images {
     pub levels: Vec<u8>,
     pub labels: Vec<u32>,
+    pub augmentations: Vec<u8>,
 }
 
 impl Images {
@@ -99,6 +113,12 @@ impl Images {
                 .map(|_| random.next_u32() as u8)
                 .collect(),
             labels: (0..n).map(|_| random.next_u32() % classes).collect(),
+            augmentations: match config.augmentation.count() as u32 {
+                0 => Vec::new(),
+                count => (0..n)
+                    .map(|_| (random.next_u32() % (count + 1)) as u8)
+                    .collect(),
+            },
         }
     }
 }

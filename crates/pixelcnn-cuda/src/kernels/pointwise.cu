@@ -131,17 +131,23 @@ KERNEL bend_map_backward(
 }
 EXPORT(bend_map_backward)
 
-// What a pixel of the second convolution's output has added to it: the bias, and the class's row of
-// `hw`, if that is not null.
+// What a pixel of the second convolution's output has added to it: the bias, and if `hw` is not null
+// the rows of it that the image's two conditions name, or NONE.
 struct Added {
     const float* bias;
     const float* hw;
-    const u32* labels;
+    const u32* conditions;
 };
 
+#define NONE 0xffffffffu
+
 __device__ float added(Added added, u32 image, int channels, int channel) {
-    const float* row = added.hw ? added.hw + (i64)added.labels[image] * 2 * channels : 0;
-    return added.bias[channel] + (row ? row[channel] : 0);
+    float sum = added.bias[channel];
+    for (int i = 0; added.hw && i < 2; i++) {
+        u32 row = added.conditions[2 * image + i];
+        if (row != NONE) sum += added.hw[(i64)row * 2 * channels + channel];
+    }
+    return sum;
 }
 
 // y = x + a sigmoid(b), with the halves of c2.
@@ -179,23 +185,23 @@ EXPORT(gate_backward)
 
 // The gradient by the class projection [classes, channels], given that by c2: a thread adds up one
 // value's over all pixels of the images of its class, always in the same order.
-KERNEL class_backward(
-    const map* d_c2, const u32* labels, float* d_hw, int classes, int channels, int images,
+KERNEL hw_backward(
+    const map* d_c2, const u32* conditions, float* d_hw, int rows, int channels, int images,
     i64 pixels_per_image
 ) {
     i64 at = index();
-    if (at >= (i64)classes * channels) return;
-    u32 label = at / channels;
+    if (at >= (i64)rows * channels) return;
+    u32 row = at / channels;
     int channel = at % channels;
     double sum = 0;
     for (int image = 0; image < images; image++) {
-        if (labels[image] != label) continue;
+        if (conditions[2 * image] != row && conditions[2 * image + 1] != row) continue;
         const map* d = d_c2 + image * pixels_per_image * channels + channel;
         for (i64 pixel = 0; pixel < pixels_per_image; pixel++) sum += get(d[pixel * channels]);
     }
     d_hw[at] = sum;
 }
-EXPORT(class_backward)
+EXPORT(hw_backward)
 
 // Moves every pixel down and right, zeros coming in.
 KERNEL shift(const float* from, float* to, i64 values, int h, int w, int channels, int down, int right) {

@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use super::*;
+use crate::Augmentation;
 use crate::network::draw_parameters;
 use proptest::prelude::*;
 
@@ -272,7 +273,7 @@ fn what_does_not_fit_is_said() {
 #[test]
 fn a_model_has_a_hash_of_its_own() {
     let base = config();
-    let mut configs = vec![base.clone(); 9];
+    let mut configs = vec![base.clone(); 12];
     configs[1].height = 8;
     configs[2].width = 4;
     configs[3].channels = 3;
@@ -281,6 +282,9 @@ fn a_model_has_a_hash_of_its_own() {
     configs[6].nr_logistic_mix = 3;
     configs[7].nonlinearity = Nonlinearity::Elu;
     configs[8].nr_classes = 0;
+    configs[9].nr_channel_resnet = 1;
+    configs[10].augmentation = Augmentation::Flips;
+    configs[11].augmentation = Augmentation::Symmetries;
     let mut hashes: HashSet<_> = configs.iter().map(|c| ModelHash::of(c, &[])).collect();
     assert_eq!(hashes.len(), configs.len());
     let parameters = vec![vec![0.0; 5000], vec![1.0, 2.0]];

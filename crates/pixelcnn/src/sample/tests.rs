@@ -3,7 +3,7 @@
 
 use pixelcnn_core::kernels::simd::{self, Level};
 use pixelcnn_core::likelihood::from_level;
-use pixelcnn_core::{ModelConfig, Nonlinearity};
+use pixelcnn_core::{Augmentation, ModelConfig, Nonlinearity};
 
 use super::*;
 use crate::complete::{Completion, complete};
@@ -68,6 +68,12 @@ fn configs() -> Vec<ModelConfig> {
         ModelConfig {
             nonlinearity: Nonlinearity::Relu,
             channels: 1,
+            ..base.clone()
+        },
+        ModelConfig {
+            nr_classes: 2,
+            nr_channel_resnet: 1,
+            augmentation: Augmentation::Flips,
             ..base
         },
     ]
@@ -81,6 +87,7 @@ fn model(config: &ModelConfig) -> Vec<Vec<f32>> {
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let mut parameters = draw_parameters(config, 5);
     initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
@@ -94,21 +101,19 @@ fn unheard(_: Drawn) -> ControlFlow<()> {
 /// The logits of images that are forced through an evaluator \[images, pixels, output\].
 fn forced(evaluator: &Evaluator, level: Level, threads: usize, batch: Batch) -> Vec<f32> {
     let config = evaluator.config();
-    let (pixels, channels) = (config.height * config.width, config.channels);
     let output = config.output_channels();
     let n = batch.images.len() / config.dims();
+    let pixels = config.height * config.width;
     let mut raster = evaluator.begin_at(level, batch.labels, threads).unwrap();
     let mut all = vec![0.0; n * pixels * output];
-    for pixel in 0..pixels {
+    while let Some([y, x]) = raster.position() {
+        let (pixel, channels) = (y * config.width + x, raster.channels());
         for (image, logits) in raster.logits().chunks_exact(output).enumerate() {
             all[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
         }
-        let levels: Vec<u8> = batch
-            .images
-            .chunks_exact(config.dims())
-            .flat_map(|image| image[pixel * channels..][..channels].iter().copied())
-            .collect();
-        raster.push(&levels);
+        let images = batch.images.chunks_exact(config.dims());
+        let levels = images.flat_map(|image| &image[pixel * config.channels..][channels.clone()]);
+        raster.push(&levels.copied().collect::<Vec<u8>>());
     }
     assert_eq!(raster.position(), None);
     all
@@ -133,6 +138,7 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
         let batch = Batch {
             images: &images,
             labels: &labels,
+            ..Batch::default()
         };
         let (got, want) = (
             forced(&evaluator, simd::level(), 2, batch),
@@ -157,11 +163,10 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
 /// original does.
 fn sample_by_passes(config: &ModelConfig, parameters: &[Vec<f32>], sampling: &Sampling) -> Vec<u8> {
     let (height, width, channels) = (config.height, config.width, config.channels);
-    let mut uniforms = Uniforms::new(Mixture::of(config));
+    let mixture = Mixture::of(config);
     let n = sampling.labels.len();
-    let mut generators: Vec<_> = (0..n as u64)
-        .map(|image| generator(sampling.seed, Purpose::Sample, image))
-        .collect();
+    let pixel = |image| Pixel::new(generator(sampling.seed, Purpose::Sample, image));
+    let mut pixels: Vec<Pixel> = (0..n as u64).map(pixel).collect();
     let mut images = vec![0; n * config.dims()];
     for y in 0..height {
         // No pixel depends on the rows below it: they need not be computed.
@@ -171,7 +176,8 @@ fn sample_by_passes(config: &ModelConfig, parameters: &[Vec<f32>], sampling: &Sa
             ..config.clone()
         };
         let top = Network::new(&top, parameters, &Device::Cpu).unwrap();
-        for x in 0..width {
+        for at in (0..width * channels).step_by(config.channels_together()) {
+            let (x, channel) = (at / channels, at % channels);
             let seen: Vec<u8> = images
                 .chunks_exact(config.dims())
                 .flat_map(|image| &image[..rows * width * channels])
@@ -180,16 +186,22 @@ fn sample_by_passes(config: &ModelConfig, parameters: &[Vec<f32>], sampling: &Sa
             let batch = Batch {
                 images: &seen,
                 labels: &sampling.labels,
+                ..Batch::default()
             };
             let logits = top.logits(batch).unwrap();
-            for (image, random) in generators.iter_mut().enumerate() {
-                let pixel = (image * rows + y) * width + x;
+            for (image, pixel) in pixels.iter_mut().enumerate() {
+                let place = (image * rows + y) * width + x;
                 let size = config.output_channels();
-                let logits = &logits[pixel * size..][..size];
-                let values = uniforms.sample(random, logits, sampling.temperature);
+                let logits = &logits[place * size..][..size];
+                if channel == 0 {
+                    pixel.begin(mixture, logits, sampling.temperature);
+                }
                 let target = ((image * height + y) * width + x) * channels;
-                for (level, value) in images[target..][..channels].iter_mut().zip(values) {
-                    *level = to_level(value);
+                for level in &mut images[target + channel..][..config.channels_together()] {
+                    *level = pixel.draw(mixture, logits, sampling.temperature);
+                    if config.channels_together() < channels {
+                        pixel.values[channel] = from_level(*level).into();
+                    }
                 }
             }
         }
@@ -239,6 +251,7 @@ fn bits_do_not_depend_on_batch_threads_or_vectors() {
         let batch = Batch {
             images: &images[..n * config.dims()],
             labels: &labels[..n],
+            ..Batch::default()
         };
         let logits = forced(&evaluator, level, threads, batch);
         logits.iter().map(|value| value.to_bits()).collect()

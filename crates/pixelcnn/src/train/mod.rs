@@ -1,6 +1,7 @@
 //! Training: a loop that one can read in a sitting. Its state is plain numbers, which an engine has
 //! while steps are taken.
 
+mod augment;
 pub mod checkpoints;
 pub mod config;
 pub mod folder;

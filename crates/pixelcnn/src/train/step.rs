@@ -14,7 +14,7 @@ use super::config::{PolyakStart, RunConfig, TrainConfig};
 use super::metrics::Record;
 use super::schedule::next_step;
 use super::state::{TrainState, Unrecorded};
-use super::{Event, TrainError};
+use super::{Event, TrainError, augment};
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network, draw_parameters, initialise};
@@ -36,6 +36,7 @@ pub(super) fn new_state(
     let batch = Batch {
         images: &images,
         labels: &labels,
+        ..Batch::default()
     };
     let mut parameters = drawn.clone();
     let dropout = dropout(train, 0);
@@ -199,11 +200,16 @@ impl<'a> Trainer<'a> {
         if !mem::replace(&mut self.lent, true) {
             self.network.engine().load(self.state.lend_arrays())?;
         }
-        let dropout = dropout(train, self.state.step + 1);
+        let step = self.state.step + 1;
+        let model = &self.config.model;
+        let augmentations = augment::draw(model, train.seed, step, self.own.clone());
+        augment::apply(model, &augmentations, &mut self.images);
+        let dropout = dropout(train, step);
         let adam = next_step(&self.state, train, self.last_step());
         let batch = Batch {
             images: &self.images,
             labels: &self.labels,
+            augmentations: &augmentations,
         };
         let nats = match self.network.engine().step(batch, dropout, &adam) {
             Err(EngineError::NotANumber) => {

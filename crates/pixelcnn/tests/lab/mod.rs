@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use pixelcnn::ModelConfig;
 use pixelcnn::data::DataConfig;
 use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::metrics::{self, Record};
 use pixelcnn::train::state::TrainState;
+use pixelcnn::{Augmentation, ModelConfig};
 
 /// Makes 30 pictures in a folder; those of another seed are others.
 pub fn write_pictures(folder: &Path, seed: u8) {
@@ -30,6 +30,8 @@ pub fn config(pictures: &Path, train: TrainConfig) -> RunConfig {
             nr_resnet: 1,
             nr_filters: 2,
             nr_logistic_mix: 1,
+            nr_channel_resnet: 1,
+            augmentation: Augmentation::Symmetries,
             ..ModelConfig::default()
         },
         data: DataConfig {
