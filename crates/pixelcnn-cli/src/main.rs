@@ -74,7 +74,8 @@ Examples:
   pixelcnn sample runs/quick-1          images drawn from it, in samples.png
   pixelcnn complete horse.png --keep top:16
   pixelcnn compress photos -o photos.pxc
-  pixelcnn score photos                 how unusual each picture is, in scores";
+  pixelcnn score photos                 how unusual each picture is, in scores
+  pixelcnn classify runs/classes        the classes of test images, by a class-conditional model";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -284,7 +284,8 @@ pub struct Flags {
     /// Images from which the scale of every layer is initialised
     #[arg(long, value_name = "N", help_heading = "Training")]
     init_batch_size: Option<usize>,
-    /// Learning rate of the first step; with --resume, of the next one
+    /// Learning rate of the first step; with --resume, of the next one; both before warm-up and
+    /// cool-down
     #[arg(
         long,
         value_name = "RATE",

@@ -17,7 +17,7 @@ use pixelcnn::{Model, ModelConfig};
 use crate::settings::{DataFlags, is_data_set};
 #[cfg(feature = "pretrained")]
 use crate::terminal::note;
-use crate::terminal::{Result, quoted};
+use crate::terminal::{Result, opening, quoted};
 
 /// A trained model.
 pub enum Trained {
@@ -182,24 +182,12 @@ impl Trained {
     }
 
     /// The names of the classes in the data that it was trained on, none where they have none.
-    fn class_names(&self) -> Result<Vec<String>> {
+    pub fn class_names(&self) -> Result<Vec<String>> {
         Ok(match self.data() {
-            Some(data) => Dataset::open(data, Split::Test)?.class_names().to_vec(),
+            Some(data) => Dataset::open_with(data, Split::Test, &mut opening())?
+                .class_names()
+                .to_vec(),
             None => Vec::new(),
-        })
-    }
-
-    /// The names of the model's classes, which are those of `data` where it has as many; their numbers
-    /// where they have none.
-    pub fn class_names_beside(&self, data: &Dataset) -> Result<Vec<String>> {
-        let nr_classes = self.model().nr_classes;
-        let names = match data.class_names() {
-            names if names.len() == nr_classes => names.to_vec(),
-            _ => self.class_names()?,
-        };
-        Ok(match names.len() == nr_classes {
-            true => names,
-            false => (0..nr_classes).map(|class| class.to_string()).collect(),
         })
     }
 

@@ -80,6 +80,15 @@ fn the_model_tells_dark_from_light() {
     let said = succeeds(folder, "classify classes --data others -o others-found");
     contains(&said, "20 images classified");
     contains(&said, "indoors/00.png: dark");
+    for (name, level, first) in [("night", 20, 3), ("noon", 200, 4)] {
+        write_pictures(&folder.join("as-many").join(name), level, first);
+    }
+    let said = succeeds(
+        folder,
+        "classify classes --data as-many -o others-found --force",
+    );
+    contains(&said, "40 images classified");
+    contains(&said, "night/00.png: dark");
 
     contains(&fails(folder, "classify classes -o out"), "there already");
     succeeds(folder, &format!("train plain {train} --steps 1"));

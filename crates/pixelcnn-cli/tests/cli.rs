@@ -503,7 +503,7 @@ fn a_change_that_flags_made_lasts() {
     contains(&succeeds(folder, "train --resume run"), "on from step 6");
     contains(
         &succeeds(folder, "info run"),
-        "  learning rate            0.01\n",
+        "  base learning rate       0.01\n",
     );
 }
 

@@ -52,6 +52,15 @@ impl Augmentation {
         }
     }
 
+    /// Its name, as in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Augmentation::None => "none",
+            Augmentation::Flips => "flips",
+            Augmentation::Symmetries => "symmetries",
+        }
+    }
+
     fn is_none(&self) -> bool {
         *self == Augmentation::None
     }
@@ -127,7 +136,9 @@ pub enum ConfigError {
         width: usize,
     },
     /// Images that are not squares can't be turned.
-    #[error("image size {width}x{height}: only square images have all eight symmetries")]
+    #[error(
+        "image size {width}x{height}: only square images have all eight symmetries: take flips or square images"
+    )]
     NotSquare {
         /// Rows.
         height: usize,
@@ -195,13 +206,21 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// The settings that the original does not have, by their names, where they are not 0.
-    pub fn beyond_the_original(&self) -> impl Iterator<Item = (&'static str, usize)> + use<> {
+    /// The settings that the original does not have, where they are not off: the name of each, its value,
+    /// and a number that stands for it in hashes.
+    pub fn beyond_the_original(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, String, usize)> + use<> {
+        let (channels, augmentation) = (self.nr_channel_resnet, self.augmentation);
         let later = [
-            ("nr_channel_resnet", self.nr_channel_resnet),
-            ("augmentation", self.augmentation.count()),
+            ("nr_channel_resnet", channels.to_string(), channels),
+            (
+                "augmentation",
+                augmentation.name().to_owned(),
+                augmentation.count(),
+            ),
         ];
-        later.into_iter().filter(|(_, value)| *value > 0)
+        later.into_iter().filter(|(.., number)| *number > 0)
     }
 
     /// Rows of the blocks' conditional weights: for each class, then for each augmentation.

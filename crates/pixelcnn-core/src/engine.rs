@@ -47,7 +47,7 @@ impl<'a> Batch<'a> {
         let mut augmentations = self.augmentations.iter().copied();
         let beyond = augmentations.find(|&number| usize::from(number) > known);
         if beyond.is_some() || ![0, images].contains(&self.augmentations.len()) {
-            return Err(EngineError::Augmentations);
+            return Err(EngineError::Augmentations { known });
         }
         Ok(images)
     }
@@ -138,10 +138,11 @@ pub enum EngineError {
         nr_classes: usize,
     },
     /// Not a transformation for each image, or one that the model is not told of.
-    #[error(
-        "transformed images: give the number of each one's transformation, as the model knows it"
-    )]
-    Augmentations,
+    #[error("augmentations: give a number from 0 to {known} for each image, or none at all")]
+    Augmentations {
+        /// The highest number that the model knows.
+        known: usize,
+    },
     /// The loss or its gradient is not a number; the state is as it was before the step.
     #[error("the loss or its gradient is not a number")]
     NotANumber,

@@ -242,7 +242,7 @@ struct Planner<'a> {
     branches: Vec<usize>,
 }
 
-/// One map, or two whose channels follow one another.
+/// One map, or some whose channels follow one another.
 type Maps = Vec<usize>;
 
 impl Planner<'_> {

@@ -233,7 +233,7 @@ impl CudaRaster {
                 self.at.address(),
             );
             // SAFETY: the memory has the ring for so many images, and there is a level for each
-            // channel.
+            // of the channels that are due, which the ring has.
             unsafe {
                 kernels::place_levels(
                     self.gpu.branch(0),

@@ -19,7 +19,7 @@ pub struct Classification {
     pub nats: Vec<f64>,
     /// Classes of the model.
     pub nr_classes: usize,
-    /// The images' own classes \[N\]; empty where the data have none, or others than the model.
+    /// The images' own classes \[N\]; empty where the data have none, or not as many as the model.
     pub labels: Vec<u32>,
 }
 
@@ -90,7 +90,8 @@ impl Classification {
 /// what is classified so far after every batch and can stop it.
 ///
 /// # Errors
-/// Where images can't be read or are not what the network takes, or stopped.
+/// [`EvaluateError::Unconditional`], where images can't be read or are not what the network takes, or
+/// stopped.
 pub fn classify(
     network: &Network,
     data: &Dataset,
@@ -100,6 +101,9 @@ pub fn classify(
 ) -> Result<Classification, EvaluateError> {
     let config = network.config();
     let nr_classes = config.nr_classes;
+    if nr_classes == 0 {
+        return Err(EvaluateError::Unconditional);
+    }
     let has_classes = data.nr_classes() > 0 && expect_images(config, data).is_ok();
     let mut classification = Classification {
         nr_classes,
@@ -207,5 +211,14 @@ mod tests {
         let mut stop = |_: &Classification| ControlFlow::Break(());
         let stopped = classify(&network, &data, 0..6, 4, &mut stop);
         assert!(matches!(stopped, Err(EvaluateError::Stopped(_))));
+
+        let config = ModelConfig {
+            nr_classes: 0,
+            ..config
+        };
+        let parameters = draw_parameters(&config, 3);
+        let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let refused = classify(&network, &data, 0..6, 4, &mut go_on);
+        assert!(matches!(refused, Err(EvaluateError::Unconditional)));
     }
 }

@@ -186,7 +186,7 @@ impl ModelHash {
         ] {
             hash.update((number as u64).to_le_bytes());
         }
-        for (name, number) in config.beyond_the_original() {
+        for (name, _, number) in config.beyond_the_original() {
             hash.update(name);
             hash.update((number as u64).to_le_bytes());
         }

@@ -56,6 +56,9 @@ pub enum EvaluateError {
     /// They are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// There are no classes to find.
+    #[error("the model knows no classes: take one that was trained on images with classes")]
+    Unconditional,
     /// `progress` said so.
     #[error(transparent)]
     Stopped(#[from] Stopped),

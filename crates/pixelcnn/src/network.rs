@@ -11,7 +11,7 @@ use crate::random::{Purpose, generator};
 pub use pixelcnn_core::engine::{Batch, Engine, EngineError};
 pub use pixelcnn_core::network::*;
 
-/// Deviation of the random directions `V` and class projections `hw`.
+/// Deviation of the random directions `V` and conditional weights `hw`.
 const DEVIATION: f32 = 0.05;
 
 /// PixelCNN++ with its weights on a device.

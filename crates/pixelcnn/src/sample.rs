@@ -393,12 +393,12 @@ impl Pixel {
     /// Draws the random numbers of the next pixel, and its component.
     fn begin(&mut self, mixture: Mixture, logits: &[f32], temperature: f32) {
         let mut uniforms = || self.random.random_range(MARGIN..1.0 - MARGIN);
-        let mix: Vec<f32> = (0..mixture.components).map(|_| uniforms()).collect();
-        self.uniforms.clear();
-        self.uniforms
-            .extend((0..mixture.channels).map(|_| uniforms()));
+        self.uniforms.resize(mixture.components, 0.0);
+        self.uniforms.fill_with(&mut uniforms);
+        self.component = mixture.component(logits, &self.uniforms, temperature);
+        self.uniforms.resize(mixture.channels, 0.0);
+        self.uniforms.fill_with(&mut uniforms);
         self.values.clear();
-        self.component = mixture.component(logits, &mix, temperature);
     }
 
     /// Draws the next channel's level.

@@ -1,14 +1,14 @@
 //! `pixelcnn classify`.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fs, io};
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::atomic;
 use pixelcnn::classify::{Classification, classify};
-use pixelcnn::data::{Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
@@ -84,6 +84,10 @@ struct Prepared {
     trained: Trained,
     network: Network,
     data: Dataset,
+    /// Of the model's classes.
+    names: Vec<String>,
+    /// Whether the images' own classes are those.
+    comparable: bool,
     output: PathBuf,
     batch_size: usize,
 }
@@ -99,6 +103,8 @@ impl Classify {
             trained,
             network,
             data,
+            names,
+            comparable,
             output,
             batch_size,
             ..
@@ -124,16 +130,30 @@ impl Classify {
         if !team.leads() {
             return Ok(ExitCode::SUCCESS);
         }
-        let found = Classification::concat(parts);
-        let names = trained.class_names_beside(&data)?;
+        let mut found = Classification::concat(parts);
+        if !comparable {
+            found.labels.clear();
+        }
+        say(self.summary(&trained, &found, &names, &data))?;
         let [probabilities, counts, picture] = FILES.map(|file| output.join(file));
         write_table(&probabilities, probabilities_of(&found, &names, &data)?)?;
         if !found.labels.is_empty() {
             let confusion = found.confusion();
             write_table(&counts, confusion_of(&confusion, &names)?)?;
             confusion::write(&picture, &confusion, &names)?;
+        } else {
+            for earlier in [counts, picture] {
+                if earlier.is_file() {
+                    fs::remove_file(&earlier).map_err(|error| {
+                        format!("cannot remove `{}`: {error}", earlier.display())
+                    })?;
+                    note(format_args!(
+                        "{}: removed, of an earlier classification",
+                        earlier.display()
+                    ));
+                }
+            }
         }
-        say(self.summary(&trained, &found, &names, &data))?;
         say(format_args!("in {}", output.display()))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -166,10 +186,11 @@ impl Classify {
         };
         expect_images(&unconditional, &data)?;
         note_dropped(data.dropped());
+        let (names, comparable) = class_names(&trained, &config, &data);
         if team.leads() {
-            if data.nr_classes() > 0 && expect_images(model, &data).is_err() {
+            if !comparable && data.nr_classes() > 0 {
                 note(format_args!(
-                    "{}: not the classes that the model knows: what is found can't be held against them",
+                    "{}: other classes than the model's: how many are right can't be told",
                     data.describe()
                 ));
             }
@@ -183,6 +204,8 @@ impl Classify {
             trained,
             network,
             data,
+            names,
+            comparable,
             output,
         })
     }
@@ -223,6 +246,32 @@ impl Classify {
         let first: Vec<String> = first.collect();
         format!("{images} classified {weights}: {}{more}", first.join(", "))
     }
+}
+
+/// The names of the model's classes, their numbers where nothing tells them, and whether the classes of
+/// `data` are those.
+fn class_names(trained: &Trained, config: &DataConfig, data: &Dataset) -> (Vec<String>, bool) {
+    let model = trained.model();
+    let own = match trained.is_own(config) {
+        true => data.class_names().to_vec(),
+        false => trained.class_names().unwrap_or_else(|error| {
+            note(format_args!(
+                "classes have numbers instead of names: {error}"
+            ));
+            Vec::new()
+        }),
+    };
+    let theirs = data.class_names();
+    let as_many = data.nr_classes() > 0 && expect_images(model, data).is_ok();
+    let comparable = as_many && (own.is_empty() || theirs.is_empty() || own == theirs);
+    let names = if own.is_empty() { theirs.to_vec() } else { own };
+    let numbers = || {
+        (0..model.nr_classes)
+            .map(|class| class.to_string())
+            .collect()
+    };
+    let named = names.len() == model.nr_classes;
+    (if named { names } else { numbers() }, comparable)
 }
 
 /// A line for each image: number, own class (-1 without), name, the likeliest class and the probability

@@ -104,7 +104,7 @@ fn show_state(state: &TrainState) -> Result {
     line("step", grouped(state.step))?;
     line("epochs done", grouped(state.epoch))?;
     line("images seen", grouped(state.images_seen))?;
-    line("learning rate", state.learning_rate)?;
+    line("base learning rate", state.learning_rate)?;
     line("time", duration(state.seconds.round()))?;
     let figure = |figure: Option<(u64, f64)>| match figure {
         Some((step, bits)) => format!("{bits:.4} bits/dim, step {}", grouped(step)),

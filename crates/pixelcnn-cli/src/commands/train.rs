@@ -58,7 +58,8 @@ pub struct Train {
     /// The checkpoint to go on from [default: the newest of the run]
     #[arg(long, value_name = "FILE", requires = "resume")]
     from: Option<PathBuf>,
-    /// Train for so many more steps and no longer, with the learning rate falling to nothing
+    /// Train for so many more steps and no longer, with the learning rate falling to nothing; after an
+    /// interruption, go on without this flag
     #[arg(long, value_name = "N", requires = "resume")]
     #[arg(conflicts_with_all = ["cooldown", "epochs", "steps", "hours"])]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
@@ -429,6 +430,7 @@ struct Display<'a> {
     first_step: u64,
     step: u64,
     last_step: u64,
+    steps_per_epoch: u64,
     /// Of the training batches, in bits/dim.
     loss: Smoothed,
     /// Of a step.
@@ -446,6 +448,7 @@ impl Display<'_> {
             first_step: 0,
             step: 0,
             last_step: 0,
+            steps_per_epoch: 0,
             loss: Smoothed::default(),
             seconds: Smoothed::default(),
             test: None,
@@ -456,9 +459,12 @@ impl Display<'_> {
     fn show(&mut self, event: Event) {
         match event {
             Event::Started {
-                step, last_step, ..
+                step,
+                last_step,
+                steps_per_epoch,
             } => {
                 (self.first_step, self.step) = (step, step);
+                self.steps_per_epoch = steps_per_epoch;
                 self.last_step = last_step.unwrap_or_default();
             }
             Event::MetricsDamaged(Damaged { lines, original }) => self.bar.note(format_args!(
@@ -547,7 +553,12 @@ impl Display<'_> {
         let longer = match self.config {
             config if config.hours > 0.0 => format!("--hours {}", 2.0 * config.hours),
             config if config.steps == self.last_step => {
-                format!("--steps {}", self.last_step.saturating_mul(2))
+                let steps = self.last_step.saturating_mul(2);
+                let epochs = steps.div_ceil(self.steps_per_epoch.max(1));
+                match epochs > config.epochs {
+                    true => format!("--epochs {epochs} --steps {steps}"),
+                    false => format!("--steps {steps}"),
+                }
             }
             config => format!("--epochs {}", config.epochs.saturating_mul(2)),
         };

@@ -143,7 +143,7 @@ impl Evaluator {
         self.model.weights.bytes()
     }
 
-    /// The packed weights that the mixtures at a row and column takes, part by part: what must be
+    /// The packed weights that the mixture at a row and column takes, part by part: what must be
     /// read for it at the least.
     pub fn weights_of(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = &[f32]> {
         let Model {

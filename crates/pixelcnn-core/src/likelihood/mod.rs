@@ -143,30 +143,8 @@ impl Mixture {
         }
     }
 
-    /// Draws one pixel from its `logits`, given uniform draws between 1e-5 and 1 - 1e-5 (as the
-    /// original's): `u_mix` \[components\] for [`Mixture::component`] and `u_logistic` \[channels\] for
-    /// [`Mixture::draw`].
-    ///
-    /// # Panics
-    /// If the slices' lengths disagree with the mixture.
-    pub fn sample(
-        &self,
-        logits: &[f32],
-        u_mix: &[f32],
-        u_logistic: &[f32],
-        temperature: f32,
-    ) -> Vec<f64> {
-        assert_eq!(u_logistic.len(), self.channels, "a draw for each channel");
-        let component = self.component(logits, u_mix, temperature);
-        let mut x = Vec::new();
-        for &u in u_logistic {
-            let value = self.draw(logits, component, &x, u, temperature);
-            x.push(value);
-        }
-        x
-    }
-
-    /// Chooses the component that a pixel is drawn from (the Gumbel-max trick).
+    /// Chooses the component that a pixel is drawn from (the Gumbel-max trick), given its `logits` and a
+    /// uniform draw for each component, between 1e-5 and 1 - 1e-5 as the original's.
     ///
     /// `temperature` divides the mixture's logits and multiplies the logistics' scales: 1 samples
     /// the model, 0 takes the likeliest component's mean.
@@ -187,8 +165,8 @@ impl Mixture {
         component
     }
 
-    /// Draws the channel behind those whose values are `x` from its logistic of a component: clipped to
-    /// \[-1, 1\], but not rounded to a level (see [`to_level`]). Only the logits up to those
+    /// Draws the channel behind those whose values are `x` from its logistic of a component, given another
+    /// such draw `u`: clipped to \[-1, 1\], but not rounded to a level (see [`to_level`]). Only the logits up to those
     /// [of the channel](Mixture::logits_of) are read.
     ///
     /// # Panics

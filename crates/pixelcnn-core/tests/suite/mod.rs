@@ -102,7 +102,7 @@ fn check(make: Make, config: &ModelConfig, images: usize, dropout: Option<Dropou
     let pixels = engine.nats_per_pixel(batch).unwrap();
     let pixels = pixels.chunks(config.height * config.width);
     for (pixels, nats) in pixels.zip(&nats) {
-        assert!((pixels.iter().copied().map(f64::from).sum::<f64>() / nats - 1.0).abs() < 1e-6);
+        assert!((pixels.iter().copied().map(f64::from).sum::<f64>() / nats - 1.0).abs() < 1e-9);
     }
 
     let dropped = reference::run(config, &widened(&parameters), batch, dropout).unwrap();

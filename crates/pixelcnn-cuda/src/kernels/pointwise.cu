@@ -183,8 +183,8 @@ KERNEL gate_backward(
 }
 EXPORT(gate_backward)
 
-// The gradient by the class projection [classes, channels], given that by c2: a thread adds up one
-// value's over all pixels of the images of its class, always in the same order.
+// The gradient by the conditional weights [rows, channels], given that by c2: a thread adds up one
+// value's over all pixels of the images that its row is added to, always in the same order.
 KERNEL hw_backward(
     const map* d_c2, const u32* conditions, float* d_hw, int rows, int channels, int images,
     i64 pixels_per_image

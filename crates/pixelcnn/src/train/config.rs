@@ -175,8 +175,8 @@ impl TrainConfig {
         check(
             "cooldown",
             &self.cooldown,
-            (0.0..1.0).contains(&self.cooldown),
-            "must be at least 0 and below 1",
+            (0.0..1.0).contains(&self.cooldown) || self.cooldown == 1.0 && self.hours == 0.0,
+            "must be at least 0 and at most 1, and below 1 where hours set the length",
         )?;
         check(
             "dropout",

@@ -14,6 +14,7 @@ pub mod state;
 mod step;
 mod tensorboard;
 
+use std::mem;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -371,7 +372,12 @@ fn train(
     if start.is_none() && !checkpoints.list()?.is_empty() {
         return Err(TrainError::Begun { folder: run.into() });
     }
-    config.write(run)?;
+    // Of a run that goes on in a new folder, the state comes first: a folder without one is taken for a
+    // run that has not begun.
+    let branches = start.is_some() && checkpoints.list()?.is_empty();
+    if !branches {
+        config.write(run)?;
+    }
     let resume_at = start.as_ref().map(|state| ResumeAt {
         step: state.step,
         recorded: state.unrecorded.steps < STEPS_PER_RECORD,
@@ -391,6 +397,9 @@ fn train(
             true => checkpoints.prune(state.step)?,
             false => drop(checkpoints.save(state)?),
         }
+    }
+    if branches {
+        config.write(run)?;
     }
     let (mut metrics, damaged) = Metrics::open(run, resume_at)?;
     if let Some(ResumeAt { step, .. }) = resume_at {
@@ -431,12 +440,14 @@ fn train(
             metrics.record(&trainer.record())?;
             trainer.state.unrecorded = Unrecorded::default();
         }
-        trainer.state.last_step = config.train.last_step_by_time(&trainer.state);
+        let by_time = config.train.last_step_by_time(&trainer.state);
+        // What time has decided can't be found again.
+        let decided = mem::replace(&mut trainer.state.last_step, by_time) != by_time;
         let last_step = trainer.last_step();
         let last = last_step.is_some_and(|last_step| trainer.state.step >= last_step);
         let boundary = trainer.state.position == 0 || last;
         let minutes = saves.at.elapsed().as_secs_f64() / 60.0;
-        if stop || boundary || minutes >= config.train.checkpoint_minutes {
+        if stop || boundary || decided || minutes >= config.train.checkpoint_minutes {
             metrics.sync()?;
             stop |= saves.save(trainer.state()?, observer)?.is_break();
         }
@@ -484,11 +495,16 @@ fn train(
 }
 
 /// Which of a run's states one is.
-type Version = (u64, Option<(u64, f64)>, u64);
+type Version = (u64, Option<(u64, f64)>, u64, Option<u64>);
 
 fn version(state: &TrainState) -> Version {
     let unrecorded = state.unrecorded.steps;
-    (state.step, state.last_evaluation, unrecorded)
+    (
+        state.step,
+        state.last_evaluation,
+        unrecorded,
+        state.last_step,
+    )
 }
 
 /// What of a run is saved.

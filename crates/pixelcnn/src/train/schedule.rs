@@ -6,7 +6,8 @@ use super::config::{CooldownShape, PolyakStart, TrainConfig};
 use super::state::TrainState;
 
 /// The next step of a state, whose learning rate decays before it (the original's order). A cool-down
-/// needs `last_step`, the one after which the run ends.
+/// needs `last_step`, the one after which the run ends. The state keeps the decayed rate, without what
+/// warm-up and cool-down make of it.
 pub fn next_step(state: &TrainState, config: &TrainConfig, last_step: Option<u64>) -> Adam {
     let step = state.step + 1;
     let decayed = state.learning_rate * config.learning_rate_decay;
@@ -61,12 +62,15 @@ impl TrainConfig {
 
     /// Where time decides how long a run is, the step after which it ends, once that can be told: when
     /// nothing but the cool-down is left, for which there is then as much time for each step as
-    /// there was for those before.
+    /// there was for those before. Where it comes late, it is shorter.
     pub(super) fn last_step_by_time(&self, state: &TrainState) -> Option<u64> {
         let before = 1.0 - self.cooldown;
-        let due = self.hours > 0.0 && state.seconds >= before * self.hours * 3600.0;
-        let in_time = || (state.step as f64 / before).round() as u64;
-        state.last_step.or_else(|| due.then(in_time))
+        let budget = self.hours * 3600.0;
+        let due = self.hours > 0.0 && state.seconds >= before * budget;
+        let steps = state.step as f64;
+        let in_time = || (steps / before).min(steps * budget / state.seconds).round() as u64;
+        let last_step = || due.then(|| in_time().max(state.step));
+        state.last_step.or_else(last_step)
     }
 
     /// The step after which a run ends, or is expected to.
@@ -150,6 +154,7 @@ mod tests {
             };
             let state = state(taken, 0.0);
             config.cool_down(steps, 10, &state);
+            config.validate().unwrap();
             let last = config.last_step(10, &state);
             assert_eq!(last, Some(taken + steps));
             let factor = |step| config.learning_rate_factor(step, last);
@@ -170,7 +175,10 @@ mod tests {
         };
         let by_time = |step, seconds| config.last_step_by_time(&state(step, seconds));
         assert_eq!(by_time(599, 599.0), None);
-        assert_eq!(by_time(600, 600.5), Some(900));
+        assert_eq!(by_time(600, 600.5), Some(899));
+        // With less time than that left, and with none.
+        assert_eq!(by_time(800, 800.0), Some(900));
+        assert_eq!(by_time(800, 1000.0), Some(800));
         let expected = |step, seconds| config.expected_last_step(10, &state(step, seconds));
         assert_eq!(expected(10, 5.0), 1800);
         assert_eq!(config.last_step(10, &state(600, 600.5)), None);

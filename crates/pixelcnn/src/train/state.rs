@@ -13,7 +13,7 @@ use std::path::Path;
 use pixelcnn_core::config::ModelConfig;
 use pixelcnn_core::engine::State;
 use pixelcnn_core::network::Layout;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::config::{RunConfig, TrainConfig};
 use crate::atomic;
@@ -38,7 +38,8 @@ pub struct TrainState {
     pub epoch: u64,
     /// Images of this epoch's shuffled order already used.
     pub position: u64,
-    /// Learning rate of the last step taken; it is multiplied by the decay before each step.
+    /// Learning rate of the last step taken, before warm-up and cool-down; it is multiplied by the decay
+    /// before each step.
     pub learning_rate: f64,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -338,13 +339,16 @@ impl TrainState {
     /// [`OtherModel`] with the first field that differs.
     pub fn expect_config(&self, wanted: &ModelConfig) -> Result<(), OtherModel> {
         let fields = |config: &ModelConfig| json!(config).as_object().cloned().unwrap_or_default();
-        let saved = fields(&self.config);
-        for (field, wanted) in fields(wanted) {
-            if saved.get(&field) != Some(&wanted) {
+        let (saved, wanted) = (fields(&self.config), fields(wanted));
+        // Settings that a model does not use are left out.
+        for field in saved.keys().chain(wanted.keys()) {
+            let value =
+                |fields: &Map<String, Value>| fields.get(field).unwrap_or(&Value::Null).to_string();
+            if saved.get(field) != wanted.get(field) {
                 return Err(OtherModel {
-                    wanted: wanted.to_string(),
-                    saved: saved.get(&field).unwrap_or(&Value::Null).to_string(),
-                    field,
+                    wanted: value(&wanted),
+                    saved: value(&saved),
+                    field: field.clone(),
                 });
             }
         }

@@ -191,7 +191,7 @@ impl Card {
         };
         let beyond = config.beyond_the_original();
         let beyond: String = beyond
-            .map(|(name, value)| format!("| {name} | {value} |\n"))
+            .map(|(name, value, _)| format!("| {name} | {value} |\n"))
             .collect();
         let measured = match &self.measured {
             None => "not measured".into(),

@@ -180,13 +180,13 @@ pub enum WeightsError {
     NoMoments,
     /// The original code has no such models.
     #[error(
-        "the model has {setting} = {value}, which the original code has not: export it as safetensors or npz"
+        "the model has {setting} = {value}, which the original code does not have: export it as safetensors or npz"
     )]
     BeyondTheOriginal {
         /// The setting.
         setting: &'static str,
         /// Its value.
-        value: usize,
+        value: String,
     },
     /// Half precision ends at 65504.
     #[error(

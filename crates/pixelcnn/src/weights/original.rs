@@ -331,7 +331,7 @@ pub fn variables(
     batch_size: usize,
     nr_gpu: usize,
 ) -> Result<Vec<Variable<'_>>, WeightsError> {
-    if let Some((setting, value)) = state.config.beyond_the_original().next() {
+    if let Some((setting, value, _)) = state.config.beyond_the_original().next() {
         return Err(WeightsError::BeyondTheOriginal { setting, value });
     }
     let layout = Layout::new(state.config);
