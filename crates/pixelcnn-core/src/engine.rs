@@ -15,8 +15,8 @@ pub struct Batch<'a> {
     pub images: &'a [u8],
     /// \[N\]; not read by an unconditional model.
     pub labels: &'a [u32],
-    /// How each image was transformed, \[N\]: a number up to [`Augmentation::count`], 0 where it is as
-    /// it was; empty where all are.
+    /// How each image was transformed, \[N\]: a number up to
+    /// [`Augmentation::count`](crate::Augmentation::count), 0 where it is as it was; empty where all are.
     pub augmentations: &'a [u8],
 }
 
