@@ -1,16 +1,65 @@
-//! How good a model is on images, with a bar.
+//! What commands that evaluate images of a data set have in common: which images, and the work, with a bar.
 
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
-use pixelcnn::data::Dataset;
+use clap::{Args, value_parser};
+use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::device::Device;
 use pixelcnn::evaluate::{Evaluation, evaluate};
 use pixelcnn::network::Network;
 use pixelcnn::ranks::{Ranks, gather, share};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::terminal::{Bar, Result, interrupted};
+use crate::settings::{DataFlags, split};
+use crate::terminal::{Bar, Result, interrupted, opening};
+use crate::trained::Trained;
+
+/// Which images of a data set, and how.
+#[derive(Debug, Args)]
+pub struct ImageFlags {
+    /// Which images of the data [default: the test images, or all where there is no such split; of
+    /// the run's own data those that it was not trained on]
+    #[arg(long, value_name = "SPLIT", value_parser = split())]
+    split: Option<Split>,
+    /// Use the parameters as trained last, not their Polyak average
+    #[arg(long)]
+    pub raw: bool,
+    /// Images evaluated side by side; changes the time and memory taken, not the result
+    /// [default: 16, on a GPU 256]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
+    batch_size: Option<u32>,
+    /// Take the first N images only [default: all]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    #[command(flatten)]
+    data: DataFlags,
+}
+
+impl ImageFlags {
+    /// Opens the images, and tells which split of the data they are, where they are not all.
+    pub fn open(&self, trained: &Trained) -> Result<(DataConfig, Option<Split>, Dataset)> {
+        let config = trained.data_or(&self.data)?;
+        // A fraction that is asked for is the test split, of any data.
+        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
+        let (split, data) = trained.open_measured(&config, split, &mut opening())?;
+        Ok((config, split, data))
+    }
+
+    /// How many images are evaluated.
+    pub fn count(&self, data: &Dataset) -> usize {
+        let limit = self.limit.map_or(usize::MAX, |limit| limit as usize);
+        data.len().min(limit)
+    }
+
+    /// How many of them side by side.
+    pub fn batch_size(&self, device: &Device) -> usize {
+        let chosen = self.batch_size.map(|n| n as usize);
+        chosen.unwrap_or(device.images_at_a_time())
+    }
+}
 
 /// Evaluates the first `count` images of a data set, each rank its share, and shows how far it is;
 /// rank 0 has all figures.

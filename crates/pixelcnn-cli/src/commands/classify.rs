@@ -4,22 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{fs, io};
 
-use clap::{Args, value_parser};
+use clap::Args;
 use pixelcnn::ModelConfig;
 use pixelcnn::atomic;
 use pixelcnn::classify::{Classification, classify};
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
 
 use crate::confusion;
 use crate::device::DeviceFlags;
-use crate::measuring::share_out;
+use crate::measuring::{ImageFlags, share_out};
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
-use crate::settings::{DataFlags, split};
-use crate::terminal::{Result, catch_interrupts, counted, note, note_dropped, opening, say};
+use crate::terminal::{Result, catch_interrupts, counted, note, note_dropped, say};
 use crate::trained::Trained;
 
 /// What is written.
@@ -43,21 +42,8 @@ pub struct Classify {
     /// trained with --class-conditional
     #[arg(value_name = "RUN|FILE")]
     run: PathBuf,
-    /// Which images of the data [default: the test images, or all where there is no such split; of
-    /// the run's own data those that it was not trained on]
-    #[arg(long, value_name = "SPLIT", value_parser = split())]
-    split: Option<Split>,
-    /// Use the parameters as trained last, not their Polyak average
-    #[arg(long)]
-    raw: bool,
-    /// Images evaluated side by side; changes the time and memory taken, not the result
-    /// [default: 16, on a GPU 256]
-    #[arg(long, value_name = "N")]
-    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
-    batch_size: Option<u32>,
-    /// Classify the first N images only [default: all]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[command(flatten)]
+    images: ImageFlags,
     /// Folder for all files [default: classes, or classes-2 and so on where that is there]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -65,8 +51,6 @@ pub struct Classify {
     overwrite: Overwrite,
     #[command(flatten)]
     ranks: GpuFlags,
-    #[command(flatten)]
-    data: DataFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -115,10 +99,9 @@ impl Classify {
                  device,
                  data,
                  ..
-             }| common(self, trained, self.raw, *device, &[data]),
+             }| common(self, trained, self.images.raw, *device, &[data]),
         )?;
-        let limit = self.limit.map_or(usize::MAX, |limit| limit as usize);
-        let count = data.len().min(limit);
+        let count = self.images.count(&data);
         let parts = share_out(&*team.ranks, count, |own, progress| {
             let mut progress = |so_far: &Classification| {
                 let accuracy = so_far.accuracy();
@@ -169,16 +152,14 @@ impl Classify {
             )
             .into());
         }
-        let network = trained.network(self.raw, &device)?;
-        let config = trained.data_or(&self.data)?;
+        let network = trained.network(self.images.raw, &device)?;
         let output = self.overwrite.or_free(&self.output, "classes");
         if team.leads() {
             for file in FILES {
                 self.overwrite.expect_free(&output.join(file))?;
             }
         }
-        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
-        let (_, data) = trained.open_measured(&config, split, &mut opening())?;
+        let (config, _, data) = self.images.open(&trained)?;
         // Whatever classes they have, or none.
         let unconditional = ModelConfig {
             nr_classes: 0,
@@ -197,9 +178,8 @@ impl Classify {
             catch_interrupts("leaving after this batch")?;
             make_folder(&output)?;
         }
-        let batch_size = self.batch_size.map(|n| n as usize);
         Ok(Prepared {
-            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
+            batch_size: self.images.batch_size(&device),
             device,
             trained,
             network,
@@ -220,7 +200,7 @@ impl Classify {
     ) -> String {
         let weights = format!(
             "({} weights, step {})",
-            trained.kind(self.raw),
+            trained.kind(self.images.raw),
             trained.step()
         );
         let images = counted(found.len(), "image");

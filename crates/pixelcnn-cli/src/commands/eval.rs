@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, value_parser};
+use clap::Args;
 use pixelcnn::atomic;
 use pixelcnn::data::{Dataset, Split};
 use pixelcnn::device::Device;
@@ -13,11 +13,10 @@ use pixelcnn::network::Network;
 use pixelcnn::numpy::Npz;
 
 use crate::device::DeviceFlags;
-use crate::measuring::measure;
+use crate::measuring::{ImageFlags, measure};
 use crate::output::Overwrite;
 use crate::ranks::{GpuFlags, Team, common, together};
-use crate::settings::{DataFlags, split};
-use crate::terminal::{Result, catch_interrupts, counted, note_dropped, opening, say};
+use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -31,21 +30,8 @@ pub struct Eval {
     /// shipped model]
     #[arg(value_name = "RUN|FILE")]
     run: Option<PathBuf>,
-    /// Which images of the data [default: the test images, or all where there is no such split; of
-    /// the run's own data those that it was not trained on]
-    #[arg(long, value_name = "SPLIT", value_parser = split())]
-    split: Option<Split>,
-    /// Use the parameters as trained last, not their Polyak average
-    #[arg(long)]
-    raw: bool,
-    /// Images evaluated side by side; changes the time and memory taken, not the result
-    /// [default: 16, on a GPU 256]
-    #[arg(long, value_name = "N")]
-    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
-    batch_size: Option<u32>,
-    /// Evaluate the first N images only [default: all]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[command(flatten)]
+    images: ImageFlags,
     /// Write index, label (-1 without), bits/dim and name of each image to a .csv or .npz file
     /// [default: none]
     #[arg(long, short, value_name = "FILE", value_parser = table)]
@@ -54,8 +40,6 @@ pub struct Eval {
     overwrite: Overwrite,
     #[command(flatten)]
     ranks: GpuFlags,
-    #[command(flatten)]
-    data: DataFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -101,11 +85,9 @@ impl Eval {
                  device,
                  data,
                  ..
-             }| { common(self, trained, self.raw, *device, &[data]) },
+             }| { common(self, trained, self.images.raw, *device, &[data]) },
         )?;
-        let count = self
-            .limit
-            .map_or(data.len(), |limit| data.len().min(limit as usize));
+        let count = self.images.count(&data);
         let figures = measure(&*team.ranks, &network, &data, count, batch_size)?;
         if !team.leads() {
             return Ok(ExitCode::SUCCESS);
@@ -117,7 +99,7 @@ impl Eval {
             counted(count, "image"),
             figures.mean(),
             figures.standard_error(),
-            trained.kind(self.raw),
+            trained.kind(self.images.raw),
             trained.step()
         ));
         if let Some(path) = &self.output {
@@ -131,28 +113,24 @@ impl Eval {
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
         let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "eval")?;
-        let network = trained.network(self.raw, &device)?;
-        let config = trained.data_or(&self.data)?;
+        let network = trained.network(self.images.raw, &device)?;
         if let Some(path) = self.output.as_ref().filter(|_| team.leads()) {
             self.overwrite.prepare(path)?;
         }
-        // A fraction that is asked for is the test split, of any data.
-        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
-        let (split, data) = trained.open_measured(&config, split, &mut opening())?;
+        let (_, split, data) = self.images.open(&trained)?;
         expect_images(trained.model(), &data)?;
         note_dropped(data.dropped());
 
         if team.leads() {
             catch_interrupts("leaving after this batch")?;
         }
-        let batch_size = self.batch_size.map(|n| n as usize);
         Ok(Prepared {
+            batch_size: self.images.batch_size(&device),
             device,
             trained,
             network,
             split,
             data,
-            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
         })
     }
 }
