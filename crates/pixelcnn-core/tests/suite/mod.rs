@@ -92,7 +92,9 @@ fn check(make: Make, config: &ModelConfig, images: usize, dropout: Option<Dropou
     let maps = engine.feature_maps(batch).unwrap();
     assert_eq!(maps.len(), plain.feature_maps.len());
     for (got, want) in maps.iter().zip(&plain.feature_maps) {
-        assert_close("feature map", got, want, 2e-6, length(want));
+        // A map of few values can be what is left of larger ones.
+        let least = 0.1 * (want.len() as f64).sqrt();
+        assert_close("feature map", got, want, 2e-6, length(want).max(least));
     }
     let nats = engine.nats_per_image(batch).unwrap();
     assert_eq!(nats.len(), plain.nats.len());
