@@ -22,7 +22,7 @@ pub struct ImageFlags {
     /// Which images of the data [default: the test images, or all where there is no such split; of
     /// the run's own data those that it was not trained on]
     #[arg(long, value_name = "SPLIT", value_parser = split())]
-    split: Option<Split>,
+    pub split: Option<Split>,
     /// Use the parameters as trained last, not their Polyak average
     #[arg(long)]
     pub raw: bool,
@@ -34,16 +34,18 @@ pub struct ImageFlags {
     /// Take the first N images only [default: all]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    #[command(flatten)]
-    data: DataFlags,
 }
 
 impl ImageFlags {
     /// Opens the images, and tells which split of the data they are, where they are not all.
-    pub fn open(&self, trained: &Trained) -> Result<(DataConfig, Option<Split>, Dataset)> {
-        let config = trained.data_or(&self.data)?;
+    pub fn open(
+        &self,
+        trained: &Trained,
+        data: &DataFlags,
+    ) -> Result<(DataConfig, Option<Split>, Dataset)> {
+        let config = trained.data_or(data)?;
         // A fraction that is asked for is the test split, of any data.
-        let split = self.split.or(self.data.hold_out().then_some(Split::Test));
+        let split = self.split.or(data.hold_out().then_some(Split::Test));
         let (split, data) = trained.open_measured(&config, split, &mut opening())?;
         Ok((config, split, data))
     }

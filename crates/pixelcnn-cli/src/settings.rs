@@ -8,6 +8,8 @@ use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::train::config::{CooldownShape, Difference, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::{Augmentation, ModelConfig, Nonlinearity};
 use serde::Deserialize;
+use serde::de::value::Error as ValueError;
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::terminal::Result;
 
@@ -266,12 +268,13 @@ pub struct Flags {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     class_conditional: Option<bool>,
     /// 1x1 gated resnet blocks that predict each channel of a pixel from the features and the
-    /// channels before it; 0 for linear coefficients in the mixture instead, as in the original
+    /// channels before it; 0 to predict them together, as the original does
     #[arg(long, value_name = "N", help_heading = "Model")]
     nr_channel_resnet: Option<usize>,
     /// Transform training images at random and tell the model how: mirror half of them, or turn and
     /// mirror them in all eight ways; images are drawn and measured as they are
-    #[arg(long, value_name = "NAME", help_heading = "Model", value_parser = augmentation())]
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    #[arg(value_parser = named::<Augmentation>(["none", "flips", "symmetries"]))]
     augmentation: Option<Augmentation>,
 
     /// Images in a step
@@ -314,7 +317,8 @@ pub struct Flags {
     )]
     cooldown: Option<f64>,
     /// How it falls there: by the share of the cool-down that is gone, or by that share's root
-    #[arg(long, value_name = "SHAPE", help_heading = "Training", value_parser = cooldown_shape())]
+    #[arg(long, value_name = "SHAPE", help_heading = "Training")]
+    #[arg(value_parser = named::<CooldownShape>(["linear", "1-sqrt"]))]
     cooldown_shape: Option<CooldownShape>,
     /// Share of the features that dropout drops, from 0 up to 1
     #[arg(
@@ -350,7 +354,8 @@ pub struct Flags {
     /// Where that average starts: from the parameters after data-dependent initialisation; as the
     /// original does, from the drawn ones before it; or growing, over no more than the last tenth
     /// of the run so far
-    #[arg(long, value_name = "WHERE", help_heading = "Training", value_parser = polyak_start())]
+    #[arg(long, value_name = "WHERE", help_heading = "Training")]
+    #[arg(value_parser = named::<PolyakStart>(["initialised", "drawn", "growing"]))]
     polyak_start: Option<PolyakStart>,
     /// Seed of all random numbers: the same seed gives the same run
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -378,34 +383,18 @@ pub struct Flags {
 
 /// The name of a nonlinearity.
 pub fn nonlinearity() -> impl TypedValueParser<Value = Nonlinearity> {
-    PossibleValuesParser::new(["concat_elu", "elu", "relu"]).map(|name| match name.as_str() {
-        "elu" => Nonlinearity::Elu,
-        "relu" => Nonlinearity::Relu,
-        _ => Nonlinearity::ConcatElu,
-    })
+    named(["concat_elu", "elu", "relu"])
 }
 
-fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
-    PossibleValuesParser::new(["none", "flips", "symmetries"]).map(|name| match name.as_str() {
-        "flips" => Augmentation::Flips,
-        "symmetries" => Augmentation::Symmetries,
-        _ => Augmentation::None,
-    })
-}
-
-fn cooldown_shape() -> impl TypedValueParser<Value = CooldownShape> {
-    PossibleValuesParser::new(["linear", "1-sqrt"]).map(|name| match name.as_str() {
-        "1-sqrt" => CooldownShape::OneMinusSqrt,
-        _ => CooldownShape::Linear,
-    })
-}
-
-fn polyak_start() -> impl TypedValueParser<Value = PolyakStart> {
-    PossibleValuesParser::new(["initialised", "drawn", "growing"]).map(|name| match name.as_str() {
-        "drawn" => PolyakStart::Drawn,
-        "growing" => PolyakStart::Growing,
-        _ => PolyakStart::Initialised,
-    })
+/// A setting by the name that each of its values has in files.
+fn named<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    let parse = |name: String| -> std::result::Result<T, ValueError> {
+        T::deserialize(name.into_deserializer())
+    };
+    PossibleValuesParser::new(names).try_map(parse)
 }
 
 impl Flags {

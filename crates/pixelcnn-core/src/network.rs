@@ -319,7 +319,7 @@ fn channel_by_channel<P: Pass>(
             x = pass.gated_resnet(&block, &x, known.as_ref());
         }
         let x = pass.elu(x);
-        let layer = build.dense(filters, mixture.logits_of(channel).len());
+        let layer = build.dense(filters, mixture.logits_of(channel..channel + 1).len());
         let own = pass.layer(&layer, &x);
         all = Some(match all {
             None => own,

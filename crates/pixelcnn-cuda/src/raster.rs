@@ -276,7 +276,7 @@ impl CudaRaster {
         self.padded.resize(self.images * ring.channels, 0.0);
         self.memory
             .read(start * self.images * VALUE, &mut self.padded)?;
-        let own = mixture.logits_of(here.start).start..mixture.logits_of(here.end - 1).end;
+        let own = mixture.logits_of(here);
         let images = self.padded.chunks_exact(ring.channels);
         let logits = self.logits.chunks_exact_mut(config.output_channels());
         for (logits, padded) in logits.zip(images) {

@@ -349,7 +349,7 @@ fn channels_see_those_before_them() {
         let pixels = pixels.zip(after.chunks_exact(config.output_channels()));
         for (pixel, (before, after)) in pixels.enumerate() {
             for channel in 0..3 {
-                let own = mixture.logits_of(channel);
+                let own = mixture.logits_of(channel..channel + 1);
                 let depends = before[own.clone()] != after[own];
                 let is_later = 3 * pixel + channel > value;
                 assert_eq!(depends, is_later, "{channel} of {pixel} on value {value}");

@@ -18,12 +18,13 @@ use crate::device::DeviceFlags;
 use crate::measuring::{ImageFlags, share_out};
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
+use crate::settings::DataFlags;
 use crate::terminal::{Result, catch_interrupts, counted, note, note_dropped, say};
 use crate::trained::Trained;
 
 /// What is written.
 const FILES: [&str; 3] = ["probabilities.csv", "confusion.csv", "confusion.png"];
-/// Pictures of other classes that are named in the terminal.
+/// Images whose classes are told in the terminal, where nobody knows whether they are right.
 const NAMED: usize = 5;
 
 /// Find the classes of images.
@@ -51,6 +52,8 @@ pub struct Classify {
     overwrite: Overwrite,
     #[command(flatten)]
     ranks: GpuFlags,
+    #[command(flatten)]
+    data: DataFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -159,7 +162,7 @@ impl Classify {
                 self.overwrite.expect_free(&output.join(file))?;
             }
         }
-        let (config, _, data) = self.images.open(&trained)?;
+        let (config, _, data) = self.images.open(&trained, &self.data)?;
         // Whatever classes they have, or none.
         let unconditional = ModelConfig {
             nr_classes: 0,
@@ -190,7 +193,7 @@ impl Classify {
         })
     }
 
-    /// How many were right; where nobody knows, how many there are of each class.
+    /// How many were right; where nobody knows, the classes of the first images.
     fn summary(
         &self,
         trained: &Trained,

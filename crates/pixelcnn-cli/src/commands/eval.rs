@@ -16,6 +16,7 @@ use crate::device::DeviceFlags;
 use crate::measuring::{ImageFlags, measure};
 use crate::output::Overwrite;
 use crate::ranks::{GpuFlags, Team, common, together};
+use crate::settings::DataFlags;
 use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
@@ -40,6 +41,8 @@ pub struct Eval {
     overwrite: Overwrite,
     #[command(flatten)]
     ranks: GpuFlags,
+    #[command(flatten)]
+    data: DataFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -117,7 +120,7 @@ impl Eval {
         if let Some(path) = self.output.as_ref().filter(|_| team.leads()) {
             self.overwrite.prepare(path)?;
         }
-        let (_, split, data) = self.images.open(&trained)?;
+        let (_, split, data) = self.images.open(&trained, &self.data)?;
         expect_images(trained.model(), &data)?;
         note_dropped(data.dropped());
 

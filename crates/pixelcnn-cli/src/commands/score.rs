@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use pixelcnn::Stopped;
 use pixelcnn::atomic;
-use pixelcnn::data::{DataConfig, Dataset, Listener, Split};
+use pixelcnn::data::{DataConfig, Dataset, Listener};
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::Network;
@@ -18,10 +18,10 @@ use pixelcnn::score::{LosslessFormat, Map, Scores, auroc, maps, score};
 use crate::chart::{Chart, Series, Shape};
 use crate::device::DeviceFlags;
 use crate::heat::{self, Group};
-use crate::measuring::{mean, share_out};
+use crate::measuring::{ImageFlags, mean, share_out};
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
-use crate::settings::{absolute, split};
+use crate::settings::absolute;
 use crate::terminal::{
     Result, catch_interrupts, counted, interrupted, note, note_dropped, opening, say,
 };
@@ -65,13 +65,8 @@ pub struct Score {
     /// writes against.csv as well
     #[arg(long, value_name = "DATA")]
     against: Option<PathBuf>,
-    /// Which images of the data [default: the test images, or all where there is no such split; of
-    /// the run's own data those that it was not trained on]
-    #[arg(long, value_name = "SPLIT", value_parser = split())]
-    split: Option<Split>,
-    /// Score the first N images only [default: all]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[command(flatten)]
+    images: ImageFlags,
     /// Cut the largest centred square out of each picture and resize it to this side [default:
     /// pictures as they are]
     #[arg(long, value_name = "PIXELS")]
@@ -84,14 +79,6 @@ pub struct Score {
     /// maps.png, those of --against in maps-against.png [default: none]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1_000))]
     maps: Option<u16>,
-    /// Use the parameters as trained last, not their Polyak average
-    #[arg(long)]
-    raw: bool,
-    /// Images evaluated side by side; changes the time and memory taken, not the result
-    /// [default: 16, on a GPU 256]
-    #[arg(long, value_name = "N")]
-    #[arg(value_parser = value_parser!(u32).range(1..=65_536))]
-    batch_size: Option<u32>,
     /// Leave damaged pictures out instead of refusing all; each is decoded once to find out
     #[arg(long)]
     skip_damaged: bool,
@@ -149,7 +136,7 @@ impl Score {
                 ..
             } = prepared;
             let data: Vec<&Dataset> = sets.iter().map(|(_, data, _)| data).collect();
-            common(self, trained, self.raw, *device, &data)
+            common(self, trained, self.images.raw, *device, &data)
         };
         let Prepared {
             trained,
@@ -228,7 +215,7 @@ impl Score {
             "in {}{} ({} weights, step {})",
             output.display(),
             scale.unwrap_or_default(),
-            trained.kind(self.raw),
+            trained.kind(self.images.raw),
             trained.step()
         ))?;
         Ok(ExitCode::SUCCESS)
@@ -251,17 +238,14 @@ impl Score {
                 self.overwrite.expect_free(&output.join(file))?;
             }
         }
-        let network = trained.network(self.raw, &device)?;
-        let batch_size = self.batch_size.map(|n| n as usize);
+        let network = trained.network(self.images.raw, &device)?;
         let (mut sets, mut dropped) = (Vec::new(), DroppedCount::default());
         let mut listener = opening();
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
             let (name, data) = self.open(data, &trained, &mut listener)?;
             dropped += data.dropped();
             expect_images(model, &data)?;
-            let count = self
-                .limit
-                .map_or(data.len(), |n| data.len().min(n as usize));
+            let count = self.images.count(&data);
             if let Some(n) = self.maps {
                 let n = usize::from(n).min(count);
                 heat::fits(model, &[n, n]).map_err(|error| format!("--maps {n}: {error}"))?;
@@ -279,7 +263,7 @@ impl Score {
             network,
             sets,
             output,
-            batch_size: batch_size.unwrap_or(device.images_at_a_time()),
+            batch_size: self.images.batch_size(&device),
         })
     }
 
@@ -309,7 +293,7 @@ impl Score {
                 ..own.clone()
             };
         }
-        let (split, data) = trained.open_measured(&config, self.split, listener)?;
+        let (split, data) = trained.open_measured(&config, self.images.split, listener)?;
         let split = split.map(|split| format!(" {split}"));
         Ok((short + &split.unwrap_or_default(), data))
     }

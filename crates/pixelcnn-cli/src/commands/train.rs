@@ -277,7 +277,7 @@ impl Train {
         }
         let (train, test) = open_splits(&config.data)?;
         if let (Some(steps), Some(state)) = (self.cooldown_steps, &start) {
-            let steps_per_epoch = (train.len() / config.train.batch_size) as u64;
+            let steps_per_epoch = config.train.steps_per_epoch(train.len());
             config.train.cool_down(steps, steps_per_epoch, state);
         }
         let run = self.output.as_deref().unwrap_or(run);

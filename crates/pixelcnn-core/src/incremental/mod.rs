@@ -147,10 +147,12 @@ impl Evaluator {
     /// read for it at the least.
     pub fn weights_of(&self, [y, x]: [usize; 2]) -> impl Iterator<Item = &[f32]> {
         let Model {
-            program, weights, ..
+            config,
+            program,
+            weights,
         } = &*self.model;
-        let steps =
-            (0..self.model.config.channels).flat_map(move |known| program.steps([y, x], known));
+        let turns = (0..config.channels).step_by(config.channels_together());
+        let steps = turns.flat_map(move |known| program.steps([y, x], known));
         steps.flat_map(move |step| {
             let sum = &program.sums[step.sum];
             let len = |taps: &[Tap]| taps.iter().map(Tap::channels).sum::<usize>() * sum.columns();
@@ -313,6 +315,7 @@ impl Raster {
     }
 
     fn compute(&mut self, pixel: [usize; 2]) {
+        let here = self.channels();
         let Raster {
             model,
             kernels,
@@ -320,10 +323,8 @@ impl Raster {
             scratch,
             groups,
             by_image,
-            known,
             ..
         } = self;
-        let known = *known;
         let (by_image, threads) = (*by_image, team.size());
         let shared: Vec<Memory> = groups.iter_mut().map(Group::memory).collect();
         team.run(&|member| {
@@ -344,15 +345,13 @@ impl Raster {
                     member: member.as_ref(),
                     scratch: &mut scratch,
                 };
-                worker.advance(pixel, known);
+                worker.advance(pixel, here.start);
             }
         });
 
         let (mixture, output) = (Mixture::of(&model.config), model.config.output_channels());
-        let together = model.config.channels_together();
-        let ring = &model.program.rings[model.program.logits[known / together]];
-        let last = mixture.logits_of(known + together - 1);
-        let own = mixture.logits_of(known).start..last.end;
+        let ring = &model.program.rings[model.program.logits[here.start / here.len()]];
+        let own = mixture.logits_of(here);
         let [y, x] = pixel.map(|n| n as isize);
         for group in groups {
             let first = group.memory().pixel(ring, y, x);

@@ -24,7 +24,7 @@ pub struct Program {
     pub rings: Vec<Ring>,
     /// Layers whose weights the taps use.
     pub layers: Vec<Layer>,
-    /// Rings of the network's output: of the mixtures of a pixel, one after the other.
+    /// Rings of the network's output, one for the channels of each turn.
     pub logits: Vec<usize>,
     /// Floats of memory for each image.
     pub floats: usize,
@@ -546,7 +546,7 @@ impl Pass for Compiler<'_> {
         self.move_taps(x, 0, -1)
     }
 
-    /// Of a pixel's layers, `y` is the last.
+    /// Of the first layers, `y` is the last.
     fn add(&mut self, x: Map, y: Map) -> Map {
         let ([Part::Value(sum)], [Part::Value(last)]) = (&x.0[..], &y.0[..]) else {
             unreachable!("values of sums are added");
@@ -558,7 +558,6 @@ impl Pass for Compiler<'_> {
             for (phase, more) in sum.phases.iter_mut().zip(last.phases) {
                 phase.pixel.extend(more.pixel);
             }
-            sum.biases.extend(last.biases);
         }
         x
     }

@@ -12,11 +12,12 @@ pub mod reference;
 pub use channel::ChannelMixture;
 pub(crate) use channel::padded;
 
+use std::ops::Range;
+
 use crate::config::ModelConfig;
 use crate::kernels::math::{exp, ln, tanh};
 use crate::kernels::vectorized;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Log-scales are floored here.
 const LOG_SCALE_MIN: f32 = -7.0;
@@ -49,11 +50,14 @@ impl Mixture {
         self.components * (1 + self.channels * self.kinds())
     }
 
-    /// Which of a pixel's logits are needed for a channel and for none before it.
-    pub fn logits_of(&self, channel: usize) -> Range<usize> {
+    /// Which of a pixel's logits are needed for some channels and for none before them.
+    pub fn logits_of(&self, channels: Range<usize>) -> Range<usize> {
         let end = |channels: usize| self.components * (1 + channels * self.kinds());
-        let start = if channel == 0 { 0 } else { end(channel) };
-        start..end(channel + 1)
+        let start = match channels.start {
+            0 => 0,
+            before => end(before),
+        };
+        start..end(channels.end)
     }
 
     /// Nats of every pixel, all channels together: `x` \[pixels, channels\] scaled to \[-1, 1\],

@@ -347,7 +347,7 @@ fn train(
     config.validate()?;
     expect_images(&config.model, images)?;
     expect_images(&config.model, test)?;
-    let steps_per_epoch = (images.len() / config.train.batch_size) as u64;
+    let steps_per_epoch = config.train.steps_per_epoch(images.len());
     if steps_per_epoch == 0 {
         return Err(TrainError::TooFewImages {
             images: images.len(),

@@ -47,6 +47,12 @@ impl TrainConfig {
         }
     }
 
+    /// Steps in a pass over so many training images; those that don't fill a batch are dropped, as the
+    /// original does.
+    pub fn steps_per_epoch(&self, images: usize) -> u64 {
+        (images / self.batch_size) as u64
+    }
+
     /// The step after which a run ends that has so many in an epoch; none as long as only time can
     /// tell.
     pub(super) fn last_step(&self, steps_per_epoch: u64, state: &TrainState) -> Option<u64> {

@@ -118,7 +118,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        (self.data.len() / self.config.train.batch_size) as u64
+        self.config.train.steps_per_epoch(self.data.len())
     }
 
     /// The step after which the run ends; none as long as only time can tell.
