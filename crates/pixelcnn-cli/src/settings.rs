@@ -53,6 +53,7 @@ pub struct ModelSettings {
     class_conditional: bool,
     nr_channel_resnet: usize,
     augmentation: Augmentation,
+    attention: [usize; 3],
     // The `config.toml` of a run can be given too. It has these, and the data must have the same.
     height: Option<usize>,
     width: Option<usize>,
@@ -71,6 +72,7 @@ impl Default for ModelSettings {
             class_conditional: false,
             nr_channel_resnet: original.nr_channel_resnet,
             augmentation: original.augmentation,
+            attention: original.attention,
             height: None,
             width: None,
             channels: None,
@@ -118,6 +120,7 @@ impl Settings {
             nr_classes: if model.conditional() { nr_classes } else { 0 },
             nr_channel_resnet: model.nr_channel_resnet,
             augmentation: model.augmentation,
+            attention: model.attention,
         }
     }
 
@@ -276,6 +279,9 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     #[arg(value_parser = named::<Augmentation>(["none", "flips", "symmetries"]))]
     augmentation: Option<Augmentation>,
+    /// Heads of causal self-attention at full, half and quarter resolution, such as 0,4,4; 0 for none
+    #[arg(long, value_name = "N,N,N", help_heading = "Model", value_parser = heads)]
+    attention: Option<[usize; 3]>,
 
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -407,6 +413,7 @@ impl Flags {
         set(&mut model.nonlinearity, &self.nonlinearity);
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
+        set(&mut model.attention, &self.attention);
         if let Some(conditional) = self.class_conditional {
             model.class_conditional = conditional;
             model.nr_classes = None;
@@ -479,6 +486,7 @@ impl Flags {
         set(&mut model.nonlinearity, &self.nonlinearity);
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
+        set(&mut model.attention, &self.attention);
         self.apply_training(&mut config.train);
         data.apply(&mut config.data);
     }
@@ -511,6 +519,13 @@ pub fn can_change(name: &str, begun: &RunConfig) -> bool {
 pub fn is_gone(data: &DataConfig) -> bool {
     let path = Path::new(&data.data);
     !is_data_set(path) && !path.exists()
+}
+
+/// Heads at each resolution.
+fn heads(text: &str) -> std::result::Result<[usize; 3], String> {
+    let heads: Option<Vec<usize>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
+    let heads = heads.and_then(|heads| heads.try_into().ok());
+    heads.ok_or_else(|| "three numbers, such as 0,4,4".into())
 }
 
 /// Overrides a value where a flag is given.
@@ -572,7 +587,7 @@ mod tests {
             };
             let every = toml::Value::try_from(TrainConfig::default()).unwrap();
             assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
-            assert_eq!(preset["model"].as_table().unwrap().len(), 7, "{name}");
+            assert_eq!(preset["model"].as_table().unwrap().len(), 8, "{name}");
         }
     }
 

@@ -97,6 +97,14 @@ pub struct ModelConfig {
     /// Transformations of training images that the model is told.
     #[serde(default, skip_serializing_if = "Augmentation::is_none")]
     pub augmentation: Augmentation,
+    /// Heads of causal self-attention (Chen et al., 2018) after the down pass's blocks at full, half and
+    /// quarter resolution, where the horizontal stack then sees all that came before; 0 for none.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub attention: [usize; 3],
+}
+
+fn has_none(heads: &[usize; 3]) -> bool {
+    *heads == [0; 3]
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -117,6 +125,7 @@ impl Default for ModelConfig {
             nr_classes: 0,
             nr_channel_resnet: 0,
             augmentation: Augmentation::None,
+            attention: [0; 3],
         }
     }
 }
@@ -148,6 +157,16 @@ pub enum ConfigError {
     /// Neither 1 nor 3 channels.
     #[error("{0} channels: images have 1 (grey) or 3 (RGB)")]
     Channels(usize),
+    /// Heads that can't share the channels, or too many.
+    #[error(
+        "attention with {heads} heads and {filters} filters: up to {MAX_HEADS} heads, among which the filters can be shared out evenly"
+    )]
+    Heads {
+        /// Heads at a resolution.
+        heads: usize,
+        /// Channels of a feature map.
+        filters: usize,
+    },
     /// A count outside its range.
     #[error("{name} = {value}: must be between {min} and {max}")]
     Count {
@@ -164,6 +183,9 @@ pub enum ConfigError {
 
 /// The longest side of an image.
 pub const MAX_SIDE: usize = 1024;
+
+/// The most heads of attention.
+pub const MAX_HEADS: usize = 8;
 
 impl ModelConfig {
     /// Checks every field's range, so that sizes computed from it can be trusted.
@@ -203,7 +225,12 @@ impl ModelConfig {
                 });
             }
         }
-        Ok(())
+        let filters = self.nr_filters;
+        let fits = |heads: &usize| *heads <= MAX_HEADS && filters.is_multiple_of((*heads).max(1));
+        match self.attention.into_iter().find(|heads| !fits(heads)) {
+            None => Ok(()),
+            Some(heads) => Err(ConfigError::Heads { heads, filters }),
+        }
     }
 
     /// The settings that the original does not have, where they are not off: the name of each, its value,
@@ -219,6 +246,13 @@ impl ModelConfig {
                 augmentation.name().to_owned(),
                 augmentation.count(),
             ),
+            (
+                "attention",
+                self.attention.map(|heads| heads.to_string()).join(","),
+                self.attention
+                    .iter()
+                    .fold(0, |number, heads| number * (MAX_HEADS + 1) + heads),
+            ),
         ];
         later.into_iter().filter(|(.., number)| *number > 0)
     }
@@ -232,6 +266,11 @@ impl ModelConfig {
     /// channel, and with three channels three coefficients (paper, equation 3).
     pub fn output_channels(&self) -> usize {
         Mixture::of(self).logits_per_pixel()
+    }
+
+    /// Whether there is attention anywhere.
+    pub fn attends(&self) -> bool {
+        !has_none(&self.attention)
     }
 
     /// Channels of a pixel that are predicted together: all of them, or one after another.

@@ -143,6 +143,14 @@ pub trait Pass {
     fn concat(&mut self, x: &Self::Map, y: &Self::Map) -> Self::Map;
     /// The exponential linear unit.
     fn elu(&mut self, x: Self::Map) -> Self::Map;
+    /// Causal self-attention: what each pixel sees of those up to it in raster order. See
+    /// [`Attention`](crate::kernels::attention::Attention).
+    fn attention(
+        &mut self,
+        heads: usize,
+        queries: &Self::Map,
+        keys_values: &Self::Map,
+    ) -> Self::Map;
     /// Told of every feature map of the two stacks that the original records, in its order.
     fn record(&mut self, _map: &Self::Map) {}
 }
@@ -281,6 +289,10 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
             pass.record(&u);
             pass.record(&ul);
         }
+        let heads = config.attention[2 - scale];
+        if heads > 0 {
+            ul = attend(&mut build, pass, heads, ul);
+        }
     }
 
     if config.nr_channel_resnet > 0 {
@@ -289,6 +301,23 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
     let ul = pass.elu(ul);
     let layer = build.dense(filters, config.output_channels());
     pass.layer(&layer, &ul)
+}
+
+/// What the horizontal stack sees of all pixels before (PixelSNAIL's attention block; Chen et al., 2018,
+/// section 2). The keys and values of a pixel are of the features there and one pixel to the left, which
+/// hold the pixel that they lead up to: so they may be seen from the pixel itself on, and no mask must
+/// keep a pixel from its own.
+fn attend<P: Pass>(build: &mut Builder, pass: &mut P, heads: usize, ul: P::Map) -> P::Map {
+    let filters = build.config.nr_filters;
+    let bent = pass.elu(ul.clone());
+    let layer = build.dense(filters, filters);
+    let queries = pass.layer(&layer, &bent);
+    let window = Window::down_right_shifted([1, 2], 1);
+    let layer = build.layer(LayerKind::Conv, window, filters, 2 * filters);
+    let keys_values = pass.layer(&layer, &bent);
+    let seen = pass.attention(heads, &queries, &keys_values);
+    let block = build.gated_resnet(Window::POINT, filters);
+    pass.gated_resnet(&block, &ul, Some(&seen))
 }
 
 /// The mixture's parameters, each channel's from the features and the channels before it.
@@ -383,6 +412,7 @@ impl Layout {
             layout: Layout::default(),
             nonlinearity: config.nonlinearity,
             conditions: config.nr_conditions(),
+            filters: config.nr_filters,
         };
         pixelcnn(config, &mut pass, [config.height, config.width]);
         pass.layout
@@ -407,6 +437,7 @@ struct LayoutPass {
     layout: Layout,
     nonlinearity: Nonlinearity,
     conditions: usize,
+    filters: usize,
 }
 
 impl LayoutPass {
@@ -496,6 +527,13 @@ impl Pass for LayoutPass {
 
     fn elu(&mut self, x: Self::Map) -> Self::Map {
         x
+    }
+
+    fn attention(&mut self, _heads: usize, queries: &Self::Map, _: &Self::Map) -> Self::Map {
+        // Every pixel's products with half of all pixels, in the mean, and their sums.
+        let pixels = (queries[0] * queries[1]) as u64;
+        self.layout.multiply_adds += pixels * (pixels + 1) * self.filters as u64;
+        *queries
     }
 }
 

@@ -140,6 +140,17 @@ pub enum Operation {
         /// Written.
         to: usize,
     },
+    /// Causal self-attention.
+    Attention {
+        /// Among which the channels are shared out.
+        heads: usize,
+        /// Read, and kept.
+        queries: usize,
+        /// The keys' channels, then the values'; read, and kept.
+        keys_values: usize,
+        /// Written.
+        to: usize,
+    },
 }
 
 /// An operation's backward pass. An addition has none: the gradient of the sum is that of its terms.
@@ -150,7 +161,8 @@ pub struct Backward {
     /// Buffer of the gradient by its output.
     pub output: usize,
     /// The gradients by its inputs: of a layer, a shift or an elu by `from`, if that is not the
-    /// image; of a block by `x`, then by each of `a`; of a concatenation by each of its maps.
+    /// image; of a block by `x`, then by each of `a`; of a concatenation by each of its maps; of
+    /// attention by its queries, then by its keys and values.
     ///
     /// A block's gradient by `x` holds that by its output as it is, plus what comes through the
     /// block. Where its buffer is `output` itself, that is done in place. Where it is not, that is
@@ -309,6 +321,7 @@ impl Planner<'_> {
                 Operation::Layer { from, .. }
                 | Operation::Shift { from, .. }
                 | Operation::Elu { from, .. }
+                | Operation::Attention { queries: from, .. }
                 | Operation::GatedResnet { x: from, .. } => {
                     match std::mem::replace(&mut gone_on[from], true) {
                         true => 1,
@@ -353,6 +366,14 @@ impl Planner<'_> {
                         accumulate: gradients[x] != Some(output),
                     });
                     inputs.extend(a.iter().map(|&a| self.contribution(a, &mut gradients)));
+                }
+                Operation::Attention {
+                    queries,
+                    keys_values,
+                    ..
+                } => {
+                    let maps = [queries, keys_values];
+                    inputs.extend(maps.map(|map| self.contribution(map, &mut gradients)));
                 }
                 Operation::Concat { from, .. } => {
                     let from = from.iter();
@@ -542,6 +563,7 @@ impl Operation {
             | Operation::Shift { to, .. }
             | Operation::Add { to, .. }
             | Operation::Elu { to, .. }
+            | Operation::Attention { to, .. }
             | Operation::Concat { to, .. } => to,
         }
     }
@@ -554,6 +576,11 @@ impl Operation {
             | Operation::Elu { from, .. } => (vec![*from], vec![]),
             Operation::Add { from, to } => (vec![*from, *to], vec![]),
             Operation::Concat { from, .. } => (from.clone(), vec![]),
+            Operation::Attention {
+                queries,
+                keys_values,
+                ..
+            } => (vec![*queries, *keys_values], vec![]),
             Operation::GatedResnet { x, a, c1, c2, .. } => {
                 ([&[*x], &a[..]].concat(), vec![*c1, *c2])
             }
@@ -581,6 +608,11 @@ impl Operation {
         match self {
             Operation::Layer { from, .. } | Operation::Elu { from, .. } => vec![*from],
             Operation::GatedResnet { x, a, c1, c2, .. } => [&[*x, *c1, *c2], &a[..]].concat(),
+            Operation::Attention {
+                queries,
+                keys_values,
+                ..
+            } => vec![*queries, *keys_values],
             Operation::Images { .. }
             | Operation::Shift { .. }
             | Operation::Add { .. }
@@ -666,6 +698,18 @@ impl Pass for Planner<'_> {
         vec![to]
     }
 
+    fn attention(&mut self, heads: usize, queries: &Maps, keys_values: &Maps) -> Maps {
+        let [queries, keys_values] = [queries, keys_values].map(|maps| one(maps));
+        let to = self.like(queries);
+        self.plan.forward.push(Operation::Attention {
+            heads,
+            queries,
+            keys_values,
+            to,
+        });
+        vec![to]
+    }
+
     fn record(&mut self, map: &Maps) {
         self.plan.recorded.push(one(map));
     }
@@ -691,6 +735,7 @@ mod tests {
         configs.push(ModelConfig::default());
         configs.push(ModelConfig {
             nr_channel_resnet: 1,
+            attention: [4, 5, 8],
             ..ModelConfig::default()
         });
         configs.into_iter().flat_map(move |config| plans(&config))
@@ -705,6 +750,12 @@ mod tests {
             | Operation::Elu { from, to } => (vec![*from], vec![*to]),
             Operation::Add { from, to } => (vec![*from, *to], vec![]),
             Operation::Concat { from, to } => (from.clone(), vec![*to]),
+            Operation::Attention {
+                queries,
+                keys_values,
+                to,
+                ..
+            } => (vec![*queries, *keys_values], vec![*to]),
             Operation::GatedResnet {
                 x, a, c1, c2, to, ..
             } => ([&[*x], &a[..]].concat(), vec![*c1, *c2, *to]),
@@ -792,6 +843,7 @@ mod tests {
                 let (inputs, from_images) = match &plan.forward[step.operation] {
                     Operation::GatedResnet { a, .. } => (1 + a.len(), false),
                     Operation::Concat { from, .. } => (from.len(), false),
+                    Operation::Attention { .. } => (2, false),
                     Operation::Layer { from, .. } => (1, plan.is_of_images(*from)),
                     _ => (1, false),
                 };

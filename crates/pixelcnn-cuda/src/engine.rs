@@ -307,6 +307,10 @@ impl Cuda {
             Operation::GatedResnet { x, a, .. } => {
                 outputs(plan.buffers[*x].values() * a.len().max(1))
             }
+            Operation::Attention { heads, to, .. } => {
+                let [h, w] = plan.buffers[*to].size;
+                2 * heads * h * w
+            }
             _ => 0,
         });
         blocks.max().unwrap_or(0)

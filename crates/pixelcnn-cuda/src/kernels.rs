@@ -12,11 +12,12 @@ use crate::CudaError;
 use crate::gpu::{Argument, Branch, Plain};
 
 /// Their source, without what it begins with on a device.
-pub(crate) const SOURCES: [&str; 6] = [
+pub(crate) const SOURCES: [&str; 7] = [
     include_str!("kernels/numbers.cu"),
     include_str!("kernels/pointwise.cu"),
     include_str!("kernels/convolution.cu"),
     include_str!("kernels/likelihood.cu"),
+    include_str!("kernels/attention.cu"),
     include_str!("kernels/parameters.cu"),
     include_str!("kernels/raster.cu"),
 ];
@@ -51,6 +52,16 @@ pub(crate) struct Added {
     pub bias: Address,
     pub hw: Address,
     pub conditions: Address,
+}
+
+/// `Heads` of `kernels/attention.cu`: of attention over maps of so many pixels.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Heads {
+    pub count: i64,
+    pub pixels: i32,
+    pub channels: i32,
+    pub heads: i32,
 }
 
 /// `Geometry` of `kernels/convolution.cu`: rows, columns and channels of the coarser and the finer
@@ -395,6 +406,26 @@ kernels! {
         channels: i32,
         components: i32,
     ) in blocks(pixels);
+    fn attend(queries: Address, keys_values: Address, seen: Address, heads: Heads)
+        in blocks(heads.count);
+    fn attend_backward_queries(
+        queries: Address,
+        keys_values: Address,
+        d_seen: Address,
+        d_queries: Address,
+        totals: Address,
+        heads: Heads,
+        accumulate: i32,
+    ) in blocks(heads.count);
+    fn attend_backward_keys_values(
+        queries: Address,
+        keys_values: Address,
+        d_seen: Address,
+        totals: Address,
+        d_keys_values: Address,
+        heads: Heads,
+        accumulate: i32,
+    ) in blocks(heads.count);
     fn sum_images(nats: Address, sums: Address, pixels_per_image: i64, images: i32)
         in [images.unsigned_abs(), 1, 1];
 
@@ -437,6 +468,18 @@ kernels! {
         sum: Sum,
         images: i32,
     ) in blocks(i64::from(sum.count) * i64::from(images) * i64::from(sum.channels));
+    fn see(
+        memory: Address,
+        at: Address,
+        start: i64,
+        scale: i32,
+        columns: i32,
+        channels: i32,
+        heads: i32,
+        queries: Ring,
+        keys_values: Ring,
+        images: i32,
+    ) in blocks(i64::from(images) * i64::from(heads));
     fn place_levels(
         memory: Address,
         levels: Address,

@@ -13,7 +13,7 @@ use crate::CudaError;
 use crate::convolution::{Convolution, Direction};
 use crate::engine::{Bucket, CONDITIONS, Cuda, Maps, Trained, VALUE, Weights, branches};
 use crate::gpu::{Branch, Memory, SUMS};
-use crate::kernels::{self, Added, Address, Biases, Channels, Geometry};
+use crate::kernels::{self, Added, Address, Biases, Channels, Geometry, Heads};
 
 /// `NONE` of `kernels/pointwise.cu`.
 const NO_CONDITION: u32 = u32::MAX;
@@ -365,7 +365,27 @@ impl Pass<'_> {
                     }
                     Ok(())
                 }
+                &Operation::Attention {
+                    heads,
+                    queries,
+                    keys_values,
+                    ..
+                } => {
+                    let (q, kv) = (self.at(queries), self.at(keys_values));
+                    kernels::attend(branch, q, kv, self.at(to), self.heads(heads, to))
+                }
             }
+        }
+    }
+
+    /// Of attention whose output has the shape of a buffer.
+    fn heads(&self, heads: usize, buffer: usize) -> Heads {
+        let pixels = self.pixels_per_image(buffer);
+        Heads {
+            count: self.images as i64 * pixels * heads as i64,
+            pixels: pixels as i32,
+            channels: self.plan.buffers[buffer].channels as i32,
+            heads: heads as i32,
         }
     }
 
@@ -537,6 +557,28 @@ impl Pass<'_> {
                         let accumulate = accumulate.into();
                         kernels::concat_backward(branch, dy, dx, values, channels, accumulate)?;
                     }
+                }
+                &Operation::Attention {
+                    heads,
+                    queries,
+                    keys_values,
+                    ..
+                } => {
+                    let [by_queries, by_keys_values] = step.inputs[..] else {
+                        unreachable!("attention has two inputs");
+                    };
+                    let (q, kv, totals) = (self.at(queries), self.at(keys_values), self.scratch());
+                    let heads = self.heads(heads, queries);
+                    let Gradient { buffer, accumulate } = by_queries;
+                    let (to, accumulate) = (self.at(buffer), accumulate.into());
+                    kernels::attend_backward_queries(
+                        branch, q, kv, dy, to, totals, heads, accumulate,
+                    )?;
+                    let Gradient { buffer, accumulate } = by_keys_values;
+                    let (to, accumulate) = (self.at(buffer), accumulate.into());
+                    kernels::attend_backward_keys_values(
+                        branch, q, kv, dy, totals, to, heads, accumulate,
+                    )?;
                 }
                 Operation::Images { .. } | Operation::Add { .. } => {}
             }

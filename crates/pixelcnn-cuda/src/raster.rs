@@ -321,6 +321,26 @@ impl CudaRaster {
             bent[i] = described_ring(&rings[ring]);
             f[i] = kernels::number(function);
         }
+        let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
+        let begun = begun || sum.attention.is_some();
+        if let Some(attention) = sum.attention {
+            // SAFETY: as below.
+            unsafe {
+                kernels::see(
+                    self.gpu.branch(0),
+                    self.memory.address(),
+                    self.at.address(),
+                    sum.start as i64,
+                    sum.scale as i32,
+                    sum.columns() as i32,
+                    sum.channels as i32,
+                    attention.heads as i32,
+                    described_ring(&rings[attention.queries]),
+                    described_ring(&rings[attention.keys_values]),
+                    self.images as i32,
+                )?;
+            }
+        }
         let start = model.starts[&(number, phase, when == When::Row)];
         let conditional = sum.conditional.is_some();
         let arguments = kernels::Sum {
@@ -335,7 +355,7 @@ impl CudaRaster {
             first: first as i32,
             step: step as i32,
             count: count as i32,
-            begun: (when == When::Pixel && !sum.phases[phase].row.is_empty()).into(),
+            begun: begun.into(),
             complete: (sum.by_row || when == When::Pixel).into(),
             weights: model.packed.taps_at(number, phase, when) as i64,
             taps: taps.len() as i32,

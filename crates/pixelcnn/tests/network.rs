@@ -324,18 +324,24 @@ fn the_network_is_causal_and_sees_what_it_should() {
 /// before it, pixel by pixel and channel by channel, and on all of them.
 #[test]
 fn channels_see_those_before_them() {
+    for attention in [[0; 3], [1, 5, 1]] {
+        channels_see_those_before(&ModelConfig {
+            height: 8,
+            width: 8,
+            nr_resnet: 2,
+            nr_channel_resnet: 1,
+            attention,
+            ..configs()[0].clone()
+        });
+    }
+}
+
+fn channels_see_those_before(config: &ModelConfig) {
     let mut random = ChaCha8Rng::seed_from_u64(4);
-    let config = ModelConfig {
-        height: 8,
-        width: 8,
-        nr_resnet: 2,
-        nr_channel_resnet: 1,
-        ..configs()[0].clone()
-    };
-    let mixture = Mixture::of(&config);
-    let images = Images::random(&config, 1, &mut random);
-    let parameters = draw_parameters(&config, 7);
-    let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+    let mixture = Mixture::of(config);
+    let images = Images::random(config, 1, &mut random);
+    let parameters = draw_parameters(config, 7);
+    let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
     let before = network.logits(images.batch()).unwrap();
     for value in 0..config.dims() {
         let mut other = images.images.clone();

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::{Arrays, Part};
 use crate::config::ModelConfig;
+use crate::kernels::attention::Attention;
 use crate::kernels::conv::Conv;
 use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
 use crate::kernels::pointwise::{Dropout, elu, elu_backward};
@@ -307,6 +308,15 @@ impl<'a> Execution<'a> {
                     }
                 }
             }
+            Operation::Attention {
+                heads,
+                queries,
+                keys_values,
+                ..
+            } => {
+                let kernel = self.attention(*heads, to);
+                kernel.forward(self.values(*queries), self.values(*keys_values), out);
+            }
             Operation::GatedResnet { .. } => unreachable!("done above"),
         }
         self.keep(number, 0, to, &memory);
@@ -347,6 +357,16 @@ impl<'a> Execution<'a> {
         }
     }
 
+    /// The kernel of attention whose output has the shape of a buffer.
+    fn attention(&self, heads: usize, buffer: usize) -> Attention {
+        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
+        Attention {
+            heads,
+            channels,
+            pixels: size[0] * size[1],
+        }
+    }
+
     /// The kernel of a block that reads a buffer.
     fn kernel(&self, block: &network::GatedResnet, x: usize) -> GatedResnet {
         GatedResnet {
@@ -381,6 +401,7 @@ impl<'a> Execution<'a> {
         match operation {
             Operation::GatedResnet { .. } => return self.backward_block(step, gradients),
             Operation::Concat { from, .. } => return self.backward_concat(step, from),
+            Operation::Attention { .. } => return self.backward_attention(step),
             _ => {}
         }
         if let Operation::Layer { layer, from, .. } = operation {
@@ -433,6 +454,35 @@ impl<'a> Execution<'a> {
             }
             self.give([buffer], [memory]);
         }
+    }
+
+    fn backward_attention(&mut self, step: &Backward) {
+        let &Operation::Attention {
+            heads,
+            queries,
+            keys_values,
+            ..
+        } = &self.plan.forward[step.operation]
+        else {
+            unreachable!("the caller looked");
+        };
+        let [by_queries, by_keys_values] = step.inputs[..] else {
+            unreachable!("attention has two inputs");
+        };
+        let buffers = [by_queries.buffer, by_keys_values.buffer];
+        let [mut d_q, mut d_kv] = self.take(buffers);
+        let gradients = [(&mut d_q, by_queries), (&mut d_kv, by_keys_values)];
+        let gradients = gradients.map(|(memory, Gradient { buffer, accumulate })| MapGradient {
+            values: &mut memory[..self.len(buffer)],
+            accumulate,
+        });
+        self.attention(heads, queries).backward(
+            self.values(queries),
+            self.values(keys_values),
+            self.values(step.output),
+            gradients,
+        );
+        self.give(buffers, [d_q, d_kv]);
     }
 
     fn backward_block(&mut self, step: &Backward, gradients: &mut Arrays) {

@@ -199,7 +199,8 @@ impl Cpu {
     fn bands<'b>(&self, part: Part<'b>) -> Vec<Part<'b>> {
         let ModelConfig { height, width, .. } = self.config;
         let rows = PIXELS.div_ceil(width).next_multiple_of(BAND_ROWS);
-        if part.images != 1 || rows >= height {
+        // Attention sees all of the image above.
+        if part.images != 1 || rows >= height || self.config.attends() {
             return vec![part];
         }
         let values_per_row = self.config.dims() / height;

@@ -24,10 +24,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{ConfigError, ModelConfig, Nonlinearity};
+use crate::kernels::attention;
 use crate::kernels::simd::{self, Level};
 use crate::likelihood::{Mixture, from_level};
 use crate::network::Layout;
-use program::{Program, Ring, Step, Sum, Tap, When};
+use program::{Attention, Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
 pub use tile::PANEL;
 use tile::TileKernels;
@@ -459,6 +460,8 @@ struct Scratch {
     /// Of the pairs \[4, pairs, columns\].
     products: Vec<Line>,
     zeros: Vec<Line>,
+    /// In which a pixel sees others.
+    shares: Vec<f32>,
 }
 
 // SAFETY: the pointers mean nothing between two uses, which both write them first.
@@ -538,6 +541,11 @@ impl Worker<'_> {
             if scratch.pixels.is_empty() || panels.is_empty() {
                 break;
             }
+            if let Some(attention) = sum.attention {
+                self.attend(sum, attention, row, panels.clone());
+                self.values(sum, row, panels.clone());
+                continue;
+            }
             if paired {
                 self.sum_pairs(number, row, panels.clone());
                 let rights = self.scratch.pixels.len();
@@ -550,6 +558,56 @@ impl Worker<'_> {
             }
             if complete {
                 self.values(sum, row, panels.clone());
+            }
+        }
+    }
+
+    /// What the pixels in `scratch` see of those up to them, for some panels.
+    fn attend(&mut self, sum: &Sum, attention: Attention, row: usize, panels: Range<usize>) {
+        let (memory, n) = (self.memory, self.memory.images);
+        let rings = &self.model.program.rings;
+        let [queries, keys_values] = [attention.queries, attention.keys_values].map(|i| &rings[i]);
+        let width = sum.channels / attention.heads;
+        let own = panels.start * PANEL..(panels.end * PANEL).min(sum.channels);
+        let Scratch { pixels, shares, .. } = &mut *self.scratch;
+        for &[x, image] in &*pixels {
+            let at = |ring: &Ring, y: usize, x: usize, channel: usize| {
+                let first = memory.pixel(ring, y as isize, x as isize);
+                first + image * ring.channels + channel
+            };
+            let before = |y: usize| 0..if y < row { keys_values.width } else { x + 1 };
+            let seen = sum.start * n + (x * n + image) * sum.columns();
+            // SAFETY: queries, keys and values up to this pixel were made before the last barrier, and
+            // their rings have so many channels; these channels of the sum are this thread's alone.
+            unsafe {
+                // Those behind the last one are not read, but wide loads of them must find zeros.
+                memory
+                    .write(seen + panels.start * PANEL, panels.len() * PANEL)
+                    .fill(0.0);
+                for head in own.start / width..own.end.div_ceil(width) {
+                    let query = memory.read(at(queries, row, x, head * width), width);
+                    let scale = attention::scale(width);
+                    shares.clear();
+                    for y in 0..=row {
+                        shares.extend(before(y).map(|x| {
+                            let key = at(keys_values, y, x, head * width);
+                            scale * attention::dot(query, memory.read(key, width))
+                        }));
+                    }
+                    attention::softmax(shares);
+                    let own = own.start.max(head * width)..own.end.min((head + 1) * width);
+                    let seen = memory.write(seen + own.start, own.len());
+                    let mut shares = shares.iter();
+                    for y in 0..=row {
+                        for (x, share) in before(y).zip(&mut shares) {
+                            let values = at(keys_values, y, x, sum.channels + own.start);
+                            let values = memory.read(values, own.len());
+                            for (seen, value) in seen.iter_mut().zip(values) {
+                                *seen += share * value;
+                            }
+                        }
+                    }
+                }
             }
         }
     }

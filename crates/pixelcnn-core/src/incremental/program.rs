@@ -84,6 +84,19 @@ pub struct Sum {
     pub value: Option<usize>,
     /// Rings of functions of the value.
     pub activations: Vec<(Nonlinearity, usize)>,
+    /// Whose outcome it is instead of taps.
+    pub attention: Option<Attention>,
+}
+
+/// What each pixel sees of those up to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attention {
+    /// Among which the channels are shared out.
+    pub heads: usize,
+    /// Ring of the queries.
+    pub queries: usize,
+    /// Ring of the keys and the values: all rows of the map.
+    pub keys_values: usize,
 }
 
 impl Sum {
@@ -272,6 +285,7 @@ impl Compiler<'_> {
             residual: 0,
             value: None,
             activations: Vec::new(),
+            attention: None,
         });
         self.program.sums.len() - 1
     }
@@ -394,7 +408,11 @@ impl Compiler<'_> {
         let mut row_by_row = vec![false; program.rings.len()];
         let mut known_channels = vec![0; program.rings.len()];
         for sum in &mut program.sums {
-            sum.by_row = true;
+            sum.by_row = sum.attention.is_none();
+            if let Some(attention) = sum.attention {
+                let ring = &mut program.rings[attention.keys_values];
+                ring.rows = self.config.height >> ring.scale;
+            }
             for (i, phase) in sum.phases.iter_mut().enumerate() {
                 // The lower of the rows that a coarser row covers begins when that is complete.
                 let lower = i / sum.step > 0;
@@ -564,6 +582,18 @@ impl Pass for Compiler<'_> {
 
     fn concat(&mut self, x: &Map, y: &Map) -> Map {
         Map([&x.0[..], &y.0[..]].concat())
+    }
+
+    fn attention(&mut self, heads: usize, queries: &Map, keys_values: &Map) -> Map {
+        let (queries, scale, channels) = self.source(queries);
+        let (keys_values, ..) = self.source(keys_values);
+        let sum = self.sum(scale, 1, channels);
+        self.program.sums[sum].attention = Some(Attention {
+            heads,
+            queries,
+            keys_values,
+        });
+        Map(vec![Part::Value(sum)])
     }
 
     fn elu(&mut self, x: Map) -> Map {

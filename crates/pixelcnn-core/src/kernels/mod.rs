@@ -4,6 +4,7 @@
 pub mod simd;
 
 pub mod adam;
+pub mod attention;
 pub mod conv;
 pub mod gated_resnet;
 pub mod math;

@@ -148,6 +148,8 @@ enum Origin {
     Shifted([usize; 2], usize),
     Sum(usize, usize),
     Concatenated(usize, usize),
+    /// What so many heads see, of queries and of keys and values.
+    Attended(usize, usize, usize),
 }
 
 struct Tape<'a> {
@@ -331,6 +333,26 @@ impl Tape<'_> {
         self.note(Origin::Shifted(by, x), Map::new(size, channels, values))
     }
 
+    /// The shares in which a head of pixel `i` sees each pixel up to it: the softmax of the products of
+    /// its query with their keys.
+    fn shares(&self, heads: usize, head: usize, i: usize, q: usize, kv: usize) -> Vec<f64> {
+        let (q, kv) = (self.map(q), self.map(kv));
+        let width = q.channels / heads;
+        let own = |map: &'_ Map, pixel: usize| {
+            map.values[pixel * map.channels + head * width..][..width].to_vec()
+        };
+        let query = own(q, i);
+        let products = (0..=i).map(|j| {
+            let products = query.iter().zip(own(kv, j)).map(|(q, k)| q * k);
+            products.sum::<f64>() / (width as f64).sqrt()
+        });
+        let products: Vec<f64> = products.collect();
+        let most = products.iter().copied().fold(f64::MIN, f64::max);
+        let total: f64 = products.iter().map(|product| (product - most).exp()).sum();
+        let share = |product: &f64| (product - most).exp() / total;
+        products.iter().map(share).collect()
+    }
+
     /// Adds to `gradients` those of the parameters, where `gradient` is that by the map `last`; gives
     /// those by the maps that come from nowhere.
     fn backward(
@@ -431,6 +453,33 @@ impl Tape<'_> {
                         for (map, by_part) in [(*x, by_x), (*y, by_y)] {
                             let at = pixel * by_part.len();
                             add(&mut by_map[map][at..at + by_part.len()], by_part);
+                        }
+                    }
+                }
+                Origin::Attended(heads, q, kv) => {
+                    let width = channels / heads;
+                    let scale = 1.0 / (width as f64).sqrt();
+                    for head in 0..*heads {
+                        for i in 0..map.values.len() / channels {
+                            let shares = self.shares(*heads, head, i, *q, *kv);
+                            let at = |pixel: usize, part: usize, of: usize, c: usize| {
+                                pixel * of * channels + part * channels + head * width + c
+                            };
+                            let dy = |c: usize| dy[at(i, 0, 1, c)];
+                            let key_value = |j, part, c| self.map(*kv).values[at(j, part, 2, c)];
+                            let by_share = |j: usize| -> f64 {
+                                (0..width).map(|c| dy(c) * key_value(j, 1, c)).sum()
+                            };
+                            let mean: f64 = (0..=i).map(|j| shares[j] * by_share(j)).sum();
+                            for (j, share) in shares.iter().enumerate() {
+                                let by_product = share * (by_share(j) - mean) * scale;
+                                for c in 0..width {
+                                    by_map[*q][at(i, 0, 1, c)] += by_product * key_value(j, 0, c);
+                                    let query = self.map(*q).values[at(i, 0, 1, c)];
+                                    by_map[*kv][at(j, 0, 2, c)] += by_product * query;
+                                    by_map[*kv][at(j, 1, 2, c)] += share * dy(c);
+                                }
+                            }
                         }
                     }
                 }
@@ -575,6 +624,24 @@ impl Pass for Tape<'_> {
 
     fn elu(&mut self, x: usize) -> usize {
         self.bent(Nonlinearity::Elu, x)
+    }
+
+    fn attention(&mut self, heads: usize, q: &usize, kv: &usize) -> usize {
+        let Map { size, channels, .. } = *self.map(*q);
+        let width = channels / heads;
+        let mut values = vec![0.0; self.map(*q).values.len()];
+        for i in 0..size[0] * size[1] {
+            for head in 0..heads {
+                for (j, share) in self.shares(heads, head, i, *q, *kv).iter().enumerate() {
+                    for c in head * width..(head + 1) * width {
+                        let value = self.map(*kv).values[(2 * j + 1) * channels + c];
+                        values[i * channels + c] += share * value;
+                    }
+                }
+            }
+        }
+        let seen = Map::new(size, channels, values);
+        self.note(Origin::Attended(heads, *q, *kv), seen)
     }
 
     fn record(&mut self, map: &usize) {

@@ -107,6 +107,15 @@ impl Carried<'_> {
                 let from = note(from);
                 (vec![from], tape.elu(from))
             }
+            &Operation::Attention {
+                heads,
+                ref queries,
+                ref keys_values,
+                ..
+            } => {
+                let read = [queries, keys_values].map(note);
+                (read.to_vec(), tape.attention(heads, &read[0], &read[1]))
+            }
             Operation::Concat { from, .. } => {
                 let read: Vec<usize> = from.iter().map(note).collect();
                 let all = read.iter().copied();

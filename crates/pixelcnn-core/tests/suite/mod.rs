@@ -3,6 +3,7 @@
 mod models;
 pub mod ranks;
 
+use pixelcnn_core::config::MAX_HEADS;
 use pixelcnn_core::engine::{Batch, Engine, EngineError, State};
 use pixelcnn_core::kernels::adam::Adam;
 use pixelcnn_core::kernels::pointwise::Dropout;
@@ -156,6 +157,9 @@ pub fn every_shape_is_the_reference(make: Make) {
     let ran = runner.run(&(shapes, rest), |(shape, (kind, images, seed))| {
         let ([f, nr_classes, nr_channel_resnet], flips) = kind;
         let (size, rgb, nr_resnet, nr_filters, nr_logistic_mix) = shape;
+        // At random resolutions, as many heads as the filters allow.
+        let heads = (1..=MAX_HEADS).rfind(|heads| nr_filters.is_multiple_of(*heads));
+        let attention = [1, 2, 4].map(|bit| heads.filter(|_| seed & bit > 0).unwrap_or(0));
         let config = ModelConfig {
             height: 4 * size[0],
             width: 4 * size[1],
@@ -171,6 +175,7 @@ pub fn every_shape_is_the_reference(make: Make) {
             } else {
                 Augmentation::None
             },
+            attention,
         };
         let dropout = (seed % 2 == 0).then_some(DROPOUT);
         check(make, &config, images, dropout, seed.into());

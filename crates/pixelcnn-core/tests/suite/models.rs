@@ -18,6 +18,7 @@ pub fn configs() -> Vec<ModelConfig> {
         nr_classes: 0,
         nr_channel_resnet: 0,
         augmentation: Augmentation::None,
+        attention: [0; 3],
     };
     vec![
         base.clone(),
@@ -80,6 +81,20 @@ pub fn configs() -> Vec<ModelConfig> {
             height: 8,
             width: 8,
             augmentation: Augmentation::Symmetries,
+            ..base.clone()
+        },
+        // Attention at single resolutions and at all.
+        ModelConfig {
+            nr_classes: 2,
+            nr_filters: 20,
+            attention: [0, 5, 1],
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            nr_filters: 18,
+            nr_channel_resnet: 1,
+            attention: [2, 3, 6],
             ..base
         },
     ]

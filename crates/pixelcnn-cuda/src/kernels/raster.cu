@@ -102,6 +102,39 @@ KERNEL sum_taps(
 }
 EXPORT(sum_taps)
 
+// What the pixel sees of those up to it, where a sum is attention's: a thread takes a head of an image.
+KERNEL see(
+    float* memory, const int* at, i64 start, int scale, int columns, int channels, int heads,
+    Ring queries, Ring keys_values, int images
+) {
+    i64 number = index();
+    if (number >= (i64)images * heads) return;
+    int head = number % heads, image = number / heads, width = channels / heads;
+    int y = at[0] >> scale, x = at[1] >> scale;
+    float factor = 1 / sqrtf((float)width);
+    const float* query =
+        memory + place(queries, y, x, images) + (i64)image * queries.channels + head * width;
+    float* to = memory + start * images + ((i64)x * images + image) * columns + head * width;
+    int last = y * keys_values.width + x;
+    LogSum total = {-INFINITY, 0};
+    for (int c = 0; c < width; c++) to[c] = 0;
+    for (int again = 0; again < 2; again++) {
+        for (int j = 0; j <= last; j++) {
+            int row = j / keys_values.width, column = j % keys_values.width;
+            const float* key = memory + place(keys_values, row, column, images) +
+                               (i64)image * keys_values.channels + head * width;
+            float found = factor * product(query, key, width);
+            if (!again) {
+                take(&total, found);
+                continue;
+            }
+            float share = expf(found - total.max) / total.sum;
+            for (int c = 0; c < width; c++) to[c] += share * key[channels + c];
+        }
+    }
+}
+EXPORT(see)
+
 // Says what some channels of the pixel are: `levels` [images, count], from channel `first` on.
 KERNEL place_levels(
     float* memory, const unsigned char* levels, const int* at, Ring ring, int images, int first,

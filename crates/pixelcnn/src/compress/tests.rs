@@ -273,7 +273,7 @@ fn what_does_not_fit_is_said() {
 #[test]
 fn a_model_has_a_hash_of_its_own() {
     let base = config();
-    let mut configs = vec![base.clone(); 12];
+    let mut configs = vec![base.clone(); 14];
     configs[1].height = 8;
     configs[2].width = 4;
     configs[3].channels = 3;
@@ -285,6 +285,8 @@ fn a_model_has_a_hash_of_its_own() {
     configs[9].nr_channel_resnet = 1;
     configs[10].augmentation = Augmentation::Flips;
     configs[11].augmentation = Augmentation::Symmetries;
+    configs[12].attention = [0, 1, 0];
+    configs[13].attention = [0, 0, 1];
     let mut hashes: HashSet<_> = configs.iter().map(|c| ModelHash::of(c, &[])).collect();
     assert_eq!(hashes.len(), configs.len());
     let parameters = vec![vec![0.0; 5000], vec![1.0, 2.0]];

@@ -74,6 +74,12 @@ fn configs() -> Vec<ModelConfig> {
             nr_classes: 2,
             nr_channel_resnet: 1,
             augmentation: Augmentation::Flips,
+            ..base.clone()
+        },
+        ModelConfig {
+            nr_classes: 2,
+            nr_filters: 6,
+            attention: [2, 3, 1],
             ..base
         },
     ]

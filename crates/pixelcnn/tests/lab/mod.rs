@@ -32,6 +32,7 @@ pub fn config(pictures: &Path, train: TrainConfig) -> RunConfig {
             nr_logistic_mix: 1,
             nr_channel_resnet: 1,
             augmentation: Augmentation::Symmetries,
+            attention: [1, 2, 1],
             ..ModelConfig::default()
         },
         data: DataConfig {
