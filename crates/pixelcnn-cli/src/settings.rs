@@ -535,6 +535,15 @@ pub fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
     }
 }
 
+/// A value of a preset as its flag takes it.
+fn as_flag(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(values) => values.iter().map(as_flag).collect::<Vec<_>>().join(","),
+        value => value.to_string(),
+    }
+}
+
 /// Adds to the help of every setting what it is in each preset.
 pub fn with_presets_in_help(command: Command) -> Command {
     let presets = PRESETS.map(|(name, text)| (name, text.parse().unwrap_or_default()));
@@ -544,11 +553,7 @@ pub fn with_presets_in_help(command: Command) -> Command {
                 let sections = preset.values().filter_map(|section| section.as_table());
                 let mut values = sections.filter_map(|values| values.get(arg.get_id().as_str()));
                 let value = values.next()?;
-                Some(
-                    value
-                        .as_str()
-                        .map_or_else(|| value.to_string(), str::to_owned),
-                )
+                Some(as_flag(value))
             };
             let values: Vec<String> = presets
                 .iter()
