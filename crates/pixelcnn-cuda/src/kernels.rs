@@ -406,6 +406,9 @@ kernels! {
         channels: i32,
         components: i32,
     ) in blocks(pixels);
+    fn sum_images(nats: Address, sums: Address, pixels_per_image: i64, images: i32)
+        in [images.unsigned_abs(), 1, 1];
+
     fn attend(queries: Address, keys_values: Address, seen: Address, heads: Heads)
         in blocks(heads.count);
     fn attend_backward_queries(
@@ -426,8 +429,6 @@ kernels! {
         heads: Heads,
         accumulate: i32,
     ) in blocks(heads.count);
-    fn sum_images(nats: Address, sums: Address, pixels_per_image: i64, images: i32)
-        in [images.unsigned_abs(), 1, 1];
 
     fn scales(parameters: Address, scales: Address, norms: Address, layers: u32, widest: i64)
         in [columns(widest), layers, 1];

@@ -401,7 +401,12 @@ impl<'a> Execution<'a> {
         match operation {
             Operation::GatedResnet { .. } => return self.backward_block(step, gradients),
             Operation::Concat { from, .. } => return self.backward_concat(step, from),
-            Operation::Attention { .. } => return self.backward_attention(step),
+            &Operation::Attention {
+                heads,
+                queries,
+                keys_values,
+                ..
+            } => return self.backward_attention(step, heads, [queries, keys_values]),
             _ => {}
         }
         if let Operation::Layer { layer, from, .. } = operation {
@@ -456,16 +461,12 @@ impl<'a> Execution<'a> {
         }
     }
 
-    fn backward_attention(&mut self, step: &Backward) {
-        let &Operation::Attention {
-            heads,
-            queries,
-            keys_values,
-            ..
-        } = &self.plan.forward[step.operation]
-        else {
-            unreachable!("the caller looked");
-        };
+    fn backward_attention(
+        &mut self,
+        step: &Backward,
+        heads: usize,
+        [queries, keys_values]: [usize; 2],
+    ) {
         let [by_queries, by_keys_values] = step.inputs[..] else {
             unreachable!("attention has two inputs");
         };

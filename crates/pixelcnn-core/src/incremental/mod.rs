@@ -4,7 +4,7 @@
 //!
 //! The vertical stack advances a row at a time and the horizontal stack a pixel at a time, the
 //! lower resolutions only when their turn comes; of every map the few rows are kept that later
-//! taps read, with the nonlinearity applied.
+//! taps read, with the nonlinearity applied, and of attention's keys and values all rows.
 //!
 //! Results are the same bits for any number of images side by side, of threads, and for any vector
 //! instructions: every output is one chain of fused multiply-adds in a fixed order (the bias, the
@@ -575,37 +575,29 @@ impl Worker<'_> {
                 let first = memory.pixel(ring, y as isize, x as isize);
                 first + image * ring.channels + channel
             };
-            let before = |y: usize| 0..if y < row { keys_values.width } else { x + 1 };
-            let seen = sum.start * n + (x * n + image) * sum.columns();
-            // SAFETY: queries, keys and values up to this pixel were made before the last barrier, and
-            // their rings have so many channels; these channels of the sum are this thread's alone.
-            unsafe {
-                // Those behind the last one are not read, but wide loads of them must find zeros.
-                memory
-                    .write(seen + panels.start * PANEL, panels.len() * PANEL)
-                    .fill(0.0);
-                for head in own.start / width..own.end.div_ceil(width) {
-                    let query = memory.read(at(queries, row, x, head * width), width);
-                    let scale = attention::scale(width);
+            let up_to = |y: usize| if y < row { keys_values.width } else { x + 1 };
+            let before = (0..=row).flat_map(|y| (0..up_to(y)).map(move |x| (y, x)));
+            let before = before.map(|(y, x)| at(keys_values, y, x, 0));
+            let sums = sum.start * n + (x * n + image) * sum.columns();
+            for head in own.start / width..own.end.div_ceil(width) {
+                let channel = head * width;
+                let own = own.start.max(channel)..own.end.min(channel + width);
+                // SAFETY: queries, keys and values up to this pixel were made before the last barrier,
+                // and their rings have so many channels; these channels of the sum are this thread's
+                // alone.
+                unsafe {
+                    let query = memory.read(at(queries, row, x, channel), width);
+                    let seen = memory.write(sums + own.start, own.len());
                     shares.clear();
-                    for y in 0..=row {
-                        shares.extend(before(y).map(|x| {
-                            let key = at(keys_values, y, x, head * width);
-                            scale * attention::dot(query, memory.read(key, width))
-                        }));
-                    }
+                    shares.extend(before.clone().map(|pixel| {
+                        let key = memory.read(pixel + channel, width);
+                        attention::scale(width) * attention::dot(query, key)
+                    }));
                     attention::softmax(shares);
-                    let own = own.start.max(head * width)..own.end.min((head + 1) * width);
-                    let seen = memory.write(seen + own.start, own.len());
-                    let mut shares = shares.iter();
-                    for y in 0..=row {
-                        for (x, share) in before(y).zip(&mut shares) {
-                            let values = at(keys_values, y, x, sum.channels + own.start);
-                            let values = memory.read(values, own.len());
-                            for (seen, value) in seen.iter_mut().zip(values) {
-                                *seen += share * value;
-                            }
-                        }
+                    seen.fill(0.0);
+                    for (share, pixel) in shares.iter().zip(before.clone()) {
+                        let values = memory.read(pixel + sum.channels + own.start, own.len());
+                        attention::add_scaled(seen, *share, values);
                     }
                 }
             }

@@ -50,9 +50,13 @@ impl Attention {
                 let pixels = queries.chunks_exact(self.channels);
                 let seen = seen.chunks_exact_mut(self.channels);
                 for (i, (query, seen)) in pixels.zip(seen).enumerate() {
-                    let shares = &mut shares[..=i];
-                    take_shares(&query[own.clone()], &head.keys, self.pixels, shares);
-                    sum_values(shares, &head.values, self.pixels, &mut seen[own.clone()]);
+                    forward_pixel(
+                        &query[own.clone()],
+                        [&head.keys, &head.values],
+                        self.pixels,
+                        &mut shares[..=i],
+                        &mut seen[own.clone()],
+                    );
                 }
             }
         });
@@ -182,7 +186,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `sum += factor * values`.
 #[inline(always)]
-fn add_scaled(sum: &mut [f32], factor: f32, values: &[f32]) {
+pub(crate) fn add_scaled(sum: &mut [f32], factor: f32, values: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += factor * value;
     }
@@ -217,6 +221,7 @@ pub(crate) fn scale(width: usize) -> f32 {
     1.0 / (width as f32).sqrt()
 }
 
+/// The shares of the first pixels, as many as there are shares, for a query.
 #[inline(always)]
 fn shares_of(query: &[f32], keys: &[f32], pixels: usize, shares: &mut [f32]) {
     shares.fill(0.0);
@@ -228,15 +233,16 @@ fn shares_of(query: &[f32], keys: &[f32], pixels: usize, shares: &mut [f32]) {
 }
 
 vectorized! {
-    /// The shares of the first pixels, as many as there are shares, for a query.
-    fn take_shares(query: &[f32], keys: &[f32], pixels: usize, shares: &mut [f32]) {
+    /// What a pixel sees of those up to it, as many as there are shares to be written.
+    fn forward_pixel(
+        query: &[f32],
+        keys_values: [&[f32]; 2],
+        pixels: usize,
+        shares: &mut [f32],
+        seen: &mut [f32],
+    ) {
+        let [keys, values] = keys_values;
         shares_of(query, keys, pixels, shares);
-    }
-}
-
-vectorized! {
-    /// The values of the first pixels in their shares.
-    fn sum_values(shares: &[f32], values: &[f32], pixels: usize, seen: &mut [f32]) {
         for (seen, values) in seen.iter_mut().zip(values.chunks_exact(pixels)) {
             *seen = dot(shares, values);
         }

@@ -457,35 +457,44 @@ impl Tape<'_> {
                     }
                 }
                 Origin::Attended(heads, q, kv) => {
-                    let width = channels / heads;
-                    let scale = 1.0 / (width as f64).sqrt();
-                    for head in 0..*heads {
-                        for i in 0..map.values.len() / channels {
-                            let shares = self.shares(*heads, head, i, *q, *kv);
-                            let at = |pixel: usize, part: usize, of: usize, c: usize| {
-                                pixel * of * channels + part * channels + head * width + c
-                            };
-                            let dy = |c: usize| dy[at(i, 0, 1, c)];
-                            let key_value = |j, part, c| self.map(*kv).values[at(j, part, 2, c)];
-                            let by_share = |j: usize| -> f64 {
-                                (0..width).map(|c| dy(c) * key_value(j, 1, c)).sum()
-                            };
-                            let mean: f64 = (0..=i).map(|j| shares[j] * by_share(j)).sum();
-                            for (j, share) in shares.iter().enumerate() {
-                                let by_product = share * (by_share(j) - mean) * scale;
-                                for c in 0..width {
-                                    by_map[*q][at(i, 0, 1, c)] += by_product * key_value(j, 0, c);
-                                    let query = self.map(*q).values[at(i, 0, 1, c)];
-                                    by_map[*kv][at(j, 0, 2, c)] += by_product * query;
-                                    by_map[*kv][at(j, 1, 2, c)] += share * dy(c);
-                                }
-                            }
-                        }
-                    }
+                    self.backward_attention(*heads, [*q, *kv], &dy, &mut by_map);
                 }
             }
         }
         by_map
+    }
+
+    fn backward_attention(
+        &self,
+        heads: usize,
+        [q, kv]: [usize; 2],
+        dy: &[f64],
+        by_map: &mut [Vec<f64>],
+    ) {
+        let channels = self.map(q).channels;
+        let width = channels / heads;
+        let scale = 1.0 / (width as f64).sqrt();
+        let (queries, keys_values) = (&self.map(q).values, &self.map(kv).values);
+        for (head, i) in (0..heads).flat_map(|h| (0..dy.len() / channels).map(move |i| (h, i))) {
+            // Where a channel of a pixel's query is, of its key and of its value.
+            let query = |c: usize| i * channels + head * width + c;
+            let key = |j: usize, c: usize| 2 * j * channels + head * width + c;
+            let value = |j: usize, c: usize| key(j, c) + channels;
+            let shares = self.shares(heads, head, i, q, kv);
+            let by_share = |j: usize| -> f64 {
+                let products = (0..width).map(|c| dy[query(c)] * keys_values[value(j, c)]);
+                products.sum()
+            };
+            let mean: f64 = (0..=i).map(|j| shares[j] * by_share(j)).sum();
+            for (j, share) in shares.iter().enumerate() {
+                let by_product = share * (by_share(j) - mean) * scale;
+                for c in 0..width {
+                    by_map[q][query(c)] += by_product * keys_values[key(j, c)];
+                    by_map[kv][key(j, c)] += by_product * queries[query(c)];
+                    by_map[kv][value(j, c)] += share * dy[query(c)];
+                }
+            }
+        }
     }
 
     fn backward_layer(

@@ -13,31 +13,55 @@ __device__ float product(const float* a, const float* b, int width) {
     return sum;
 }
 
+// A head of a pixel: where its channels begin among those of all queries, its query, and the first
+// pixel's key.
+struct Head {
+    i64 own;
+    const float *query, *keys;
+    int channels, width, last;
+    float scale;
+};
+
+__device__ Head head_of(const float* queries, const float* keys_values, Heads heads, i64 at) {
+    Head head;
+    i64 pixel = at / heads.heads;
+    head.channels = heads.channels;
+    head.width = heads.channels / heads.heads;
+    head.last = pixel % heads.pixels;
+    int first = at % heads.heads * head.width;
+    head.own = pixel * heads.channels + first;
+    head.query = queries + head.own;
+    head.keys = keys_values + (pixel - head.last) * 2 * heads.channels + first;
+    head.scale = 1 / sqrtf((float)head.width);
+    return head;
+}
+
+__device__ const float* key_of(Head head, int pixel) {
+    return head.keys + (i64)pixel * 2 * head.channels;
+}
+
+__device__ float scaled_product(Head head, int pixel) {
+    return head.scale * product(head.query, key_of(head, pixel), head.width);
+}
+
 // The logarithm of the sum of a pixel's exponentials.
-__device__ float log_total(const float* query, const float* keys, int last, int stride, int width) {
-    float scale = 1 / sqrtf((float)width);
+__device__ float log_total(Head head) {
     LogSum total = {-INFINITY, 0};
-    for (int j = 0; j <= last; j++)
-        take(&total, scale * product(query, keys + (i64)j * stride, width));
+    for (int j = 0; j <= head.last; j++) take(&total, scaled_product(head, j));
     return total.max + logf(total.sum);
 }
 
 KERNEL attend(const float* queries, const float* keys_values, float* seen, Heads heads) {
     i64 at = index();
     if (at >= heads.count) return;
-    int channels = heads.channels, width = channels / heads.heads, stride = 2 * channels;
-    int head = at % heads.heads;
-    i64 pixel = at / heads.heads;
-    int last = pixel % heads.pixels;
-    const float* query = queries + pixel * channels + head * width;
-    const float* keys = keys_values + (pixel - last) * stride + head * width;
-    float scale = 1 / sqrtf((float)width), total = log_total(query, keys, last, stride, width);
-    float* to = seen + pixel * channels + head * width;
-    for (int c = 0; c < width; c++) to[c] = 0;
-    for (int j = 0; j <= last; j++) {
-        const float* key = keys + (i64)j * stride;
-        float share = expf(scale * product(query, key, width) - total);
-        for (int c = 0; c < width; c++) to[c] += share * key[channels + c];
+    Head head = head_of(queries, keys_values, heads, at);
+    float total = log_total(head);
+    float* to = seen + head.own;
+    for (int c = 0; c < head.width; c++) to[c] = 0;
+    for (int j = 0; j <= head.last; j++) {
+        const float* value = key_of(head, j) + head.channels;
+        float share = expf(scaled_product(head, j) - total);
+        for (int c = 0; c < head.width; c++) to[c] += share * value[c];
     }
 }
 EXPORT(attend)
@@ -49,28 +73,22 @@ KERNEL attend_backward_queries(
 ) {
     i64 at = index();
     if (at >= heads.count) return;
-    int channels = heads.channels, width = channels / heads.heads, stride = 2 * channels;
-    int head = at % heads.heads;
-    i64 pixel = at / heads.heads;
-    int last = pixel % heads.pixels;
-    const float* query = queries + pixel * channels + head * width;
-    const float* keys = keys_values + (pixel - last) * stride + head * width;
-    const float* dy = d_seen + pixel * channels + head * width;
-    float scale = 1 / sqrtf((float)width), total = log_total(query, keys, last, stride, width);
-    float mean = 0;
-    for (int j = 0; j <= last; j++) {
-        const float* key = keys + (i64)j * stride;
-        float share = expf(scale * product(query, key, width) - total);
-        mean += share * product(dy, key + channels, width);
+    Head head = head_of(queries, keys_values, heads, at);
+    const float* dy = d_seen + head.own;
+    float total = log_total(head), mean = 0;
+    for (int j = 0; j <= head.last; j++) {
+        float share = expf(scaled_product(head, j) - total);
+        mean += share * product(dy, key_of(head, j) + head.channels, head.width);
     }
-    float* to = d_queries + pixel * channels + head * width;
+    float* to = d_queries + head.own;
     if (!accumulate)
-        for (int c = 0; c < width; c++) to[c] = 0;
-    for (int j = 0; j <= last; j++) {
-        const float* key = keys + (i64)j * stride;
-        float share = expf(scale * product(query, key, width) - total);
-        float by_product = share * (product(dy, key + channels, width) - mean) * scale;
-        for (int c = 0; c < width; c++) to[c] += by_product * key[c];
+        for (int c = 0; c < head.width; c++) to[c] = 0;
+    for (int j = 0; j <= head.last; j++) {
+        const float* key = key_of(head, j);
+        float share = expf(scaled_product(head, j) - total);
+        float by_share = product(dy, key + head.channels, head.width);
+        float by_product = share * (by_share - mean) * head.scale;
+        for (int c = 0; c < head.width; c++) to[c] += by_product * key[c];
     }
     totals[at] = total;
     totals[heads.count + at] = mean;
