@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
+use pixelcnn::data::CodeMaps;
 use pixelcnn::picture::{grid, write_png};
 use pixelcnn::sample::Drawn;
 
 use crate::output::{Overwrite, make_folder};
-use crate::terminal::{Bar, Result, duration, interrupted};
+use crate::terminal::{Bar, Result, counted, duration, interrupted};
 use crate::trained::Trained;
 
 /// White pixels between the images of a grid, before they are enlarged.
@@ -41,6 +42,20 @@ pub struct Drawing {
 }
 
 impl Drawing {
+    /// Checks that nothing is asked for which codes can't be.
+    pub fn expect_codes(&self) -> Result {
+        let asked = [
+            ("--singles", self.singles.is_some()),
+            ("--scale", self.scale != 1),
+        ];
+        match asked.into_iter().find(|(_, asked)| *asked) {
+            None => Ok(()),
+            Some((flag, _)) => {
+                Err(format!("{flag}: the model draws codes, not pictures: leave it out").into())
+            }
+        }
+    }
+
     /// From what images were drawn, and how fast.
     pub fn summary(&self, trained: &Trained, images_per_second: f64) -> String {
         format!(
@@ -57,6 +72,59 @@ fn temperature(text: &str) -> std::result::Result<f32, String> {
     match text.parse::<f32>() {
         Ok(temperature) if temperature.is_finite() && temperature > 0.0 => Ok(temperature),
         _ => Err("must be a number above 0".into()),
+    }
+}
+
+/// Reads the coarser maps that a model of codes is given, as many as `count` where that is known; none
+/// where it is given none.
+pub fn coarse_maps(
+    model: &ModelConfig,
+    path: Option<&Path>,
+    count: Option<usize>,
+) -> Result<Option<CodeMaps>> {
+    let path = match (model.nr_coarse_codes, path) {
+        (0, None) => return Ok(None),
+        (0, Some(_)) => {
+            return Err("--coarse: the model is given no coarser maps: leave it out".into());
+        }
+        (_, Some(path)) => path,
+        (_, None) => {
+            return Err(
+                "the model is given coarser maps: name the .npy file that has them with --coarse"
+                    .into(),
+            );
+        }
+    };
+    let maps = CodeMaps::read(path)?;
+    if count.is_some_and(|count| count != maps.shape[0]) {
+        let found = counted(maps.shape[0], "map");
+        return Err(format!("{}: {found}: one is needed for each", path.display()).into());
+    }
+    Ok(Some(maps))
+}
+
+/// The file of codes that a model of codes writes.
+pub fn expect_npy(output: &Path) -> Result {
+    match output
+        .extension()
+        .is_some_and(|extension| extension == "npy")
+    {
+        true => Ok(()),
+        false => Err(format!(
+            "{}: the model draws codes: give a name that ends in .npy",
+            output.display()
+        )
+        .into()),
+    }
+}
+
+/// Parses the name of a PNG file, or of a .npy file for codes.
+pub fn png_or_npy(path: &str) -> std::result::Result<PathBuf, String> {
+    match path.ends_with(".png") || path.ends_with(".npy") {
+        true => Ok(path.into()),
+        false => {
+            Err("give a name that ends in .png, or in .npy where the model draws codes".into())
+        }
     }
 }
 

@@ -54,6 +54,9 @@ pub struct ModelSettings {
     nr_channel_resnet: usize,
     augmentation: Augmentation,
     attention: [usize; 3],
+    // What the data are.
+    pub nr_codes: usize,
+    nr_coarse_codes: usize,
     // The `config.toml` of a run can be given too. It has these, and the data must have the same.
     height: Option<usize>,
     width: Option<usize>,
@@ -73,6 +76,8 @@ impl Default for ModelSettings {
             nr_channel_resnet: original.nr_channel_resnet,
             augmentation: original.augmentation,
             attention: original.attention,
+            nr_codes: original.nr_codes,
+            nr_coarse_codes: original.nr_coarse_codes,
             height: None,
             width: None,
             channels: None,
@@ -121,7 +126,17 @@ impl Settings {
             nr_channel_resnet: model.nr_channel_resnet,
             augmentation: model.augmentation,
             attention: model.attention,
+            nr_codes: model.nr_codes,
+            nr_coarse_codes: model.nr_coarse_codes,
         }
+    }
+
+    /// Checks all that does not hang on the data, before those are fetched for nothing.
+    pub fn validate(&self) -> Result {
+        let channels = if self.model.nr_codes > 0 { 1 } else { 3 };
+        self.model([4, 4, channels, 1]).validate()?;
+        self.train.validate()?;
+        Ok(())
     }
 
     /// The run on the data that it is to learn.
@@ -142,6 +157,31 @@ impl Settings {
                 why.unwrap_or_default()
             )
             .into());
+        }
+        if let Some(found) = data.codes() {
+            let maps = [
+                ("codes", "--nr-codes", self.model.nr_codes),
+                (
+                    "coarser maps",
+                    "--nr-coarse-codes",
+                    self.model.nr_coarse_codes,
+                ),
+            ];
+            for ((what, flag, asked), found) in maps.into_iter().zip(found) {
+                if found > asked {
+                    return Err(format!(
+                        "{describe}: there are {what} up to {}: give {flag} {found} or more",
+                        found - 1
+                    )
+                    .into());
+                }
+                if asked > 0 && found == 0 {
+                    return Err(format!(
+                        "{describe}: there are no {what}: leave {flag} out, or save them in the .npz too"
+                    )
+                    .into());
+                }
+            }
         }
         for (name, asked, found) in [
             ("height", self.model.height, model.height),
@@ -283,6 +323,15 @@ pub struct Flags {
     #[arg(long, value_name = "N,N,N", help_heading = "Model", value_parser = heads)]
     attention: Option<[usize; 3]>,
 
+    /// The data are maps of so many codes, such as a VQ-VAE's, in a .npy or .npz file (codes_train and
+    /// codes_test, or codes: whole numbers [N, H, W]); 0 for images
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_codes: Option<usize>,
+    /// Codes of the coarser maps (coarse_train and coarse_test, or coarse, in the same .npz) that the model
+    /// is given of each map of codes; 0 for none
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    nr_coarse_codes: Option<usize>,
+
     /// Images in a step
     #[arg(long, value_name = "N", help_heading = "Training")]
     batch_size: Option<usize>,
@@ -414,6 +463,8 @@ impl Flags {
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
         set(&mut model.attention, &self.attention);
+        set(&mut model.nr_codes, &self.nr_codes);
+        set(&mut model.nr_coarse_codes, &self.nr_coarse_codes);
         if let Some(conditional) = self.class_conditional {
             model.class_conditional = conditional;
             model.nr_classes = None;
@@ -487,6 +538,8 @@ impl Flags {
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
         set(&mut model.attention, &self.attention);
+        set(&mut model.nr_codes, &self.nr_codes);
+        set(&mut model.nr_coarse_codes, &self.nr_coarse_codes);
         self.apply_training(&mut config.train);
         data.apply(&mut config.data);
     }

@@ -17,11 +17,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
+use pixelcnn::ModelConfig;
 use pixelcnn::data::Opening;
 use pixelcnn::picture::DroppedCount;
 
 /// The error is one line: what went wrong: what to do.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+/// What a model's likelihoods are told in.
+pub fn unit(model: &ModelConfig) -> &'static str {
+    match model.nr_codes {
+        0 => "bits/dim",
+        _ => "bits/code",
+    }
+}
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 

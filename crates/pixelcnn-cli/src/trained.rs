@@ -110,6 +110,17 @@ impl Trained {
         if averaged { "averaged" } else { "raw" }
     }
 
+    /// Checks that the model is one of images, for `pixelcnn COMMAND`.
+    pub fn expect_images(&self, command: &str) -> Result {
+        match self.model().nr_codes {
+            0 => Ok(()),
+            _ => Err(format!(
+                "the model is one of codes: `pixelcnn {command}` takes models of images alone"
+            )
+            .into()),
+        }
+    }
+
     /// The averaged parameters, or the raw ones.
     pub fn parameters(&self, raw: bool) -> Result<&[Vec<f32>]> {
         match self {
@@ -144,6 +155,7 @@ impl Trained {
             None => return Err("what it was trained on is not known here: give --data".into()),
         };
         flags.apply(&mut data);
+        data.codes = self.model().nr_codes > 0;
         Ok(data)
     }
 

@@ -1,5 +1,7 @@
 //! The model's shape, saved beside every set of weights.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::likelihood::Mixture;
@@ -77,7 +79,7 @@ pub struct ModelConfig {
     pub height: usize,
     /// Columns of an image; divisible by 4.
     pub width: usize,
-    /// 3 (red, green, blue) or 1.
+    /// 3 (red, green, blue) or 1; 1 for codes.
     pub channels: usize,
     /// Gated resnet blocks per stack and resolution (the original's `--nr_resnet`, 5).
     pub nr_resnet: usize,
@@ -101,6 +103,12 @@ pub struct ModelConfig {
     /// quarter resolution, where the horizontal stack then sees all that came before; 0 for none.
     #[serde(default, skip_serializing_if = "has_none")]
     pub attention: [usize; 3],
+    /// Codes, such as those of a VQ-VAE, of which each pixel is one; 0 for images of levels from 0 to 255.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nr_codes: usize,
+    /// Codes of a second, coarser map that is given; 0 without one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nr_coarse_codes: usize,
 }
 
 fn has_none(heads: &[usize; 3]) -> bool {
@@ -126,6 +134,8 @@ impl Default for ModelConfig {
             nr_channel_resnet: 0,
             augmentation: Augmentation::None,
             attention: [0; 3],
+            nr_codes: 0,
+            nr_coarse_codes: 0,
         }
     }
 }
@@ -157,6 +167,21 @@ pub enum ConfigError {
     /// Neither 1 nor 3 channels.
     #[error("{0} channels: images have 1 (grey) or 3 (RGB)")]
     Channels(usize),
+    /// Codes have no channels, and a coarser map is one of codes.
+    #[error(
+        "{codes} codes, {coarse} coarser ones, {channels} channels, {blocks} blocks for channels: codes are \
+        one number for each pixel, at least two of them, and only they can have a coarser map"
+    )]
+    Codes {
+        /// Number of codes.
+        codes: usize,
+        /// Of those of the coarser map.
+        coarse: usize,
+        /// Channels of a pixel.
+        channels: usize,
+        /// Blocks that predict channels one after another.
+        blocks: usize,
+    },
     /// Heads that can't share the channels, or too many.
     #[error(
         "attention with {heads} heads and {filters} filters: up to {MAX_HEADS} heads, among which the filters can be shared out evenly"
@@ -187,6 +212,9 @@ pub const MAX_SIDE: usize = 1024;
 /// The most heads of attention.
 pub const MAX_HEADS: usize = 8;
 
+/// The most codes: a code is two bytes.
+pub const MAX_CODES: usize = 1 << 16;
+
 impl ModelConfig {
     /// Checks every field's range, so that sizes computed from it can be trusted.
     ///
@@ -215,6 +243,8 @@ impl ModelConfig {
             ("nr_logistic_mix", self.nr_logistic_mix, 1, 256),
             ("nr_classes", self.nr_classes, 0, 100_000),
             ("nr_channel_resnet", self.nr_channel_resnet, 0, 64),
+            ("nr_codes", self.nr_codes, 0, MAX_CODES),
+            ("nr_coarse_codes", self.nr_coarse_codes, 0, MAX_CODES),
         ] {
             if !(min..=max).contains(&value) {
                 return Err(ConfigError::Count {
@@ -224,6 +254,19 @@ impl ModelConfig {
                     max,
                 });
             }
+        }
+        let (codes, coarse) = (self.nr_codes, self.nr_coarse_codes);
+        let sound = match codes {
+            0 => coarse == 0,
+            _ => codes > 1 && self.channels == 1 && self.nr_channel_resnet == 0,
+        };
+        if !sound {
+            return Err(ConfigError::Codes {
+                codes,
+                coarse,
+                channels: self.channels,
+                blocks: self.nr_channel_resnet,
+            });
         }
         let filters = self.nr_filters;
         let fits = |heads: &usize| *heads <= MAX_HEADS && filters.is_multiple_of((*heads).max(1));
@@ -253,6 +296,12 @@ impl ModelConfig {
                     .iter()
                     .fold(0, |number, heads| number * (MAX_HEADS + 1) + heads),
             ),
+            ("nr_codes", self.nr_codes.to_string(), self.nr_codes),
+            (
+                "nr_coarse_codes",
+                self.nr_coarse_codes.to_string(),
+                self.nr_coarse_codes,
+            ),
         ];
         later.into_iter().filter(|(.., number)| *number > 0)
     }
@@ -263,9 +312,20 @@ impl ModelConfig {
     }
 
     /// Channels of the network's output: per component one weight, a mean and a log-scale for each
-    /// channel, and with three channels three coefficients (paper, equation 3).
+    /// channel, and with three channels three coefficients (paper, equation 3); or a logit for each code.
     pub fn output_channels(&self) -> usize {
-        Mixture::of(self).logits_per_pixel()
+        match self.nr_codes {
+            0 => Mixture::of(self).logits_per_pixel(),
+            codes => codes,
+        }
+    }
+
+    /// Which of a pixel's outputs are needed for some channels and for none before them.
+    pub fn outputs_of(&self, channels: Range<usize>) -> Range<usize> {
+        match self.nr_codes {
+            0 => Mixture::of(self).logits_of(channels),
+            codes => 0..codes,
+        }
     }
 
     /// Whether there is attention anywhere.
@@ -281,9 +341,36 @@ impl ModelConfig {
         }
     }
 
-    /// Values in one image.
+    /// Values in one image: levels or codes.
     pub fn dims(&self) -> usize {
         self.height * self.width * self.channels
+    }
+
+    /// Bytes in which a pixel is given: a level for each channel; or its code as u16, little-endian, and
+    /// behind it the code of the coarser map that lies there.
+    pub fn bytes_per_pixel(&self) -> usize {
+        match self.nr_codes {
+            0 => self.channels,
+            _ => 2 + 2 * usize::from(self.nr_coarse_codes > 0),
+        }
+    }
+
+    /// Bytes in which an image is given, pixel by pixel.
+    pub fn bytes_per_image(&self) -> usize {
+        self.height * self.width * self.bytes_per_pixel()
+    }
+
+    /// Which of a pixel's bytes say what some of its channels are; of codes, what its own code is.
+    pub fn bytes_of(&self, channels: Range<usize>) -> Range<usize> {
+        match self.nr_codes {
+            0 => channels,
+            _ => 0..2,
+        }
+    }
+
+    /// A code of the bytes of a pixel: its own (0), or that of the coarser map (1).
+    pub fn code(pixel: &[u8], map: usize) -> usize {
+        usize::from(u16::from_le_bytes([pixel[2 * map], pixel[2 * map + 1]]))
     }
 
     /// Nats of one image turned into bits per dimension.

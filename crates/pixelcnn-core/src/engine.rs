@@ -8,10 +8,10 @@ use crate::kernels::pointwise::Dropout;
 use crate::network::Layout;
 use crate::ranks::{RankError, Sharing};
 
-/// A batch of images: u8 NHWC, with a class each.
+/// A batch of images, with a class each.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Batch<'a> {
-    /// \[N, H, W, C\].
+    /// u8 \[N, H, W, C\]; codes in the place of levels as [`ModelConfig::bytes_per_pixel`] says.
     pub images: &'a [u8],
     /// \[N\]; not read by an unconditional model.
     pub labels: &'a [u32],
@@ -24,14 +24,29 @@ impl<'a> Batch<'a> {
     /// Number of images, once they are found to be what a model takes.
     ///
     /// # Errors
-    /// [`EngineError::Images`], [`EngineError::Labels`] and [`EngineError::Class`].
+    /// [`EngineError::Images`], [`EngineError::Code`], [`EngineError::Labels`] and
+    /// [`EngineError::Class`].
     pub fn len(&self, config: &ModelConfig) -> Result<usize, EngineError> {
-        let dims = config.dims();
+        let dims = config.bytes_per_image();
         if !self.images.len().is_multiple_of(dims) {
             let values = self.images.len();
             return Err(EngineError::Images { values, dims });
         }
         let images = self.images.len() / dims;
+        if config.nr_codes > 0 {
+            for (map, codes) in [config.nr_codes, config.nr_coarse_codes]
+                .into_iter()
+                .enumerate()
+            {
+                let pixels = self.images.chunks_exact(config.bytes_per_pixel());
+                let mut found = pixels
+                    .filter(|_| codes > 0)
+                    .map(|pixel| ModelConfig::code(pixel, map));
+                if let Some(code) = found.find(|code| *code >= codes) {
+                    return Err(EngineError::Code { code, codes });
+                }
+            }
+        }
         let nr_classes = config.nr_classes;
         if nr_classes > 0 {
             if self.labels.len() != images {
@@ -57,7 +72,7 @@ impl<'a> Batch<'a> {
     /// # Panics
     /// If there are no such images.
     pub fn part(&self, config: &ModelConfig, images: Range<usize>) -> Batch<'a> {
-        let dims = config.dims();
+        let dims = config.bytes_per_image();
         Batch {
             images: &self.images[images.start * dims..images.end * dims],
             labels: self.labels.get(images.clone()).unwrap_or_default(),
@@ -114,12 +129,20 @@ pub enum EngineError {
         found: usize,
     },
     /// Not whole images.
-    #[error("{values} values are not whole images of {dims}: give images of the model's size")]
+    #[error("{values} bytes are not whole images of {dims}: give images of the model's size")]
     Images {
-        /// Values in the batch.
+        /// Bytes in the batch.
         values: usize,
-        /// Values in an image.
+        /// Bytes in an image.
         dims: usize,
+    },
+    /// A code beyond the model's.
+    #[error("code {code}: the model has {codes}, from 0 on")]
+    Code {
+        /// The first one that is.
+        code: usize,
+        /// How many there are.
+        codes: usize,
     },
     /// Not a class for each image.
     #[error("{labels} labels for {images} images: the model wants the class of each")]

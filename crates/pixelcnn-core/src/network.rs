@@ -29,6 +29,13 @@ impl Window {
         offset: [0, 0],
     };
 
+    /// Sees the pixel and its neighbours on all sides: of what is given as a whole.
+    pub const CENTRED: Window = Window {
+        kernel: [3, 3],
+        stride: 1,
+        offset: [1, 1],
+    };
+
     /// Sees the rows above and the pixel's own row to both sides: the vertical stack.
     pub const fn down_shifted(kernel: [usize; 2], stride: usize) -> Window {
         Window {
@@ -122,6 +129,9 @@ pub trait Pass {
 
     /// The input with a plane of ones appended, so that the network sees where the image ends.
     fn append_ones(&mut self, x: &Self::Map) -> Self::Map;
+    /// What a dense layer makes of the input's codes as one-hot vectors, with a plane of ones appended: of
+    /// those of the map itself (0), or of the coarser one (1).
+    fn embed(&mut self, layer: &Layer, x: &Self::Map, map: usize) -> Self::Map;
     /// The first channels of the input alone.
     fn first_channels(&mut self, x: &Self::Map, channels: usize) -> Self::Map;
     /// A weight-normalised layer.
@@ -213,8 +223,8 @@ impl Builder<'_> {
     }
 }
 
-/// Runs the network on an `image` \[N, H, W, channels\], scaled to \[-1, 1\]; gives the mixture's
-/// parameters \[N, H, W, [`ModelConfig::output_channels`]\].
+/// Runs the network on an `image` \[N, H, W, channels\], scaled to \[-1, 1\], or on codes; gives the
+/// mixture's parameters, or the codes' logits, \[N, H, W, [`ModelConfig::output_channels`]\].
 pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P::Map {
     let mut build = Builder {
         config,
@@ -228,8 +238,13 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
 
     // The first layers see nothing of the pixel itself: the vertical stack (u) only rows above,
     // the horizontal stack (ul) rows above and what is to the left.
-    let x = pass.append_ones(&image);
-    let inputs = config.channels + 1;
+    let (x, inputs) = match config.nr_codes {
+        0 => (pass.append_ones(&image), config.channels + 1),
+        codes => {
+            let layer = build.dense(codes, filters);
+            (pass.embed(&layer, &image, 0), filters + 1)
+        }
+    };
     let mut first = |pass: &mut P, window| {
         let layer = build.layer(LayerKind::Conv, window, inputs, filters);
         pass.layer(&layer, &x)
@@ -241,6 +256,19 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
     let left = first(pass, Window::down_right_shifted([2, 1], 1));
     let left = pass.right_shift(left);
     let ul = pass.add(above, left);
+    let [u, ul] = match config.nr_coarse_codes {
+        0 => [u, ul],
+        codes => {
+            // All of the coarser map is given: both stacks see what lies around the pixel.
+            let layer = build.dense(codes, filters);
+            let coarse = pass.embed(&layer, &image, 1);
+            [u, ul].map(|map| {
+                let layer = build.layer(LayerKind::Conv, Window::CENTRED, filters + 1, filters);
+                let seen = pass.layer(&layer, &coarse);
+                pass.add(map, seen)
+            })
+        }
+    };
 
     // Up pass: three resolutions, every map kept for the shortcuts.
     let (mut us, mut uls) = (vec![u], vec![ul]);
@@ -453,6 +481,10 @@ impl Pass for LayoutPass {
 
     fn append_ones(&mut self, x: &Self::Map) -> Self::Map {
         *x
+    }
+
+    fn embed(&mut self, layer: &Layer, x: &Self::Map, _map: usize) -> Self::Map {
+        self.layer(layer, x)
     }
 
     fn first_channels(&mut self, x: &Self::Map, _channels: usize) -> Self::Map {

@@ -81,6 +81,15 @@ pub enum Operation {
         /// Written.
         to: usize,
     },
+    /// The rows that a dense layer has for the images' codes, and its bias; behind them a plane of ones.
+    Embed {
+        /// What it is.
+        layer: Layer,
+        /// Which of a pixel's codes: its own (0), or that of the coarser map (1).
+        map: usize,
+        /// Written.
+        to: usize,
+    },
     /// A weight-normalised layer. Its parameters are `layer.parameter` and the next two.
     Layer {
         /// What it is.
@@ -160,8 +169,8 @@ pub struct Backward {
     pub operation: usize,
     /// Buffer of the gradient by its output.
     pub output: usize,
-    /// The gradients by its inputs: of a layer, a shift or an elu by `from`, if that is not the
-    /// image; of a block by `x`, then by each of `a`; of a concatenation by each of its maps; of
+    /// The gradients by its inputs: of an embedding none; of a layer, a shift or an elu by `from`, if
+    /// that is not the image; of a block by `x`, then by each of `a`; of a concatenation by each of its maps; of
     /// attention by its queries, then by its keys and values.
     ///
     /// A block's gradient by `x` holds that by its output as it is, plus what comes through the
@@ -316,6 +325,7 @@ impl Planner<'_> {
             *branch = match *operation {
                 // Again for the channels before one, where the horizontal stack has ended.
                 Operation::Images { .. } => usize::from(number > 0),
+                Operation::Embed { .. } => 0,
                 Operation::Add { to, .. } => of_maps[to],
                 Operation::Concat { ref from, .. } => of_maps[from[0]],
                 Operation::Layer { from, .. }
@@ -348,6 +358,8 @@ impl Planner<'_> {
             let mut inputs = Vec::new();
             match operation {
                 Operation::Images { .. } => continue,
+                // Nothing is read but the codes.
+                Operation::Embed { .. } => {}
                 Operation::Add { from, .. } => {
                     gradients[from] = Some(output);
                     continue;
@@ -558,6 +570,7 @@ impl Operation {
     pub fn to(&self) -> usize {
         match *self {
             Operation::Images { to }
+            | Operation::Embed { to, .. }
             | Operation::Layer { to, .. }
             | Operation::GatedResnet { to, .. }
             | Operation::Shift { to, .. }
@@ -570,7 +583,7 @@ impl Operation {
 
     fn uses(&self) -> Uses {
         let (reads, inner) = match self {
-            Operation::Images { .. } => (vec![], vec![]),
+            Operation::Images { .. } | Operation::Embed { .. } => (vec![], vec![]),
             Operation::Layer { from, .. }
             | Operation::Shift { from, .. }
             | Operation::Elu { from, .. } => (vec![*from], vec![]),
@@ -593,7 +606,7 @@ impl Operation {
     fn parameters(&self) -> Vec<usize> {
         let of = |layer: &Layer| [layer.parameter, layer.parameter + 2];
         match self {
-            Operation::Layer { layer, .. } => of(layer).to_vec(),
+            Operation::Layer { layer, .. } | Operation::Embed { layer, .. } => of(layer).to_vec(),
             Operation::GatedResnet { block, .. } => {
                 let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
                 let layers = layers.into_iter().flatten().flat_map(of);
@@ -614,6 +627,7 @@ impl Operation {
                 ..
             } => vec![*queries, *keys_values],
             Operation::Images { .. }
+            | Operation::Embed { .. }
             | Operation::Shift { .. }
             | Operation::Add { .. }
             | Operation::Concat { .. } => vec![],
@@ -634,6 +648,15 @@ impl Pass for Planner<'_> {
 
     fn append_ones(&mut self, images: &Maps) -> Maps {
         self.first_channels(images, self.config.channels + 1)
+    }
+
+    fn embed(&mut self, layer: &Layer, _images: &Maps, map: usize) -> Maps {
+        let ModelConfig { height, width, .. } = *self.config;
+        let to = self.buffer([height, width], layer.outputs + 1);
+        let layer = layer.clone();
+        let operation = Operation::Embed { layer, map, to };
+        self.plan.forward.push(operation);
+        vec![to]
     }
 
     fn first_channels(&mut self, _images: &Maps, channels: usize) -> Maps {
@@ -727,11 +750,11 @@ impl Planner<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::configs;
+    use crate::suite::{configs, configs_of_codes};
 
     fn plans() -> impl Iterator<Item = Plan> {
         let plans = |config: &ModelConfig| [Plan::evaluation(config), Plan::training(config)];
-        let mut configs = configs();
+        let mut configs = [configs(), configs_of_codes()].concat();
         configs.push(ModelConfig::default());
         configs.push(ModelConfig {
             nr_channel_resnet: 1,
@@ -744,7 +767,7 @@ mod tests {
     /// Every step of a plan: what it reads, and what it writes or begins.
     fn steps(plan: &Plan) -> Vec<(Vec<usize>, Vec<usize>)> {
         let forward = plan.forward.iter().map(|operation| match operation {
-            Operation::Images { to } => (vec![], vec![*to]),
+            Operation::Images { to } | Operation::Embed { to, .. } => (vec![], vec![*to]),
             Operation::Layer { from, to, .. }
             | Operation::Shift { from, to, .. }
             | Operation::Elu { from, to } => (vec![*from], vec![*to]),
@@ -844,6 +867,7 @@ mod tests {
                     Operation::GatedResnet { a, .. } => (1 + a.len(), false),
                     Operation::Concat { from, .. } => (from.len(), false),
                     Operation::Attention { .. } => (2, false),
+                    Operation::Embed { .. } => (0, false),
                     Operation::Layer { from, .. } => (1, plan.is_of_images(*from)),
                     _ => (1, false),
                 };

@@ -328,7 +328,7 @@ impl Cuda {
         let pixels = self.config.height * self.config.width;
         let values = plan.values() + branches(plan) * self.scratch(plan) + pixels;
         let sums = CONDITIONS + size_of::<f64>() + branches(plan) * self.partial(pixels);
-        values * VALUE + self.config.dims() + sums
+        values * VALUE + self.config.bytes_per_image() + sums
     }
 
     /// Memory for the maps of so many images at a time, of `all`.
@@ -372,7 +372,7 @@ impl Cuda {
             scratch,
             memory: self.zeros(values)?,
             all,
-            levels: Memory::zeroed(&self.gpu, all * self.config.dims())?,
+            levels: Memory::zeroed(&self.gpu, all * self.config.bytes_per_image())?,
             conditions: Memory::zeroed(&self.gpu, all * CONDITIONS)?,
             nats: self.zeros(pixels(all))?,
             sums: Memory::zeroed(&self.gpu, all * size_of::<f64>())?,
@@ -472,7 +472,9 @@ impl Norms {
         let long = |n: usize| n as i64;
         // Layers outside of the blocks are the residual stream's.
         let wide = plan.forward.iter().filter_map(|operation| match operation {
-            Operation::Layer { layer, .. } => Some(layer.parameter),
+            Operation::Layer { layer, .. } | Operation::Embed { layer, .. } => {
+                Some(layer.parameter)
+            }
             _ => None,
         });
         let wide: HashSet<usize> = wide.collect();

@@ -255,6 +255,29 @@ macro_rules! kernels {
 kernels! {
     fn images(levels: Address, out: Address, pixels: i64, channels: i32, taken: i32)
         in blocks(pixels * i64::from(taken));
+    fn embed(
+        images: Address,
+        weight: Address,
+        bias: Address,
+        out: Address,
+        pixels: i64,
+        bytes: i32,
+        which: i32,
+        codes: i32,
+        outputs: i32,
+    ) in blocks(pixels * i64::from(outputs + 1));
+    fn embed_by_weight(
+        images: Address,
+        d_out: Address,
+        d_weight: Address,
+        pixels: i64,
+        bytes: i32,
+        which: i32,
+        codes: i32,
+        outputs: i32,
+    ) in blocks(i64::from(codes) * i64::from(outputs));
+    fn embed_by_bias(d_weight: Address, d_bias: Address, codes: i32, outputs: i32)
+        in blocks(outputs.into());
     fn bend_wide(
         x: Address,
         biases: Biases,
@@ -406,6 +429,15 @@ kernels! {
         channels: i32,
         components: i32,
     ) in blocks(pixels);
+    fn likelihood_of_codes(
+        images: Address,
+        logits: Address,
+        nats: Address,
+        gradient: Address,
+        pixels: i64,
+        bytes: i32,
+        codes: i32,
+    ) in blocks(pixels);
     fn sum_images(nats: Address, sums: Address, pixels_per_image: i64, images: i32)
         in [images.unsigned_abs(), 1, 1];
 
@@ -490,6 +522,14 @@ kernels! {
         first: i32,
         count: i32,
     ) in blocks(i64::from(images) * i64::from(count + 1));
+    fn place_codes(
+        memory: Address,
+        codes: Address,
+        table: Address,
+        at: Address,
+        ring: Ring,
+        images: i32,
+    ) in blocks(i64::from(images) * i64::from(ring.channels));
     fn find_wrong(values: Address, count: i64, flag: Address) in blocks(count);
     fn adam(
         rates: Address,

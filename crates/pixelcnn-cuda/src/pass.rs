@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pixelcnn_core::engine::Batch;
 use pixelcnn_core::kernels::pointwise::Dropped;
-use pixelcnn_core::likelihood::Mixture;
+use pixelcnn_core::likelihood::{Categorical, Likelihood, Mixture};
 use pixelcnn_core::network::{GatedResnet, Layer, LayerKind};
 use pixelcnn_core::plan::{Backward, Gradient, Operation, Plan};
 use pixelcnn_core::ranks::{Level, levels};
@@ -78,7 +78,7 @@ impl Pass<'_> {
     }
 
     fn levels(&self) -> Address {
-        self.held(&self.maps.levels, self.engine.config.dims())
+        self.held(&self.maps.levels, self.engine.config.bytes_per_image())
     }
 
     /// Nats of each pixel.
@@ -299,6 +299,17 @@ impl Pass<'_> {
                     let taken = self.plan.buffers[to].channels as i32;
                     kernels::images(branch, levels, self.at(to), pixels, channels, taken)
                 }
+                Operation::Embed { layer, map, .. } => {
+                    let pixels = self.images as i64 * self.pixels_per_image(to);
+                    let (images, weight) = (self.levels(), self.weight(layer));
+                    let bytes = self.engine.config.bytes_per_pixel() as i32;
+                    let (bias, out) = (self.bias(layer), self.at(to));
+                    let [codes, outputs] = [layer.inputs, layer.outputs].map(|n| n as i32);
+                    let which = *map as i32;
+                    kernels::embed(
+                        branch, images, weight, bias, out, pixels, bytes, which, codes, outputs,
+                    )
+                }
                 Operation::Layer { layer, from, .. } => {
                     let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
                     self.layer(
@@ -392,20 +403,30 @@ impl Pass<'_> {
     /// Nats of every pixel, and the gradient by the logits where the plan has one.
     pub fn likelihood(&self) -> Result<(), CudaError> {
         let pixels = self.pixels_per_image(self.plan.logits);
-        let mixture = Mixture::of(&self.engine.config);
+        let config = &self.engine.config;
         let gradient = self.plan.d_logits.map_or(0, |buffer| self.at(buffer));
         // SAFETY: the maps' memory is that of so many images.
         unsafe {
-            kernels::likelihood(
-                self.branch(),
-                self.levels(),
-                self.at(self.plan.logits),
-                self.nats_per_pixel(),
-                gradient,
-                self.images as i64 * pixels,
-                mixture.channels as i32,
-                mixture.components as i32,
-            )?;
+            let (branch, images, logits) =
+                (self.branch(), self.levels(), self.at(self.plan.logits));
+            let (nats, all) = (self.nats_per_pixel(), self.images as i64 * pixels);
+            match Likelihood::of(config) {
+                Likelihood::Mixture(Mixture {
+                    channels,
+                    components,
+                }) => {
+                    let [channels, components] = [channels, components].map(|n| n as i32);
+                    kernels::likelihood(
+                        branch, images, logits, nats, gradient, all, channels, components,
+                    )?;
+                }
+                Likelihood::Categorical(Categorical { codes, .. }) => {
+                    let (bytes, codes) = (config.bytes_per_pixel() as i32, codes as i32);
+                    kernels::likelihood_of_codes(
+                        branch, images, logits, nats, gradient, all, bytes, codes,
+                    )?;
+                }
+            }
             let nats = self.nats_per_pixel();
             let sums = self.held(&self.maps.sums, size_of::<f64>());
             kernels::sum_images(self.branch(), nats, sums, pixels, self.images as i32)
@@ -516,6 +537,18 @@ impl Pass<'_> {
         // SAFETY: as in the forward pass; gradients are shaped as what they are by.
         unsafe {
             match operation {
+                Operation::Embed { layer, map, to } => {
+                    let pixels = self.images as i64 * self.pixels_per_image(*to);
+                    let bytes = self.engine.config.bytes_per_pixel() as i32;
+                    let d_weight = self.parameter(self.sums(state), layer.parameter);
+                    let d_bias = self.parameter(self.sums(state), layer.parameter + 2);
+                    let [codes, outputs] = [layer.inputs, layer.outputs].map(|n| n as i32);
+                    let (images, which) = (self.levels(), *map as i32);
+                    kernels::embed_by_weight(
+                        branch, images, dy, d_weight, pixels, bytes, which, codes, outputs,
+                    )?;
+                    kernels::embed_by_bias(branch, d_weight, d_bias, codes, outputs)?;
+                }
                 Operation::Layer { layer, from, .. } => {
                     let size = self.size(*from);
                     self.layer_gradients(state, layer, true, size, [self.at(*from), dy])?;

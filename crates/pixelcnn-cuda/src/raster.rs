@@ -13,7 +13,6 @@ use pixelcnn_core::ModelConfig;
 use pixelcnn_core::engine::{EngineError, expect_parameters};
 use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
 use pixelcnn_core::incremental::weights::PackedWeights;
-use pixelcnn_core::likelihood::Mixture;
 use pixelcnn_core::network::Layout;
 
 use crate::driver::Driver;
@@ -35,6 +34,8 @@ struct Model {
     packed: PackedWeights,
     /// The packed weights.
     weights: Memory,
+    /// What is made of each code; nothing for images.
+    embedding: Memory,
     /// The taps of every sum's phases, when the row begins and at the pixel, one after the other.
     taps: Memory,
     /// Where those of a sum's phase begin.
@@ -72,6 +73,8 @@ impl CudaEvaluator {
         let packed = PackedWeights::pack(&program, parameters);
         let weights = Memory::zeroed(&gpu, size_of_val(packed.values()))?;
         weights.write(0, packed.values())?;
+        let embedding = Memory::zeroed(&gpu, size_of_val(packed.embedding(0)))?;
+        embedding.write(0, packed.embedding(0))?;
         let (mut all, mut starts) = (Vec::new(), HashMap::new());
         for (number, sum) in program.sums.iter().enumerate() {
             for (phase, taps) in sum.phases.iter().enumerate() {
@@ -90,6 +93,7 @@ impl CudaEvaluator {
                 program,
                 packed,
                 weights,
+                embedding,
                 taps,
                 starts,
             }),
@@ -108,7 +112,7 @@ impl CudaEvaluator {
     pub fn room(&self) -> Result<usize, EngineError> {
         let available = usable(self.gpu.available()?);
         let config = &self.model.config;
-        let small = config.channels + size_of::<u32>();
+        let small = config.bytes_per_pixel() + size_of::<u32>();
         Ok(available / (self.model.program.floats * VALUE + small))
     }
 
@@ -135,7 +139,7 @@ impl CudaEvaluator {
         Ok(CudaRaster {
             memory: Memory::zeroed(&self.gpu, images * program.floats * VALUE)?,
             labels: held,
-            levels: Memory::zeroed(&self.gpu, images * config.channels)?,
+            levels: Memory::zeroed(&self.gpu, images * config.bytes_per_pixel())?,
             at: Memory::zeroed(&self.gpu, 2 * size_of::<u32>())?,
             gpu: Arc::clone(&self.gpu),
             model: Arc::clone(&self.model),
@@ -193,7 +197,7 @@ impl CudaRaster {
     }
 
     /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given all
-    /// pixels before it: those [of the channels](Mixture::logits_of) whose turn it is, given the channels
+    /// pixels before it: those [of the channels](ModelConfig::outputs_of) whose turn it is, given the channels
     /// before, and of those. Of complete images they are those of the last pixel.
     ///
     /// # Errors
@@ -206,22 +210,65 @@ impl CudaRaster {
         Ok(&self.logits)
     }
 
-    /// Says what the pixel's [`CudaRaster::channels`] are: `levels` \[images, channels\]; and turns to
-    /// the next.
+    /// Gives a model the coarser maps that it wants, before the first pixel: their codes are looked at in
+    /// `images` \[images, [`ModelConfig::bytes_per_image`]\], and nothing else.
     ///
     /// # Errors
-    /// [`EngineError::Device`].
+    /// [`EngineError::Code`] and [`EngineError::Device`].
+    ///
+    /// # Panics
+    /// If there are not as many images.
+    pub fn give_coarse(&mut self, images: &[u8]) -> Result<(), EngineError> {
+        let Model {
+            config,
+            program,
+            packed,
+            ..
+        } = &*self.model;
+        let Some(ring) = program.coarse.map(|ring| &program.rings[ring]) else {
+            return Ok(());
+        };
+        let (size, bytes) = (config.bytes_per_image(), config.bytes_per_pixel());
+        assert_eq!(images.len(), self.images * size, "a map for each image");
+        let (table, filters) = (packed.embedding(1), ring.channels - 1);
+        let mut values = vec![0.0; ring.rows * (ring.width + 2) * self.images * ring.channels];
+        for (image, pixels) in images.chunks_exact(size).enumerate() {
+            for (pixel, bytes) in pixels.chunks_exact(bytes).enumerate() {
+                let code = ModelConfig::code(bytes, 1);
+                let Some(row) = table.get(code * filters..(code + 1) * filters) else {
+                    let codes = config.nr_coarse_codes;
+                    return Err(EngineError::Code { code, codes });
+                };
+                let [y, x] = [pixel / ring.width, pixel % ring.width];
+                let column = y * (ring.width + 2) + x + 1;
+                let at = (column * self.images + image) * ring.channels;
+                values[at..at + filters].copy_from_slice(row);
+                values[at + filters] = 1.0;
+            }
+        }
+        let start = ring.start * self.images * VALUE;
+        Ok(self.memory.write(start, &values)?)
+    }
+
+    /// Says what the pixel's [`CudaRaster::channels`] are: `levels` \[images, channels\], or what its code
+    /// is, two bytes for each image; and turns to the next.
+    ///
+    /// # Errors
+    /// [`EngineError::Code`] and [`EngineError::Device`].
     ///
     /// # Panics
     /// If the number of levels is another, or the images are complete.
     pub fn push(&mut self, levels: &[u8]) -> Result<(), EngineError> {
         assert!(self.position().is_some(), "the images are not complete");
-        let (here, channels) = (self.channels(), self.model.config.channels);
-        assert_eq!(
-            levels.len(),
-            self.images * here.len(),
-            "levels of each image"
-        );
+        let config = &self.model.config;
+        let (here, channels, codes) = (self.channels(), config.channels, config.nr_codes);
+        let bytes = config.bytes_of(here.clone()).len();
+        assert_eq!(levels.len(), self.images * bytes, "levels of each image");
+        let found = levels.chunks_exact(bytes).filter(|_| codes > 0);
+        let mut found = found.map(|code| ModelConfig::code(code, 0));
+        if let Some(code) = found.find(|code| *code >= codes) {
+            return Err(EngineError::Code { code, codes });
+        }
         // Also where nobody asked for the mixture, later pixels need what it is computed from.
         self.logits()?;
         if self.images > 0 {
@@ -232,19 +279,25 @@ impl CudaRaster {
                 self.levels.address(),
                 self.at.address(),
             );
+            let embedding = self.model.embedding.address();
+            let (branch, images) = (self.gpu.branch(0), self.images as i32);
             // SAFETY: the memory has the ring for so many images, and there is a level for each
-            // of the channels that are due, which the ring has.
+            // of the channels that are due, which the ring has, or a code, of which the table has a row.
             unsafe {
-                kernels::place_levels(
-                    self.gpu.branch(0),
-                    memory,
-                    levels,
-                    at,
-                    ring,
-                    self.images as i32,
-                    here.start as i32,
-                    here.len() as i32,
-                )?;
+                if codes > 0 {
+                    kernels::place_codes(branch, memory, levels, embedding, at, ring, images)?;
+                } else {
+                    kernels::place_levels(
+                        branch,
+                        memory,
+                        levels,
+                        at,
+                        ring,
+                        images,
+                        here.start as i32,
+                        here.len() as i32,
+                    )?;
+                }
             }
         }
         self.known = here.end % channels;
@@ -270,13 +323,13 @@ impl CudaRaster {
         let Model {
             config, program, ..
         } = &*self.model;
-        let (mixture, here) = (Mixture::of(config), self.channels());
+        let here = self.channels();
         let ring = &program.rings[program.logits[here.start / here.len()]];
         let start = ring.start + (y % ring.rows * (ring.width + 2) + x + 1) * ring.channels;
         self.padded.resize(self.images * ring.channels, 0.0);
         self.memory
             .read(start * self.images * VALUE, &mut self.padded)?;
-        let own = mixture.logits_of(here);
+        let own = config.outputs_of(here);
         let images = self.padded.chunks_exact(ring.channels);
         let logits = self.logits.chunks_exact_mut(config.output_channels());
         for (logits, padded) in logits.zip(images) {

@@ -57,7 +57,7 @@ fn steps_on_two_branches_give_the_same_bits() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(19);
-    for config in suite::configs() {
+    for config in [suite::configs(), suite::configs_of_codes()].concat() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 3, &mut random);
         let batch = suite::batch(&images);
@@ -122,7 +122,7 @@ fn bf16_is_near_the_reference() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(3);
-    for config in suite::configs() {
+    for config in [suite::configs(), suite::configs_of_codes()].concat() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 4, &mut random);
         let batch = suite::batch(&images);
@@ -294,7 +294,7 @@ fn pixel_by_pixel_it_is_the_reference() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    for config in suite::configs() {
+    for config in [suite::configs(), suite::configs_of_codes()].concat() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 3, &mut random);
         let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);
@@ -302,6 +302,7 @@ fn pixel_by_pixel_it_is_the_reference() {
         let batch = suite::as_they_are(&images);
         let want = reference::run(&config, &suite::widened(&parameters), batch, None).unwrap();
         let mut raster = evaluator.begin(&images.labels).unwrap();
+        raster.give_coarse(&images.levels).unwrap();
         let (pixels, output) = (config.height * config.width, config.output_channels());
         let mut got = vec![0.0; want.logits.len()];
         while let Some([y, x]) = raster.position() {
@@ -309,9 +310,10 @@ fn pixel_by_pixel_it_is_the_reference() {
             for (image, logits) in raster.logits().unwrap().chunks_exact(output).enumerate() {
                 got[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
             }
-            let levels = images.levels.chunks_exact(config.dims());
+            let levels = images.levels.chunks_exact(config.bytes_per_image());
+            let due = config.bytes_of(channels);
             let levels =
-                levels.flat_map(|image| &image[pixel * config.channels..][channels.clone()]);
+                levels.flat_map(|image| &image[pixel * config.bytes_per_pixel()..][due.clone()]);
             raster.push(&levels.copied().collect::<Vec<_>>()).unwrap();
         }
         let length = suite::norm(want.logits.iter().copied());

@@ -179,6 +179,7 @@ fn incremental(evaluator: &Evaluator, n: usize, rows: usize) -> f64 {
         labels: vec![0; n],
         temperature: 1.0,
         seed: 1,
+        coarse: Vec::new(),
     };
     let Ok(mut drawing) = Rows::new(&evaluator.clone().into(), &sampling, 0..n) else {
         return f64::NAN;

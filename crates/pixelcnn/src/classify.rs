@@ -110,7 +110,7 @@ pub fn classify(
         ..Classification::default()
     };
     in_batches(data, images, batch_size, |batch| {
-        let count = batch.images.len() / config.dims();
+        let count = batch.images.len() / config.bytes_per_image();
         let first = classification.nats.len();
         classification.nats.resize(first + count * nr_classes, 0.0);
         for class in 0..nr_classes {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::random::{Purpose, generator};
-use crate::sample::{DrawError, Drawn, Rows, Sampler, draw};
+use crate::sample::{DrawError, Drawn, Given, Rows, Sampler, draw};
 
 /// What is completed.
 ///
@@ -11,7 +11,7 @@ use crate::sample::{DrawError, Drawn, Rows, Sampler, draw};
 /// as they are, but those after a missing one cannot tell it anything: the model looks only back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Images u8 \[N, H, W, C\]; what is not known in them is not looked at.
+    /// Images u8 \[N, H, W, C\], or codes as the model takes them; what is not known in them is not looked at.
     pub images: Vec<u8>,
     /// Which pixels are known, in all of them alike \[H, W\].
     pub known: Vec<bool>,
@@ -39,7 +39,7 @@ pub fn complete(
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
     let config = sampler.config();
-    let (dims, variants) = (config.dims(), completion.variants);
+    let (dims, variants) = (config.bytes_per_image(), completion.variants);
     let n = completion.labels.len();
     assert_eq!(completion.images.len(), n * dims, "a label for each image");
     assert_eq!(
@@ -50,7 +50,7 @@ pub fn complete(
     draw(sampler, n * variants, progress, |range| {
         let images = range.clone().map(|i| i / variants);
         let labels: Vec<u32> = images.clone().map(|i| completion.labels[i]).collect();
-        let known = images
+        let known: Vec<u8> = images
             .flat_map(|i| &completion.images[i * dims..(i + 1) * dims])
             .copied()
             .collect();
@@ -62,7 +62,10 @@ pub fn complete(
             &labels,
             completion.temperature,
             generators.collect(),
-            Some((known, completion.known.clone())),
+            Given {
+                images: &known,
+                known: &completion.known,
+            },
         )
     })
 }

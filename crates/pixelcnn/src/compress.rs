@@ -218,8 +218,11 @@ impl CodingModel {
     /// The model with these `parameters`, in the layout's order.
     ///
     /// # Errors
-    /// If they are not those of the configuration.
+    /// If they are not those of the configuration, or it is one of codes.
     pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Self, EvaluatorError> {
+        if config.nr_codes > 0 {
+            return Err(EvaluatorError::NotImages);
+        }
         Ok(CodingModel {
             evaluator: Evaluator::new(config, parameters)?,
             level: simd::level(),

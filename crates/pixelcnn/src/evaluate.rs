@@ -27,7 +27,15 @@ pub struct WrongImages {
 pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongImages> {
     let images = [data.height(), data.width(), data.channels()];
     let classes = model.nr_classes;
-    let fits = images == [model.height, model.width, model.channels];
+    let same_codes = match data.codes() {
+        None => model.nr_codes == 0,
+        Some([own, coarse]) => {
+            own <= model.nr_codes
+                && coarse <= model.nr_coarse_codes
+                && (coarse > 0) == (model.nr_coarse_codes > 0)
+        }
+    };
+    let fits = images == [model.height, model.width, model.channels] && same_codes;
     let classes_fit = match (classes, data.class_names()) {
         (0, _) => true,
         (_, []) => (1..=classes).contains(&data.nr_classes()),
@@ -36,7 +44,14 @@ pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongIma
     if fits && classes_fit {
         return Ok(());
     }
-    let mut takes = format!("{}x{}x{}", model.width, model.height, model.channels);
+    let mut takes = match (model.nr_codes, model.nr_coarse_codes) {
+        (0, _) => format!("{}x{}x{}", model.width, model.height, model.channels),
+        (codes, 0) => format!("{}x{} of {codes} codes", model.width, model.height),
+        (codes, coarse) => format!(
+            "{}x{} of {codes} codes with coarser maps of {coarse}",
+            model.width, model.height
+        ),
+    };
     if classes > 0 {
         takes += &format!(" in {classes} classes");
     }

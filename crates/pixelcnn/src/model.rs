@@ -105,7 +105,10 @@ impl Model {
     pub fn nats(&self, images: &[u8], labels: &[u32]) -> Result<Vec<f64>, EngineError> {
         let network = self.network(&Device::Cpu)?;
         let mut nats = Vec::new();
-        for (n, images) in images.chunks(SIDE_BY_SIDE * self.config.dims()).enumerate() {
+        for (n, images) in images
+            .chunks(SIDE_BY_SIDE * self.config.bytes_per_image())
+            .enumerate()
+        {
             let rest = labels.get(n * SIDE_BY_SIDE..).unwrap_or_default();
             let labels = &rest[..rest.len().min(SIDE_BY_SIDE)];
             nats.extend(network.nats_per_image(Batch {

@@ -1,4 +1,4 @@
-//! NumPy's `.npz` files, written: a zip archive with an `.npy` file for each array.
+//! NumPy's files, written: `.npy`, and `.npz`, a zip archive with an `.npy` file for each array.
 
 use std::io::{self, Cursor, Write};
 
@@ -29,10 +29,42 @@ macro_rules! number {
 
 number! {
     u8, "|u1";
+    u16, "<u2";
     i64, "<i8";
     u64, "<u8";
     f32, "<f4";
     f64, "<f8";
+}
+
+/// The bytes of a `.npy` file: `values` in row-major order.
+///
+/// # Errors
+/// Where the values are not as many as `shape` says.
+pub fn npy<T: Number>(shape: &[usize], values: &[T]) -> io::Result<Vec<u8>> {
+    let mut bytes = header("array", T::DTYPE, shape, values.len())?;
+    values.iter().for_each(|value| value.put(&mut bytes));
+    Ok(bytes)
+}
+
+/// What comes before the values of an array.
+fn header(name: &str, dtype: &str, shape: &[usize], len: usize) -> io::Result<Vec<u8>> {
+    let product = shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d));
+    if product != Some(len) {
+        let problem = format!("{name}: {len} values do not fill {shape:?}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    let axes: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let comma = if axes.len() == 1 { "," } else { "" };
+    let axes = axes.join(", ");
+    let mut header =
+        format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({axes}{comma}), }}");
+    // The values begin at a multiple of 64, after a line's end.
+    let before = MAGIC.len() + 2;
+    let end = (before + header.len() + 1).next_multiple_of(64);
+    header.extend(std::iter::repeat_n(' ', end - before - header.len() - 1));
+    header.push('\n');
+    let len = (header.len() as u16).to_le_bytes();
+    Ok([MAGIC, &len, header.as_bytes()].concat())
 }
 
 /// A `.npz` file in the making, in memory and compressed as `numpy.savez_compressed` does it.
@@ -89,29 +121,12 @@ impl Npz {
         len: usize,
         bytes: &[u8],
     ) -> io::Result<()> {
-        let product = shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d));
-        if product != Some(len) {
-            let problem = format!("{name}: {len} values do not fill {shape:?}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        let axes: Vec<String> = shape.iter().map(usize::to_string).collect();
-        let comma = if axes.len() == 1 { "," } else { "" };
-        let axes = axes.join(", ");
-        let mut header =
-            format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({axes}{comma}), }}");
-        // The values begin at a multiple of 64, after a line's end.
-        let before = MAGIC.len() + 2;
-        let end = (before + header.len() + 1).next_multiple_of(64);
-        header.extend(std::iter::repeat_n(' ', end - before - header.len() - 1));
-        header.push('\n');
-
+        let header = header(name, dtype, shape, len)?;
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .large_file(bytes.len() >> 31 > 0);
         self.zip.start_file(format!("{name}.npy"), options)?;
-        self.zip.write_all(MAGIC)?;
-        self.zip.write_all(&(header.len() as u16).to_le_bytes())?;
-        self.zip.write_all(header.as_bytes())?;
+        self.zip.write_all(&header)?;
         self.zip.write_all(bytes)
     }
 

@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
-use pixelcnn_core::likelihood::{Mixture, from_level, to_level};
+use pixelcnn_core::likelihood::{Likelihood, Mixture, from_level, to_level};
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
 #[cfg(feature = "cuda")]
 use pixelcnn_cuda::{CudaEvaluator, CudaRaster};
@@ -104,6 +104,16 @@ enum PixelByPixel {
 }
 
 impl PixelByPixel {
+    /// Gives a model the coarser maps of the images that it wants.
+    fn give_coarse(&mut self, images: &[u8]) -> Result<(), DrawError> {
+        match self {
+            PixelByPixel::Cpu(raster) => raster.give_coarse(images)?,
+            #[cfg(feature = "cuda")]
+            PixelByPixel::Cuda(raster) => raster.give_coarse(images)?,
+        }
+        Ok(())
+    }
+
     fn position(&self) -> Option<[usize; 2]> {
         match self {
             PixelByPixel::Cpu(raster) => raster.position(),
@@ -140,6 +150,9 @@ pub struct Sampling {
     pub temperature: f32,
     /// Image `i` is a function of the seed and `i`, whatever is drawn beside it.
     pub seed: u64,
+    /// Of a model of codes that is given coarser maps, those of all images: codes as the model takes them
+    /// ([`ModelConfig::bytes_per_image`]), of which the images' own are not looked at. Else empty.
+    pub coarse: Vec<u8>,
 }
 
 impl Sampling {
@@ -149,6 +162,7 @@ impl Sampling {
             labels: vec![0; count],
             temperature: 1.0,
             seed,
+            coarse: Vec::new(),
         }
     }
 }
@@ -174,12 +188,16 @@ pub enum DrawError {
     /// The device refuses.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The model is given coarser maps, and there is not one for each image.
+    #[error("the model is given a coarser map for each image: there are not as many")]
+    Coarse,
     /// `progress` said so.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// Draws those of a sampling's images that have these numbers, u8 \[N, H, W, C\]. On the CPU, up to 64
+/// Draws those of a sampling's images that have these numbers, u8 \[N, H, W, C\], or codes in the bytes
+/// that the model takes. On the CPU, up to 64
 /// at a time and in a gigabyte of memory if one image needs no more, on as many threads as rayon has or
 /// one where little work is to be shared; on a GPU up to 1,024. There a pixel may differ from the CPU's,
 /// whose arithmetic rounds otherwise.
@@ -213,7 +231,7 @@ pub(crate) fn draw(
     rows: impl Fn(Range<usize>) -> Result<Rows, DrawError>,
 ) -> Result<Vec<u8>, DrawError> {
     let config = sampler.config();
-    let (height, width, dims) = (config.height, config.width, config.dims());
+    let (height, width, dims) = (config.height, config.width, config.bytes_per_image());
     let most = sampler.side_by_side()?;
     let mut images = vec![0; count * dims];
     for first in (0..count).step_by(most) {
@@ -221,7 +239,7 @@ pub(crate) fn draw(
         let drawn = range.len();
         for (y, row) in rows(range)?.enumerate() {
             let row = row?;
-            let size = width * config.channels;
+            let size = width * config.bytes_per_pixel();
             let targets = images[first * dims..].chunks_exact_mut(dims);
             for (target, row) in targets.zip(row.chunks_exact(size)) {
                 target[y * size..][..size].copy_from_slice(row);
@@ -242,23 +260,31 @@ pub(crate) fn draw(
 pub struct Rows {
     raster: PixelByPixel,
     failed: bool,
-    mixture: Mixture,
-    width: usize,
-    channels: usize,
-    /// Channels that are predicted together.
-    together: usize,
+    config: ModelConfig,
+    likelihood: Likelihood,
     temperature: f32,
     pixels: Vec<Pixel>,
-    /// Levels of the images that are known \[images, H, W, C\], and which of them \[H, W\].
-    known: Option<(Vec<u8>, Vec<bool>)>,
+    /// What is known of the images \[images, H, W, C\], and which pixels are \[H, W\]; none.
+    given: Vec<u8>,
+    known: Vec<bool>,
     row: usize,
+}
+
+/// What is given of images that are drawn.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Given<'a> {
+    /// \[images, H, W, C\], or codes as the model takes them; empty where nothing is.
+    pub images: &'a [u8],
+    /// Which pixels are known, in all of them alike \[H, W\]; empty where none are.
+    pub known: &'a [bool],
 }
 
 impl Rows {
     /// Begins those of a sampling's images that have these numbers; [`sample`] draws them all.
     ///
     /// # Errors
-    /// A class that the model does not have, or no memory.
+    /// A class that the model does not have, not a coarser map for each image where it wants them, or no
+    /// memory.
     ///
     /// # Panics
     /// If there are no such images.
@@ -267,32 +293,48 @@ impl Rows {
         sampling: &Sampling,
         images: Range<usize>,
     ) -> Result<Rows, DrawError> {
+        let config = sampler.config();
+        let size = config.bytes_per_image();
+        let coarse = match config.nr_coarse_codes {
+            0 => &[],
+            _ if sampling.coarse.len() != sampling.labels.len() * size => {
+                return Err(DrawError::Coarse);
+            }
+            _ => &sampling.coarse[images.start * size..images.end * size],
+        };
+        let given = Given {
+            images: coarse,
+            known: &[],
+        };
         let generators = images
             .clone()
             .map(|image| generator(sampling.seed, Purpose::Sample, image as u64));
         let (generators, labels) = (generators.collect(), &sampling.labels[images]);
-        Rows::with(sampler, labels, sampling.temperature, generators, None)
+        Rows::with(sampler, labels, sampling.temperature, generators, given)
     }
 
-    /// Images with random numbers of their own, in which some pixels are known.
+    /// Images with random numbers of their own, of which something is given.
     pub(crate) fn with(
         sampler: &Sampler,
         labels: &[u32],
         temperature: f32,
         generators: Vec<ChaCha8Rng>,
-        known: Option<(Vec<u8>, Vec<bool>)>,
+        given: Given,
     ) -> Result<Rows, DrawError> {
         let config = sampler.config();
+        let mut raster = sampler.begin(labels)?;
+        if config.nr_coarse_codes > 0 {
+            raster.give_coarse(given.images)?;
+        }
         Ok(Rows {
-            raster: sampler.begin(labels)?,
+            raster,
             failed: false,
-            mixture: Mixture::of(config),
-            width: config.width,
-            channels: config.channels,
-            together: config.channels_together(),
+            config: config.clone(),
+            likelihood: Likelihood::of(config),
             temperature,
             pixels: generators.into_iter().map(Pixel::new).collect(),
-            known,
+            given: given.images.to_vec(),
+            known: given.known.to_vec(),
             row: 0,
         })
     }
@@ -326,43 +368,59 @@ impl Iterator for Rows {
 
 impl Rows {
     fn draw_row(&mut self) -> Result<Vec<u8>, DrawError> {
-        let (images, channels, together) = (self.pixels.len(), self.channels, self.together);
-        let row = self.width * channels;
-        let mut rows = vec![0; images * row];
-        let mut levels = vec![0; images * together];
-        for at in (0..row).step_by(together) {
-            let channel = at % channels;
+        let (channels, together) = (self.config.channels, self.config.channels_together());
+        let bytes = self.config.bytes_per_pixel();
+        let (width, size) = (self.config.width, self.config.bytes_per_image());
+        let mut rows = vec![0; self.pixels.len() * width * bytes];
+        let turns = (0..channels).step_by(together);
+        let turns = (0..width).flat_map(|x| turns.clone().map(move |channel| (x, channel)));
+        for (x, channel) in turns {
+            let due = self.config.bytes_of(channel..channel + together);
+            let mut drawn = vec![0; self.pixels.len() * due.len()];
             let logits = self.raster.logits()?;
-            let mixtures = logits.chunks_exact(self.mixture.logits_per_pixel());
-            let mixtures = mixtures.zip(&mut self.pixels);
-            for ((logits, pixel), levels) in mixtures.zip(levels.chunks_exact_mut(together)) {
+            let logits = logits.chunks_exact(self.config.output_channels());
+            let pixels = self.pixels.iter_mut().zip(logits);
+            for ((pixel, logits), drawn) in pixels.zip(drawn.chunks_exact_mut(due.len())) {
                 // Known pixels take their random numbers too: the others' do not hang on them.
-                if channel == 0 {
-                    pixel.begin(self.mixture, logits, self.temperature);
-                }
-                for level in levels {
-                    *level = pixel.draw(self.mixture, logits, self.temperature);
+                match self.likelihood {
+                    Likelihood::Mixture(mixture) => {
+                        if channel == 0 {
+                            pixel.begin(mixture, logits, self.temperature);
+                        }
+                        for level in drawn {
+                            *level = pixel.draw(mixture, logits, self.temperature);
+                        }
+                    }
+                    Likelihood::Categorical(codes) => {
+                        let uniform = pixel.random.random_range(0.0..1.0);
+                        let code = codes.draw(logits, uniform, self.temperature);
+                        drawn.copy_from_slice(&code.to_le_bytes());
+                    }
                 }
             }
-            let place = self.row * row + at;
-            if let Some((images, known)) = &self.known
-                && known[place / channels]
-            {
-                let images = images.chunks_exact(known.len() * channels);
-                for (levels, image) in levels.chunks_exact_mut(together).zip(images) {
-                    levels.copy_from_slice(&image[place..][..together]);
+            let place = self.row * width + x;
+            let given = |image: usize| &self.given[image * size + place * bytes..][..bytes];
+            if self.known.get(place) == Some(&true) {
+                for (image, drawn) in drawn.chunks_exact_mut(due.len()).enumerate() {
+                    drawn.copy_from_slice(&given(image)[due.clone()]);
                 }
             }
             if together < channels {
                 // The next channels are predicted from levels.
-                for (pixel, &level) in self.pixels.iter_mut().zip(&levels) {
+                for (pixel, &level) in self.pixels.iter_mut().zip(&drawn) {
                     pixel.values[channel] = from_level(level).into();
                 }
             }
-            self.raster.push(&levels)?;
-            let rows = rows.chunks_exact_mut(row);
-            for (row, levels) in rows.zip(levels.chunks_exact(together)) {
-                row[at..][..together].copy_from_slice(levels);
+            self.raster.push(&drawn)?;
+            let rows = rows.chunks_exact_mut(width * bytes);
+            let rows = rows.map(|row| &mut row[x * bytes..][..bytes]);
+            let pixels = rows.zip(drawn.chunks_exact(due.len()));
+            for (image, (pixel, drawn)) in pixels.enumerate() {
+                // Behind a code is that of the coarser map.
+                if self.config.nr_coarse_codes > 0 {
+                    pixel.copy_from_slice(given(image));
+                }
+                pixel[due.clone()].copy_from_slice(drawn);
             }
         }
         self.row += 1;

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 
+use pixelcnn_core::incremental::EvaluatorError;
 use pixelcnn_core::{Stopped, go_on};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub enum ScoreError {
     /// Images are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The model is one of codes.
+    #[error(transparent)]
+    Evaluator(#[from] EvaluatorError),
     /// An encoder fails.
     #[error(
         "an image of {shape:?} (height, width, channels) cannot be encoded as {format}: {reason}"
@@ -174,6 +178,9 @@ pub fn score(
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
 ) -> Result<Scores, ScoreError> {
+    if network.config().nr_codes > 0 {
+        return Err(EvaluatorError::NotImages.into());
+    }
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();

@@ -7,11 +7,14 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
+use pixelcnn::data::CodeMaps;
 use pixelcnn::device::Device;
 use pixelcnn::picture::{DroppedCount, grid, read, write_png};
 use pixelcnn::sample::Sampler;
 
-use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
+use crate::drawing::{
+    Drawing, GAP, coarse_maps, expect_npy, png_or_npy, prepare, progress, write_singles,
+};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
@@ -32,7 +35,8 @@ const MISSING: u8 = 127;
 #[command(override_usage = "pixelcnn complete [OPTIONS] [RUN|FILE] <IMAGE>...")]
 pub struct Complete {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
-    /// shipped model]; then pictures of the model's size (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI)
+    /// shipped model]; then pictures of the model's size (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI), or
+    /// .npy files of maps of codes
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
@@ -50,9 +54,12 @@ pub struct Complete {
     class: Option<String>,
     #[command(flatten)]
     drawing: Drawing,
-    /// PNG file for the grid [default: completed.png, or completed-2.png and so on where that is
-    /// there]
-    #[arg(long, short, value_name = "FILE", value_parser = png)]
+    /// NumPy file of the coarser maps that a model of codes is given, one for each map, [N, H, W]
+    #[arg(long, value_name = "FILE")]
+    coarse: Option<PathBuf>,
+    /// PNG file for the grid, or for codes a .npy file, uint16 [N * variants, H, W] [default:
+    /// completed.png or completed.npy, or completed-2.png and so on where that is there]
+    #[arg(long, short, value_name = "FILE", value_parser = png_or_npy)]
     output: Option<PathBuf>,
 }
 
@@ -63,7 +70,9 @@ Examples:
   pixelcnn complete runs/quick-1 a.png b.png --mask hole.png --variants 8 --scale 4
       the white part of hole.png filled in in both, enlarged
   pixelcnn complete runs/classes horse.png --keep top:8 --class frog --singles completed
-      as another class would go on, each variant in a file of its own";
+      as another class would go on, each variant in a file of its own
+  pixelcnn complete runs/codes codes.npy --keep top:8 -o completed.npy
+      maps of codes, which a model of codes goes on with";
 
 /// A side that is kept, and how much of it.
 #[derive(Debug, Clone, Copy)]
@@ -119,21 +128,31 @@ impl Complete {
         }
         let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
-        let (mut originals, mut dropped) = (Vec::new(), DroppedCount::default());
-        for path in files {
-            let picture = read(path, [model.height, model.width, model.channels])?;
-            originals.extend(picture.levels);
-            dropped += picture.dropped.of_pixels();
-        }
-        note_dropped(dropped);
+        let codes = model.nr_codes > 0;
+        let originals = match codes {
+            true => self.codes(model, files)?,
+            false => pictures(model, files)?,
+        };
         let class = label(&trained, self.class.as_deref())?;
-        let (n, variants) = (files.len(), self.variants as usize);
+        let n = originals.len() / model.bytes_per_image();
+        let variants = self.variants as usize;
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
-        let output = self
-            .drawing
-            .overwrite
-            .or_free(&self.output, "completed.png");
+        let default = if codes {
+            "completed.npy"
+        } else {
+            "completed.png"
+        };
+        let output = self.drawing.overwrite.or_free(&self.output, default);
+        if codes {
+            expect_npy(&output)?;
+            self.drawing.expect_codes()?;
+        } else if output
+            .extension()
+            .is_none_or(|extension| extension != "png")
+        {
+            return Err(format!("{}: give a name that ends in .png", output.display()).into());
+        }
         let outputs = [Some(&output)];
         prepare(
             n * columns,
@@ -164,6 +183,23 @@ impl Complete {
         let completed = completed?;
         let speed = (n * variants) as f64 / start.elapsed().as_secs_f64();
 
+        let times = match variants {
+            1 => "once".into(),
+            variants => format!("{variants} times"),
+        };
+        let said = |what: &str| {
+            say(format_args!(
+                "{} completed {times} in {} {}",
+                counted(n, what),
+                output.display(),
+                self.drawing.summary(&trained, speed)
+            ))
+        };
+        if codes {
+            CodeMaps::of_images(model, &completed).write(&output)?;
+            said("map")?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut rows = Vec::new();
         let dims = model.dims();
         let originals = completion.images.chunks_exact(dims);
@@ -184,17 +220,36 @@ impl Complete {
         if let Some(folder) = &self.drawing.singles {
             write_singles(folder, &completed, scale, model)?;
         }
-        let times = match variants {
-            1 => "once".into(),
-            variants => format!("{variants} times"),
-        };
-        say(format_args!(
-            "{} completed {times} in {} {}",
-            counted(n, "image"),
-            output.display(),
-            self.drawing.summary(&trained, speed)
-        ))?;
+        said("image")?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The maps of codes in some .npy files, one file's after another's, as the model takes them.
+    fn codes(&self, model: &ModelConfig, files: &[PathBuf]) -> Result<Vec<u8>> {
+        let mut all = CodeMaps {
+            shape: [0, model.height, model.width],
+            codes: Vec::new(),
+        };
+        for path in files {
+            let maps = CodeMaps::read(path)?;
+            let ([count, height, width], most) = (maps.shape, maps.nr_codes());
+            if [height, width] != all.shape[1..] || most > model.nr_codes {
+                return Err(format!(
+                    "{}: maps {width}x{height} of codes up to {}: the model takes {}x{} of {} codes",
+                    path.display(),
+                    most - 1,
+                    model.width,
+                    model.height,
+                    model.nr_codes
+                )
+                .into());
+            }
+            all.shape[0] += count;
+            all.codes.extend(maps.codes);
+        }
+        let coarse = coarse_maps(model, self.coarse.as_deref(), Some(all.shape[0]))?;
+        let images = all.images(coarse.as_ref());
+        images.map_err(|problem| format!("--coarse: {problem}").into())
     }
 
     /// Which pixels are kept \[H, W\].
@@ -219,6 +274,18 @@ impl Complete {
         }
         Ok(known)
     }
+}
+
+/// The levels of some pictures.
+fn pictures(model: &ModelConfig, files: &[PathBuf]) -> Result<Vec<u8>> {
+    let (mut levels, mut dropped) = (Vec::new(), DroppedCount::default());
+    for path in files {
+        let picture = read(path, [model.height, model.width, model.channels])?;
+        levels.extend(picture.levels);
+        dropped += picture.dropped.of_pixels();
+    }
+    note_dropped(dropped);
+    Ok(levels)
 }
 
 /// The label of all images, given a class or none.

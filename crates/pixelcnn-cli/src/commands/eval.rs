@@ -17,7 +17,7 @@ use crate::measuring::{ImageFlags, measure};
 use crate::output::Overwrite;
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::DataFlags;
-use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say};
+use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say, unit};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -97,11 +97,12 @@ impl Eval {
         }
 
         let told = say(format_args!(
-            "{}: {}  {:.4} ± {:.4} bits/dim ({} weights, step {})",
+            "{}: {}  {:.4} ± {:.4} {} ({} weights, step {})",
             split.map_or_else(|| "all".into(), |split| split.to_string()),
             counted(count, "image"),
             figures.mean(),
             figures.standard_error(),
+            unit(trained.model()),
             trained.kind(self.images.raw),
             trained.step()
         ));

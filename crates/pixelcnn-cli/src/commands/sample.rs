@@ -6,15 +6,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, value_parser};
+use pixelcnn::ModelConfig;
 use pixelcnn::atomic;
+use pixelcnn::data::CodeMaps;
 use pixelcnn::device::Device;
-use pixelcnn::numpy::Npz;
+use pixelcnn::numpy::{Npz, Number};
 use pixelcnn::picture::{grid, write_animation, write_png};
 use pixelcnn::ranks::{gather, share};
 use pixelcnn::sample::{Drawn, Sampler, Sampling, sample};
 
 use crate::device::DeviceFlags;
-use crate::drawing::{Drawing, GAP, png, prepare, progress, write_singles};
+use crate::drawing::{
+    Drawing, GAP, coarse_maps, expect_npy, png, png_or_npy, prepare, progress, write_singles,
+};
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
 use crate::trained::Trained;
@@ -44,11 +48,14 @@ pub struct Sample {
     /// in turn, a column for each]
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
+    /// NumPy file of the coarser maps that a model of codes is given, [N, H, W]: one map is drawn for each
+    #[arg(long, value_name = "FILE", conflicts_with = "num")]
+    coarse: Option<PathBuf>,
     #[command(flatten)]
     drawing: Drawing,
-    /// PNG file for the grid of all images [default: samples.png, or samples-2.png and so on where
-    /// that is there]
-    #[arg(long, short, value_name = "FILE", value_parser = png)]
+    /// PNG file for the grid of all images, or for codes a .npy file, uint16 [N, H, W] [default:
+    /// samples.png or samples.npy, or samples-2.png and so on where that is there]
+    #[arg(long, short, value_name = "FILE", value_parser = png_or_npy)]
     output: Option<PathBuf>,
     /// Animated PNG file in which the grid appears row by row [default: none]
     #[arg(long, value_name = "FILE", value_parser = png)]
@@ -73,6 +80,8 @@ Examples:
       and a film of their appearing
   pixelcnn sample runs/classes --class horse -o horses.png
       of one class, where the model was trained with --class-conditional
+  pixelcnn sample runs/codes --num 1000 -o codes.npy
+      of a model of codes: as codes, for the decoder that they are of
   pixelcnn sample runs/quick-1/checkpoints/best.safetensors --singles drawn --npz drawn.npz
       from the best checkpoint, each image in a file of its own, and all as an array";
 
@@ -124,6 +133,9 @@ impl Sample {
             return Ok(ExitCode::SUCCESS);
         }
         let speed = n as f64 / start.elapsed().as_secs_f64();
+        if model.nr_codes > 0 {
+            return self.write_codes(&trained, &sampling, &output, &drawn, speed);
+        }
         let shape = [n, model.height, model.width, model.channels];
         let scale = self.drawing.scale.into();
 
@@ -133,7 +145,7 @@ impl Sample {
         }
         if let Some(path) = &self.npz {
             let labels = (model.nr_classes > 0).then_some(&sampling.labels[..]);
-            write_npz(path, shape, &drawn, labels)
+            write_npz(path, "images", &shape, &drawn, labels)
                 .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
         }
         if let Some(path) = &self.animate {
@@ -156,20 +168,67 @@ impl Sample {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// Writes codes that were drawn, and says so.
+    fn write_codes(
+        &self,
+        trained: &Trained,
+        sampling: &Sampling,
+        output: &Path,
+        drawn: &[u8],
+        speed: f64,
+    ) -> Result<ExitCode> {
+        let model = trained.model();
+        let maps = CodeMaps::of_images(model, drawn);
+        maps.write(output)?;
+        if let Some(path) = &self.npz {
+            let labels = (model.nr_classes > 0).then_some(&sampling.labels[..]);
+            write_npz(path, "codes", &maps.shape, &maps.codes, labels)
+                .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+        }
+        say(format_args!(
+            "{} in {} {}",
+            counted(maps.shape[0], "map"),
+            output.display(),
+            self.drawing.summary(trained, speed)
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
         let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
-        let (labels, columns) = self.labels(&trained)?;
+        let codes = model.nr_codes > 0;
+        let coarse = coarse_maps(model, self.coarse.as_deref(), None)?;
+        let num = coarse
+            .as_ref()
+            .map_or(self.num as usize, |maps| maps.shape[0]);
+        let (labels, columns) = self.labels(&trained, num)?;
         let n = labels.len();
-        let output = self.drawing.overwrite.or_free(&self.output, "samples.png");
+        let default = if codes { "samples.npy" } else { "samples.png" };
+        let output = self.drawing.overwrite.or_free(&self.output, default);
         if team.leads() {
             let files = [Some(&output), self.animate.as_ref(), self.npz.as_ref()];
+            if codes {
+                expect_npy(&output)?;
+                self.drawing.expect_codes()?;
+                if self.animate.is_some() {
+                    return Err(
+                        "--animate: the model draws codes, not pictures: leave it out".into(),
+                    );
+                }
+            } else if output
+                .extension()
+                .is_none_or(|extension| extension != "png")
+            {
+                return Err(format!("{}: give a name that ends in .png", output.display()).into());
+            }
             prepare(n, columns, &self.drawing, model, &files, n)?;
             catch_interrupts("leaving after this row")?;
         }
         let sampler = Sampler::new(model, trained.parameters(self.drawing.raw)?, &device)?;
         let sampling = Sampling {
+            coarse: coarse.map_or(Ok(Vec::new()), |maps| over(model, &maps))?,
             labels,
             temperature: self.drawing.temperature,
             seed: self.drawing.seed,
@@ -185,8 +244,7 @@ impl Sample {
     }
 
     /// The class of every image, and the columns of the grid.
-    fn labels(&self, trained: &Trained) -> Result<(Vec<u32>, usize)> {
-        let num = self.num as usize;
+    fn labels(&self, trained: &Trained, num: usize) -> Result<(Vec<u32>, usize)> {
         let square = num.isqrt() + usize::from(num.isqrt().pow(2) < num);
         let classes = trained.model().nr_classes;
         Ok(match &self.class {
@@ -211,14 +269,26 @@ struct Prepared {
     output: PathBuf,
 }
 
-fn write_npz(
+/// Coarser maps as a model of codes takes them, over codes of 0.
+fn over(model: &ModelConfig, coarse: &CodeMaps) -> Result<Vec<u8>> {
+    let shape = [coarse.shape[0], model.height, model.width];
+    let own = CodeMaps {
+        codes: vec![0; shape.iter().product()],
+        shape,
+    };
+    own.images(Some(coarse))
+        .map_err(|problem| format!("--coarse: {problem}").into())
+}
+
+fn write_npz<T: Number>(
     path: &Path,
-    shape: [usize; 4],
-    images: &[u8],
+    name: &str,
+    shape: &[usize],
+    images: &[T],
     labels: Option<&[u32]>,
 ) -> io::Result<()> {
     let mut npz = Npz::new();
-    npz.add("images", &shape, images)?;
+    npz.add(name, shape, images)?;
     if let Some(labels) = labels {
         let labels: Vec<i64> = labels.iter().map(|&label| label.into()).collect();
         npz.add("labels", &[labels.len()], &labels)?;

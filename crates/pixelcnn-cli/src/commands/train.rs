@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::data::{Baselines, DataConfig, Dataset, baselines};
 use pixelcnn::device::{self, Device};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoints::CheckpointError;
@@ -21,7 +21,7 @@ use crate::ranks::{GpuFlags, Team, together};
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
-    note, note_dropped, opening, quoted, say,
+    note, note_dropped, opening, quoted, say, unit,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -100,9 +100,9 @@ impl Train {
     /// Trains, and says how it goes.
     fn lead(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
         let prepared = self.prepare(device, team);
-        let (device, (run, config, start, train, test)) =
+        let (device, (run, config, start, train, test), baselines) =
             prepared.inspect_err(|_| dismiss(&*team.ranks))?;
-        let mut display = Display::new(&config.train);
+        let mut display = Display::new(&config, baselines);
         let mut observer = |event| {
             display.show(event);
             interrupted()
@@ -147,7 +147,7 @@ impl Train {
     }
 
     /// Opens all that a training needs, says what it is, and tells the other ranks.
-    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<(Device, Start)> {
+    fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<(Device, Start, Baseline)> {
         let device = device.find_for(team)?;
         let (run, mut config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
@@ -174,6 +174,15 @@ impl Train {
             grouped(layout.size() as u64),
             grouped(layout.multiply_adds)
         ))?;
+        let baselines = baselines(&train, &test)?.map(|Baselines { histogram, bigram }| {
+            format!("a histogram {histogram:.3}, a table of pairs {bigram:.3}")
+        });
+        if let Some(baselines) = &baselines {
+            say(format_args!(
+                "codes   {}: {baselines} bits/code on the test codes",
+                grouped(config.model.nr_codes as u64)
+            ))?;
+        }
         let from = start.as_ref().map_or_else(String::new, |state| {
             format!(", on from step {}", grouped(state.step))
         });
@@ -192,7 +201,7 @@ impl Train {
         }
         catch_interrupts("finishing this step, then saving")?;
         announce(&*team.ranks, &run, &config)?;
-        Ok((device, (run, config, start, train, test)))
+        Ok((device, (run, config, start, train, test), baselines))
     }
 
     /// A new run in a folder of its own.
@@ -203,9 +212,8 @@ impl Train {
         };
         self.flags.apply(&mut settings);
         self.data.apply(&mut settings.data);
-        // Before data are fetched for nothing.
-        settings.model([4, 4, 3, 1]).validate()?;
-        settings.train.validate()?;
+        settings.validate()?;
+        settings.data.codes = settings.model.nr_codes > 0;
         let chosen = self.run.as_ref().or(self.save_dir.as_ref());
         if let Some(run) = chosen {
             expect_new(run)?;
@@ -393,6 +401,9 @@ fn follow(device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
 /// Run folder, configuration, state to start from, training and test images.
 type Start = (PathBuf, RunConfig, Option<TrainState>, Dataset, Dataset);
 
+/// What tables of codes need, told beside what a model of codes does.
+type Baseline = Option<String>;
+
 /// Opens training and test images, and tells what of them is dropped.
 fn open_splits(data: &DataConfig) -> Result<(Dataset, Dataset)> {
     let (train, test) = Dataset::open_splits_with(data, &mut opening())?;
@@ -426,6 +437,8 @@ fn first_free(name: &str) -> PathBuf {
 /// What is seen of a training.
 struct Display<'a> {
     config: &'a TrainConfig,
+    unit: &'static str,
+    baseline: Baseline,
     bar: Bar,
     first_step: u64,
     step: u64,
@@ -441,9 +454,11 @@ struct Display<'a> {
 }
 
 impl Display<'_> {
-    fn new(config: &TrainConfig) -> Display<'_> {
+    fn new(config: &RunConfig, baseline: Baseline) -> Display<'_> {
         Display {
-            config,
+            config: &config.train,
+            unit: unit(&config.model),
+            baseline,
             bar: Bar::new(),
             first_step: 0,
             step: 0,
@@ -487,10 +502,11 @@ impl Display<'_> {
                 let left = self.last_step.saturating_sub(step) as f64 * self.seconds.mean();
                 self.bar.show(step, self.last_step, || {
                     format!(
-                        "epoch {}  step {step}/{}  {:.3} bits/dim  {:.1} images/s  {} left",
+                        "epoch {}  step {step}/{}  {:.3} {}  {:.1} images/s  {} left",
                         epoch + 1,
                         self.last_step,
                         self.loss.mean(),
+                        self.unit,
                         self.config.batch_size as f64 / self.seconds.mean(),
                         duration(left.round()),
                     )
@@ -509,10 +525,10 @@ impl Display<'_> {
                 best,
             } => {
                 self.test = Some((bits_per_dim, standard_error));
-                let best = if best { "  (best)" } else { "" };
+                let (unit, best) = (self.unit, if best { "  (best)" } else { "" });
                 self.bar.say(format_args!(
                     "epoch {epoch}  step {step}  \
-                     test {bits_per_dim:.4} ± {standard_error:.4} bits/dim{best}"
+                     test {bits_per_dim:.4} ± {standard_error:.4} {unit}{best}"
                 ));
             }
             Event::Sampling { done, total } => {
@@ -543,8 +559,12 @@ impl Display<'_> {
         }
         if let Some((bits_per_dim, standard_error)) = self.test {
             lines.push(format!(
-                "test    {bits_per_dim:.4} ± {standard_error:.4} bits/dim (averaged weights)"
+                "test    {bits_per_dim:.4} ± {standard_error:.4} {} (averaged weights)",
+                self.unit
             ));
+            if let Some(baseline) = &self.baseline {
+                lines.push(format!("        {baseline}"));
+            }
         }
         if let Some(samples) = &self.samples {
             lines.push(format!("samples {}", samples.display()));

@@ -12,7 +12,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::conv::Conv;
 use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
 use crate::kernels::pointwise::{Dropout, elu, elu_backward};
-use crate::likelihood::{Mixture, from_level};
+use crate::likelihood::{Likelihood, from_level};
 use crate::network::{self, Layer, LayerKind};
 use crate::plan::{Backward, Buffer, Gradient, Operation, Plan};
 
@@ -78,13 +78,13 @@ impl<'a> Execution<'a> {
     /// The nats of all images; writes the gradient by the logits.
     pub fn likelihood(&mut self) -> f64 {
         let pixels = self.config.height * self.config.width;
-        let (mixture, x) = (Mixture::of(self.config), self.part.scaled());
+        let likelihood = Likelihood::of(self.config);
         let (logits, d_logits) = (self.plan.logits, self.plan.d_logits);
         let d_logits = d_logits.expect("a plan of training has it");
         let [mut gradient] = self.take([d_logits]);
-        let nats = mixture.nats_and_gradient(
+        let nats = likelihood.nats_and_gradient(
             pixels,
-            &x,
+            self.part.batch.images,
             self.values(logits),
             &mut gradient[..self.len(d_logits)],
         );
@@ -284,6 +284,7 @@ impl<'a> Execution<'a> {
         let out = &mut memory[self.len_above(to)..][..self.len(to)];
         match operation {
             Operation::Images { .. } => self.images(self.plan.buffers[to].channels, out),
+            Operation::Embed { layer, map, .. } => self.embed(layer, *map, out),
             Operation::Layer { layer, from, .. } => {
                 let [weight, bias] = self.weight(layer);
                 let (conv, size) = (conv_of(layer), self.size(*from));
@@ -332,6 +333,45 @@ impl<'a> Execution<'a> {
             }
             if let Some(one) = out.get_mut(self.config.channels) {
                 *one = 1.0;
+            }
+        }
+    }
+
+    /// The codes of the pixels: their own, or those of the coarser map.
+    fn codes(&self, map: usize) -> impl Iterator<Item = usize> + use<'a> {
+        let bytes = self.config.bytes_per_pixel();
+        let pixels = self.part.batch.images.chunks_exact(bytes);
+        pixels.map(move |pixel| ModelConfig::code(pixel, map))
+    }
+
+    /// Writes the embedding of each code, and a one behind it.
+    pub fn embed(&self, layer: &Layer, map: usize, out: &mut [f32]) {
+        let ([weight, bias], outputs) = (self.weight(layer), layer.outputs);
+        for (out, code) in out.chunks_exact_mut(outputs + 1).zip(self.codes(map)) {
+            let row = &weight[code * outputs..][..outputs];
+            for ((out, weight), bias) in out.iter_mut().zip(row).zip(bias) {
+                *out = weight + bias;
+            }
+            out[outputs] = 1.0;
+        }
+    }
+
+    /// The gradients of an embedding's weight and bias: that by each pixel goes to the row of its code.
+    fn backward_embed(
+        &self,
+        layer: &Layer,
+        map: usize,
+        dy: &[f32],
+        [weight, bias]: [&mut [f32]; 2],
+    ) {
+        weight.fill(0.0);
+        bias.fill(0.0);
+        let outputs = layer.outputs;
+        for (dy, code) in dy.chunks_exact(outputs + 1).zip(self.codes(map)) {
+            let row = &mut weight[code * outputs..][..outputs];
+            for ((dy, weight), bias) in dy.iter().zip(row).zip(&mut *bias) {
+                *weight += dy;
+                *bias += dy;
             }
         }
     }
@@ -408,6 +448,12 @@ impl<'a> Execution<'a> {
                 ..
             } => return self.backward_attention(step, heads, [queries, keys_values]),
             _ => {}
+        }
+        if let Operation::Embed { layer, map, .. } = operation {
+            let [mut weight, mut bias] = take_gradients(gradients, layer);
+            let dy = self.values(step.output);
+            self.backward_embed(layer, *map, dy, [&mut weight, &mut bias]);
+            give_gradients(gradients, layer, [weight, bias]);
         }
         if let Operation::Layer { layer, from, .. } = operation {
             let [mut weight, mut bias] = take_gradients(gradients, layer);

@@ -24,6 +24,22 @@ pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>])
                 let out = normalised_block(execution, parameters, block, *x, a);
                 write(execution, *to, out);
             }
+            Operation::Embed { layer, map, to } => {
+                let outputs = layer.outputs;
+                let mut with_ones = vec![0.0; execution.len(*to)];
+                execution.embed(layer, *map, &mut with_ones);
+                let pixels = with_ones.chunks_exact(outputs + 1);
+                let mut values: Vec<f32> = pixels
+                    .flat_map(|pixel| &pixel[..outputs])
+                    .copied()
+                    .collect();
+                normalise(parameters, layer, None, &mut values);
+                let pixels = with_ones.chunks_exact_mut(outputs + 1);
+                for (pixel, values) in pixels.zip(values.chunks_exact(outputs)) {
+                    pixel[..outputs].copy_from_slice(values);
+                }
+                write(execution, *to, with_ones);
+            }
             _ => execution.operation(number),
         }
     }
@@ -92,12 +108,25 @@ fn normalised_layer(
     size: [usize; 3],
     x: &[f32],
 ) -> Vec<f32> {
-    let channels = layer.outputs;
     let mut values = output(execution, layer, size, x);
-    let observed = match layer.kind {
-        LayerKind::Deconv => &uncropped(execution, layer, size, x),
-        LayerKind::Conv | LayerKind::Dense => &values,
+    let uncropped = match layer.kind {
+        LayerKind::Deconv => Some(uncropped(execution, layer, size, x)),
+        LayerKind::Conv | LayerKind::Dense => None,
     };
+    normalise(parameters, layer, uncropped.as_deref(), &mut values);
+    values
+}
+
+/// Changes a layer's output to mean 0 and deviation `init_scale` per channel, as they are in what is
+/// observed instead of it where that is given, and sets the layer's `g` and `b` so that it gives that.
+fn normalise(
+    parameters: &mut [Vec<f32>],
+    layer: &Layer,
+    observed: Option<&[f32]>,
+    values: &mut [f32],
+) {
+    let channels = layer.outputs;
+    let observed = observed.unwrap_or(values);
     let count = (observed.len() / channels) as f64;
     let mut mean = vec![0.0; channels];
     let mut square = vec![0.0; channels];
@@ -127,7 +156,6 @@ fn normalised_layer(
     for (b, (mean, scale)) in parameters[layer.parameter + 2].iter_mut().zip(changes) {
         *b = (f64::from(*b) - mean * scale) as f32;
     }
-    values
 }
 
 fn output(execution: &Execution, layer: &Layer, size: [usize; 3], x: &[f32]) -> Vec<f32> {

@@ -26,7 +26,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{Batch, Engine, EngineError, State, expect_parameters};
 use crate::kernels::adam::Adam;
 use crate::kernels::pointwise::Dropout;
-use crate::likelihood::{Mixture, from_level, per_image};
+use crate::likelihood::{Likelihood, per_image};
 use crate::network::Layout;
 use crate::plan::Plan;
 use crate::ranks::{self, Sharing, Tree, share};
@@ -109,10 +109,6 @@ impl Cpu {
             weights_loaded: false,
             memories: Pool::default(),
         })
-    }
-
-    fn mixture(&self) -> Mixture {
-        Mixture::of(&self.config)
     }
 
     /// A forward pass over some images of a batch.
@@ -199,11 +195,12 @@ impl Cpu {
     fn bands<'b>(&self, part: Part<'b>) -> Vec<Part<'b>> {
         let ModelConfig { height, width, .. } = self.config;
         let rows = PIXELS.div_ceil(width).next_multiple_of(BAND_ROWS);
-        // Attention sees all of the image above.
-        if part.images != 1 || rows >= height || self.config.attends() {
+        // Attention sees all of the image above, and the coarser map is seen below.
+        let whole = self.config.attends() || self.config.nr_coarse_codes > 0;
+        if part.images != 1 || rows >= height || whole {
             return vec![part];
         }
-        let values_per_row = self.config.dims() / height;
+        let values_per_row = self.config.bytes_per_image() / height;
         let bands = part.batch.images.chunks(rows * values_per_row);
         let band = |images: &'b [u8]| Part {
             rows: images.len() / values_per_row,
@@ -416,8 +413,9 @@ impl Engine for Cpu {
     }
 
     fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
+        let likelihood = Likelihood::of(&self.config);
         self.evaluate(batch, |part, logits| {
-            self.mixture().nats_per_pixel(&part.scaled(), logits)
+            likelihood.nats_per_pixel(part.batch.images, logits)
         })
     }
 
@@ -454,14 +452,6 @@ struct Part<'a> {
     /// Rows of each: all, or those of a band of one image.
     rows: usize,
     batch: Batch<'a>,
-}
-
-impl Part<'_> {
-    /// Its values scaled to \[-1, 1\].
-    fn scaled(&self) -> Vec<f32> {
-        let images = self.batch.images.iter();
-        images.map(|&level| from_level(level)).collect()
-    }
 }
 
 /// Of the parts of a batch, in the order in which gradients are summed.

@@ -71,7 +71,8 @@ fn a_share_of_another_size_is_refused() {
 #[test]
 fn parts_and_threads_do_not_change_the_results() {
     let mut random = ChaCha8Rng::seed_from_u64(4);
-    for config in &configs()[..2] {
+    let configs = [&configs()[..2], &configs_of_codes()[1..2]].concat();
+    for config in &configs {
         let pixels = config.height * config.width;
         let images = Images::random(config, 4 * PIXELS / pixels + 7, &mut random);
         let parameters = parameters(config, &mut random);
@@ -120,7 +121,7 @@ fn parts_and_threads_do_not_change_the_results() {
 #[test]
 fn bands_do_not_change_the_results() {
     let mut random = ChaCha8Rng::seed_from_u64(8);
-    for config in &configs() {
+    for config in &[configs(), configs_of_codes()].concat() {
         if config.augmentation == Augmentation::Symmetries {
             continue;
         }
@@ -138,7 +139,8 @@ fn bands_do_not_change_the_results() {
         let parts = engine.parts(batch(&images), 0..2, PIXELS);
         let bands: Vec<usize> = parts.iter().map(|part| engine.bands(*part).len()).collect();
         // Attention sees all of the image above.
-        assert_eq!(bands, if config.attends() { [1, 1] } else { [3, 3] });
+        let whole = config.attends() || config.nr_coarse_codes > 0;
+        assert_eq!(bands, if whole { [1, 1] } else { [3, 3] });
         let whole = |part: &Part| {
             let mut execution = engine.execution(&engine.evaluation, &engine.weights, *part);
             execution.memory = Memory::default();
@@ -152,12 +154,7 @@ fn bands_do_not_change_the_results() {
         }
 
         let nats = engine.nats_per_image(batch(&images)).unwrap();
-        let x: Vec<f32> = images
-            .levels
-            .iter()
-            .map(|&level| from_level(level))
-            .collect();
-        let want = engine.mixture().nats_per_image(84 * 132, &x, &whole);
-        assert_eq!(nats, want);
+        let want = Likelihood::of(&config).nats_per_pixel(&images.levels, &whole);
+        assert_eq!(nats, per_image(84 * 132, &want));
     }
 }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::{ConfigError, ModelConfig, Nonlinearity};
 use crate::kernels::attention;
 use crate::kernels::simd::{self, Level};
-use crate::likelihood::{Mixture, from_level};
+use crate::likelihood::from_level;
 use crate::network::Layout;
 use program::{Attention, Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
@@ -75,6 +75,17 @@ pub enum EvaluatorError {
         class: u32,
         /// How many there are.
         nr_classes: usize,
+    },
+    /// A model of codes, where one of images is needed.
+    #[error("the model is one of codes, not of images: take one that was trained on images")]
+    NotImages,
+    /// A code beyond the model's.
+    #[error("code {code} in a coarser map: the model has {codes}, from 0 on")]
+    Code {
+        /// The first one that is.
+        code: usize,
+        /// How many there are.
+        codes: usize,
     },
     /// The system gives no memory for so many images.
     #[error("no memory for {images} images side by side ({bytes} bytes): take fewer at a time")]
@@ -269,7 +280,7 @@ impl Raster {
     }
 
     /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given all
-    /// pixels before it: those [of the channels](Mixture::logits_of) whose turn it is, given the channels
+    /// pixels before it: those [of the channels](ModelConfig::outputs_of) whose turn it is, given the channels
     /// before, and of those. Of complete images they are those of the last pixel.
     pub fn logits(&mut self) -> &[f32] {
         if let (false, Some(pixel)) = (self.computed, self.position()) {
@@ -279,35 +290,82 @@ impl Raster {
         &self.logits
     }
 
-    /// Says what the pixel's [`Raster::channels`] are: `levels` \[images, channels\]; and turns to the
-    /// next.
+    /// Gives a model the coarser maps that it wants, before the first pixel: their codes are looked at in
+    /// `images` \[images, [`ModelConfig::bytes_per_image`]\], and nothing else.
+    ///
+    /// # Errors
+    /// [`EvaluatorError::Code`].
     ///
     /// # Panics
-    /// If the number of levels is another, or the images are complete.
+    /// If there are not as many images, or pixels are known already.
+    pub fn give_coarse(&mut self, images: &[u8]) -> Result<(), EvaluatorError> {
+        let Model {
+            config,
+            program,
+            weights,
+        } = &*self.model;
+        let Some(ring) = program.coarse.map(|ring| &program.rings[ring]) else {
+            return Ok(());
+        };
+        let (size, bytes) = (config.bytes_per_image(), config.bytes_per_pixel());
+        assert_eq!(images.len(), self.images * size, "a map for each image");
+        assert!(self.done == 0 && !self.computed, "before the first pixel");
+        let table = weights.embedding(1);
+        let filters = ring.channels - 1;
+        for group in &mut self.groups {
+            let memory = group.memory();
+            let first = group.images.start;
+            for image in group.images.clone() {
+                let pixels = images[image * size..][..size].chunks_exact(bytes);
+                for (pixel, code) in pixels.map(|pixel| ModelConfig::code(pixel, 1)).enumerate() {
+                    let Some(row) = table.get(code * filters..(code + 1) * filters) else {
+                        let codes = config.nr_coarse_codes;
+                        return Err(EvaluatorError::Code { code, codes });
+                    };
+                    let [y, x] = [pixel / config.width, pixel % config.width].map(|n| n as isize);
+                    let at = memory.pixel(ring, y, x) + (image - first) * ring.channels;
+                    let to = &mut Line::floats_mut(&mut group.lines)[at..][..ring.channels];
+                    to[..filters].copy_from_slice(row);
+                    to[filters] = 1.0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what the pixel's [`Raster::channels`] are: `levels` \[images, channels\], or what its code is,
+    /// two bytes for each image; and turns to the next.
+    ///
+    /// # Panics
+    /// If the number of levels is another, a code is beyond the model's, or the images are complete.
     pub fn push(&mut self, levels: &[u8]) {
         let Some(pixel) = self.position() else {
             panic!("the images are complete");
         };
         let (here, channels) = (self.channels(), self.model.config.channels);
-        assert_eq!(
-            levels.len(),
-            self.images * here.len(),
-            "levels of each image"
-        );
+        let bytes = self.model.config.bytes_of(here.clone()).len();
+        assert_eq!(levels.len(), self.images * bytes, "levels of each image");
         // Also where nobody asked for the mixture, later pixels need what it is computed from.
         self.logits();
         let [y, x] = pixel;
         let input = &self.model.program.rings[0];
+        let (ones, codes) = (input.channels - 1, self.model.config.nr_codes > 0);
+        let embedding = self.model.weights.embedding(0);
         for group in &mut self.groups {
             let first = group.memory().pixel(input, y as isize, x as isize);
-            let levels = levels[group.images.start * here.len()..].chunks_exact(here.len());
+            let levels = levels[group.images.start * bytes..].chunks_exact(bytes);
             let floats = &mut Line::floats_mut(&mut group.lines)[first..];
-            let pixels = floats.chunks_exact_mut(channels + 1).zip(levels);
+            let pixels = floats.chunks_exact_mut(input.channels).zip(levels);
             for (pixel, levels) in pixels.take(group.images.len()) {
-                for (value, level) in pixel[here.clone()].iter_mut().zip(levels) {
-                    *value = from_level(*level);
+                if codes {
+                    let row = &embedding[ModelConfig::code(levels, 0) * ones..][..ones];
+                    pixel[..ones].copy_from_slice(row);
+                } else {
+                    for (value, level) in pixel[here.clone()].iter_mut().zip(levels) {
+                        *value = from_level(*level);
+                    }
                 }
-                pixel[channels] = 1.0;
+                pixel[ones] = 1.0;
             }
         }
         self.known = here.end % channels;
@@ -350,9 +408,9 @@ impl Raster {
             }
         });
 
-        let (mixture, output) = (Mixture::of(&model.config), model.config.output_channels());
+        let output = model.config.output_channels();
         let ring = &model.program.rings[model.program.logits[here.start / here.len()]];
-        let own = mixture.logits_of(here);
+        let own = model.config.outputs_of(here);
         let [y, x] = pixel.map(|n| n as isize);
         for group in groups {
             let first = group.memory().pixel(ring, y, x);

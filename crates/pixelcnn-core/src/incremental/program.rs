@@ -20,8 +20,13 @@ const MIN_PAIRED: usize = 16;
 pub struct Program {
     /// In the order in which they are to be computed.
     pub sums: Vec<Sum>,
-    /// Where values are kept; ring 0 holds the image.
+    /// Where values are kept; ring 0 holds the image, or the embedding of its codes.
     pub rings: Vec<Ring>,
+    /// Ring of the embedding of the coarser map, which is given: all of it, with a row of zeros above and
+    /// below.
+    pub coarse: Option<usize>,
+    /// The layers that embed codes, and those of the coarser map.
+    pub embeddings: [Option<usize>; 2],
     /// Layers whose weights the taps use.
     pub layers: Vec<Layer>,
     /// Rings of the network's output, one for the channels of each turn.
@@ -184,7 +189,11 @@ impl Program {
             pairs,
             program: Program::default(),
         };
-        compiler.ring(0, config.channels + 1);
+        let inputs = match config.nr_codes {
+            0 => config.channels,
+            _ => config.nr_filters,
+        };
+        compiler.ring(0, inputs + 1);
         let Map(logits) = pixelcnn(config, &mut compiler, Map(vec![Part::Image]));
         for part in logits {
             let (ring, ..) = compiler.source(&Map(vec![part]));
@@ -239,8 +248,10 @@ struct Map(Vec<Part>);
 
 #[derive(Debug, Clone, Copy)]
 enum Part {
-    /// All of its channels, and a plane of ones.
+    /// All of its channels, or the embedding of its codes, and a plane of ones.
     Image,
+    /// The embedding of the coarser map, and a plane of ones.
+    Coarse,
     /// Its first channels.
     FirstChannels(usize),
     /// The value of a sum.
@@ -317,7 +328,11 @@ impl Compiler<'_> {
     fn source(&mut self, map: &Map) -> (usize, usize, usize) {
         let sums = &self.program.sums;
         match map.0[..] {
-            [Part::Image] => (0, 0, self.config.channels + 1),
+            [Part::Image] => (0, 0, self.program.rings[0].channels),
+            [Part::Coarse] => {
+                let ring = self.program.coarse.unwrap_or_default();
+                (ring, 0, self.program.rings[ring].channels)
+            }
             [Part::FirstChannels(channels)] => (0, 0, channels),
             [Part::Value(sum)] => (
                 sums[sum].value.unwrap_or_default(),
@@ -337,7 +352,8 @@ impl Compiler<'_> {
         let Layer { kind, window, .. } = self.program.layers[layer];
         let [up, left] = window.offset.map(|n| n as isize);
         // The plane of ones is behind the channels.
-        let ones = ring == 0 && inputs[0].end > self.config.channels;
+        let given = ring == 0 || self.program.coarse == Some(ring);
+        let ones = given && inputs[0].end == self.program.rings[ring].channels;
         let target = &mut self.program.sums[sum];
         let step = target.step as isize;
         for tap in 0..window.taps() {
@@ -407,6 +423,9 @@ impl Compiler<'_> {
         let program = &mut self.program;
         let mut row_by_row = vec![false; program.rings.len()];
         let mut known_channels = vec![0; program.rings.len()];
+        if let Some(coarse) = program.coarse {
+            row_by_row[coarse] = true;
+        }
         for sum in &mut program.sums {
             sum.by_row = sum.attention.is_none();
             if let Some(attention) = sum.attention {
@@ -444,6 +463,10 @@ impl Compiler<'_> {
                 row_by_row[ring] = sum.by_row;
                 known_channels[ring] = sum.known_channels;
             }
+        }
+
+        if let Some(coarse) = program.coarse {
+            program.rings[coarse].rows = self.config.height + 2;
         }
 
         // Unsafe code goes by these sizes: none may wrap round.
@@ -486,6 +509,16 @@ impl Pass for Compiler<'_> {
 
     fn append_ones(&mut self, x: &Map) -> Map {
         x.clone()
+    }
+
+    fn embed(&mut self, layer: &Layer, _x: &Map, map: usize) -> Map {
+        self.program.embeddings[map] = Some(self.program.layers.len());
+        self.program.layers.push(layer.clone());
+        if map == 0 {
+            return Map(vec![Part::Image]);
+        }
+        self.program.coarse = Some(self.ring(0, layer.outputs + 1));
+        Map(vec![Part::Coarse])
     }
 
     fn first_channels(&mut self, _x: &Map, channels: usize) -> Map {

@@ -3,20 +3,18 @@
 
 use super::*;
 use crate::reference;
-use crate::suite::{Images, as_they_are, configs, parameters};
+use crate::suite::{Images, as_they_are, configs, configs_of_codes, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 /// The levels of the images' pixel with one number that are due, \[images, channels\].
 fn due(images: &Images, config: &ModelConfig, range: Range<usize>, raster: &Raster) -> Vec<u8> {
     let [y, x] = raster.position().unwrap();
-    let pixel = (y * config.width + x) * config.channels;
+    let pixel = (y * config.width + x) * config.bytes_per_pixel();
     let levels = |image: usize| {
-        let at = image * config.dims() + pixel;
-        let channels = raster.channels();
-        images.levels[at + channels.start..at + channels.end]
-            .iter()
-            .copied()
+        let at = image * config.bytes_per_image() + pixel;
+        let due = config.bytes_of(raster.channels());
+        images.levels[at + due.start..at + due.end].iter().copied()
     };
     range.flat_map(levels).collect()
 }
@@ -32,6 +30,10 @@ fn forced(
     let config = evaluator.config();
     let labels = &images.labels[range.clone()];
     let mut raster = evaluator.begin_at(level, labels, threads).unwrap();
+    let bytes = config.bytes_per_image();
+    raster
+        .give_coarse(&images.levels[range.start * bytes..range.end * bytes])
+        .unwrap();
     let mut all = Vec::new();
     while raster.position().is_some() {
         let logits = raster.logits().to_vec();
@@ -48,7 +50,7 @@ fn forced(
 #[test]
 fn logits_are_those_of_the_network_written_plainly() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    for config in configs() {
+    for config in [configs(), configs_of_codes()].concat() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 3, &mut random);
@@ -85,7 +87,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 #[test]
 fn neighbours_threads_and_vectors_do_not_change_a_bit() {
     let mut random = ChaCha8Rng::seed_from_u64(2);
-    for config in configs() {
+    for config in [configs(), configs_of_codes()].concat() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 64, &mut random);

@@ -32,6 +32,8 @@ pub struct PackedWeights {
     lines: Vec<Line>,
     /// For every sum.
     sums: Vec<SumWeights>,
+    /// What is made of each code, \[codes, filters\]: of the pixel's own, and of those of the coarser map.
+    embeddings: [Vec<f32>; 2],
 }
 
 #[derive(Debug)]
@@ -67,7 +69,25 @@ impl PackedWeights {
                 .collect(),
         });
         let sums = sums.collect();
-        PackedWeights { lines, sums }
+        let table = |layer: usize| {
+            let Folded { layer: of, b, .. } = layers[layer];
+            let codes = (0..of.inputs).flat_map(|code| (0..of.outputs).map(move |out| (code, out)));
+            let value = |(code, out)| layers[layer].weight(0, code, out) as f32 + b[out];
+            codes.map(value).collect()
+        };
+        PackedWeights {
+            lines,
+            sums,
+            embeddings: program
+                .embeddings
+                .map(|layer| layer.map(table).unwrap_or_default()),
+        }
+    }
+
+    /// What is made of each code, \[codes, filters\]: of the pixel's own (0), or of those of the coarser map
+    /// (1).
+    pub fn embedding(&self, map: usize) -> &[f32] {
+        &self.embeddings[map]
     }
 
     /// All of them; where what begins, the next functions say.

@@ -1,14 +1,16 @@
 //! The discretized mixture of logistics (paper, sections 2.1 and 2.2): a pixel's probability, its
-//! gradient, and samples.
+//! gradient, and samples; and the plain softmax over [codes](Categorical).
 //!
 //! Per pixel the network gives first one logit for each component's weight, then for each channel
 //! the components' means, log-scales and, with three channels, coefficients (before their tanh):
 //! the original's layout. All components of a pixel share their weight across the channels; the
 //! means of green and blue move linearly with the pixel's own lower channels.
 
+mod categorical;
 mod channel;
 pub mod reference;
 
+pub use categorical::Categorical;
 pub use channel::ChannelMixture;
 pub(crate) use channel::padded;
 
@@ -18,6 +20,65 @@ use crate::config::ModelConfig;
 use crate::kernels::math::{exp, ln, tanh};
 use crate::kernels::vectorized;
 use rayon::prelude::*;
+
+/// What the network's output says of a pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Likelihood {
+    /// Of its levels.
+    Mixture(Mixture),
+    /// Of its code.
+    Categorical(Categorical),
+}
+
+impl Likelihood {
+    /// At the output of a model's network.
+    pub fn of(config: &ModelConfig) -> Likelihood {
+        match config.nr_codes {
+            0 => Likelihood::Mixture(Mixture::of(config)),
+            _ => Likelihood::Categorical(Categorical::of(config)),
+        }
+    }
+
+    /// Nats of every pixel, all channels together: `images` as a model takes them
+    /// ([`ModelConfig::bytes_per_image`] each), `logits` \[pixels, [`ModelConfig::output_channels`]\].
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree.
+    pub fn nats_per_pixel(&self, images: &[u8], logits: &[f32]) -> Vec<f32> {
+        match self {
+            Likelihood::Mixture(mixture) => mixture.nats_per_pixel(&scaled(images), logits),
+            Likelihood::Categorical(codes) => codes.nats_per_pixel(images, logits, None),
+        }
+    }
+
+    /// Nats of every image \[images\], summed in double precision, and the gradient of their sum by the
+    /// logits, written to `gradient`, which is shaped as `logits`.
+    ///
+    /// # Panics
+    /// If the slices' lengths disagree.
+    pub fn nats_and_gradient(
+        &self,
+        pixels_per_image: usize,
+        images: &[u8],
+        logits: &[f32],
+        gradient: &mut [f32],
+    ) -> Vec<f64> {
+        match self {
+            Likelihood::Mixture(mixture) => {
+                mixture.nats_and_gradient(pixels_per_image, &scaled(images), logits, gradient)
+            }
+            Likelihood::Categorical(codes) => {
+                let nats = codes.nats_per_pixel(images, logits, Some(gradient));
+                per_image(pixels_per_image, &nats)
+            }
+        }
+    }
+}
+
+/// Levels scaled to \[-1, 1\].
+fn scaled(levels: &[u8]) -> Vec<f32> {
+    levels.iter().map(|&level| from_level(level)).collect()
+}
 
 /// Log-scales are floored here.
 const LOG_SCALE_MIN: f32 = -7.0;

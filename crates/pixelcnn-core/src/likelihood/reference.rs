@@ -35,6 +35,11 @@ fn log_prob(x: f64, mean: f64, log_scale: f64) -> f64 {
     }
 }
 
+/// Nats of one code, given the `logits` of all.
+pub fn nats_of_code(code: usize, logits: &[f64]) -> f64 {
+    log_sum_exp(logits) - logits[code]
+}
+
 /// Nats of one pixel: `x` \[channels\], `logits` \[[`Mixture::logits_per_pixel`]\].
 pub fn nats(mixture: Mixture, x: &[f64], logits: &[f64]) -> f64 {
     let nr_mix = mixture.components;

@@ -14,7 +14,7 @@ use crate::config::{ModelConfig, Nonlinearity};
 use crate::engine::{Batch, EngineError};
 use crate::kernels::pointwise::Dropout;
 use crate::kernels::weight_norm::WeightNorm;
-use crate::likelihood::reference::nats;
+use crate::likelihood::reference::{nats, nats_of_code};
 use crate::likelihood::{Mixture, from_level};
 use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
 
@@ -53,11 +53,8 @@ pub fn run(
         gradients: zeros.collect(),
     };
     for image in 0..batch.len(config)? {
-        let levels = &batch.images[image * config.dims()..][..config.dims()];
-        let x: Vec<f64> = levels
-            .iter()
-            .map(|&level| from_level(level).into())
-            .collect();
+        let bytes = config.bytes_per_image();
+        let x = input(config, &batch.images[image * bytes..][..bytes]);
         let mut tape = Tape {
             config,
             parameters,
@@ -66,9 +63,8 @@ pub fn run(
             maps: Vec::new(),
             recorded: Vec::new(),
         };
-        let size = [config.height, config.width];
-        let input = tape.note(Origin::Image, Map::new(size, config.channels, x.clone()));
-        let logits = pixelcnn(config, &mut tape, input);
+        let image = tape.note(Origin::Image, x.clone());
+        let logits = pixelcnn(config, &mut tape, image);
         let recorded = tape.recorded.iter().map(|&map| &tape.maps[map].1.values);
         outcome.feature_maps.resize(recorded.len(), Vec::new());
         for (all, map) in outcome.feature_maps.iter_mut().zip(recorded) {
@@ -83,20 +79,51 @@ pub fn run(
     Ok(outcome)
 }
 
+/// An image as the network sees it: levels scaled to \[-1, 1\], or codes as one-hot vectors, those of
+/// the coarser map behind the others.
+fn input(config: &ModelConfig, image: &[u8]) -> Map {
+    let values: Vec<f64> = match config.nr_codes {
+        0 => image
+            .iter()
+            .map(|&level| from_level(level).into())
+            .collect(),
+        _ => {
+            let counts = [config.nr_codes, config.nr_coarse_codes];
+            let pixels = image.chunks(config.bytes_per_pixel());
+            let one_hot = |pixel: &'_ [u8], map: usize, count: usize| {
+                let code = (count > 0).then(|| ModelConfig::code(pixel, map));
+                (0..count).map(move |k| f64::from(u8::from(Some(k) == code)))
+            };
+            let pixels = pixels.flat_map(|pixel| {
+                let [own, coarse] = [0, 1].map(|map| one_hot(pixel, map, counts[map]));
+                own.chain(coarse)
+            });
+            pixels.collect()
+        }
+    };
+    let size = [config.height, config.width];
+    Map::new(size, values.len() / (size[0] * size[1]), values)
+}
+
 /// Nats of an image, and their gradient by the logits: a central difference for each, within 1e-7 of
 /// the slope.
-fn likelihood(config: &ModelConfig, x: &[f64], logits: &[f64]) -> (f64, Vec<f64>) {
+fn likelihood(config: &ModelConfig, x: &Map, logits: &[f64]) -> (f64, Vec<f64>) {
     const STEP: f64 = 1e-6;
-    let mixture = Mixture::of(config);
+    let nats = |x: &[f64], logits: &[f64]| match config.nr_codes {
+        0 => nats(Mixture::of(config), x, logits),
+        codes => {
+            let code = x[..codes].iter().position(|&x| x == 1.0);
+            nats_of_code(code.expect("a one"), logits)
+        }
+    };
     let (mut total, mut gradient) = (0.0, Vec::new());
-    let pixels = x.chunks(config.channels);
-    for (x, logits) in pixels.zip(logits.chunks(config.output_channels())) {
-        total += nats(mixture, x, logits);
+    for (x, logits) in x.pixels().zip(logits.chunks(config.output_channels())) {
+        total += nats(x, logits);
         for i in 0..logits.len() {
             let moved = |by: f64| {
                 let mut logits = logits.to_vec();
                 logits[i] += by;
-                nats(mixture, x, &logits)
+                nats(x, &logits)
             };
             gradient.push((moved(STEP) - moved(-STEP)) / (2.0 * STEP));
         }
@@ -555,6 +582,16 @@ impl Pass for Tape<'_> {
         let channels = self.map(*x).channels + 1;
         let with_ones = self.map(*x).map(channels, |pixel| [pixel, &[1.0]].concat());
         self.note(Origin::Ones(*x), with_ones)
+    }
+
+    fn embed(&mut self, layer: &Layer, x: &usize, map: usize) -> usize {
+        let first = map * self.config.nr_codes;
+        let one_hot = self.map(*x).map(layer.inputs, |pixel| {
+            pixel[first..first + layer.inputs].to_vec()
+        });
+        let one_hot = self.note(Origin::Image, one_hot);
+        let embedded = self.layer(layer, &one_hot);
+        self.append_ones(&embedded)
     }
 
     fn first_channels(&mut self, x: &usize, channels: usize) -> usize {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::plan::{Operation, Plan, Turn};
-use crate::suite::{self, Images, configs, parameters};
+use crate::suite::{self, Images, configs, configs_of_codes, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -12,8 +12,8 @@ struct Carried<'a> {
     plan: &'a Plan,
     config: &'a ModelConfig,
     parameters: &'a [Vec<f64>],
-    /// The image, scaled.
-    x: &'a [f64],
+    /// The image.
+    x: &'a Map,
     conditions: Vec<usize>,
     dropout: Option<(Dropout, usize)>,
     slots: Vec<Vec<f64>>,
@@ -70,15 +70,17 @@ impl Carried<'_> {
         let mut note = |buffer: &usize| tape.note(Origin::Image, self.read(*buffer));
         let (read, to) = match operation {
             Operation::Images { to } => {
-                let size = [self.config.height, self.config.width];
-                let image = Map::new(size, self.config.channels, self.x.to_vec());
-                let image = tape.note(Origin::Image, image);
+                let image = tape.note(Origin::Image, self.x.clone());
                 let channels = self.plan.buffers[*to].channels;
                 let to = match channels > self.config.channels {
                     true => tape.append_ones(&image),
                     false => tape.first_channels(&image, channels),
                 };
                 (vec![], to)
+            }
+            Operation::Embed { layer, map, .. } => {
+                let image = tape.note(Origin::Image, self.x.clone());
+                (vec![], tape.embed(layer, &image, *map))
             }
             Operation::Layer { layer, from, .. } => {
                 let from = note(from);
@@ -204,7 +206,8 @@ fn order(turns: &[Turn], first: usize) -> Vec<usize> {
 fn carried_out_in_any_order_plans_give_what_the_walk_gives() {
     let mut random = ChaCha8Rng::seed_from_u64(17);
     let drops = [Some(suite::DROPOUT), None].into_iter().cycle();
-    for (config, dropout) in configs().iter().zip(drops) {
+    let configs = [configs(), configs_of_codes()].concat();
+    for (config, dropout) in configs.iter().zip(drops) {
         let parameters = suite::widened(&parameters(config, &mut random));
         let images = Images::random(config, 2, &mut random);
         let batch = suite::batch(&images);
@@ -221,9 +224,8 @@ fn carried_out_in_any_order_plans_give_what_the_walk_gives() {
                 gradients.extend(parameters.iter().map(|values| vec![0.0; values.len()]));
                 let mut nats = Vec::new();
                 for image in 0..2 {
-                    let levels = &images.levels[image * config.dims()..][..config.dims()];
-                    let x = levels.iter().map(|&level| f64::from(from_level(level)));
-                    let x: Vec<f64> = x.collect();
+                    let bytes = config.bytes_per_image();
+                    let x = input(config, &images.levels[image * bytes..][..bytes]);
                     let mut carried = Carried {
                         plan: &plan,
                         config,

@@ -15,7 +15,7 @@ use proptest::test_runner::TestRunner;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-pub use models::{Images, configs, parameters};
+pub use models::{Images, configs, configs_of_codes, parameters};
 
 pub fn batch(images: &Images) -> Batch<'_> {
     Batch {
@@ -128,7 +128,8 @@ pub const DROPOUT: Dropout = Dropout {
 
 /// Small models of every kind.
 pub fn every_kind_is_the_reference(make: Make) {
-    for (seed, config) in configs().into_iter().enumerate() {
+    let configs = [configs(), configs_of_codes()].concat();
+    for (seed, config) in configs.into_iter().enumerate() {
         check(make, &config, 3, Some(DROPOUT), seed as u64);
     }
 }
@@ -176,6 +177,8 @@ pub fn every_shape_is_the_reference(make: Make) {
                 Augmentation::None
             },
             attention,
+            nr_codes: 0,
+            nr_coarse_codes: 0,
         };
         let dropout = (seed % 2 == 0).then_some(DROPOUT);
         check(make, &config, images, dropout, seed.into());
@@ -249,7 +252,7 @@ pub fn steps_move_the_state_by_the_gradients(make: Make) {
 /// changes.
 pub fn initialisation_is_done_once(make: Make) {
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    for config in configs() {
+    for config in [configs(), configs_of_codes()].concat() {
         let images = Images::random(&config, 24, &mut random);
         let layout = Layout::new(&config);
         let mut drawn = parameters(&config, &mut random);

@@ -19,6 +19,8 @@ pub fn configs() -> Vec<ModelConfig> {
         nr_channel_resnet: 0,
         augmentation: Augmentation::None,
         attention: [0; 3],
+        nr_codes: 0,
+        nr_coarse_codes: 0,
     };
     vec![
         base.clone(),
@@ -100,6 +102,37 @@ pub fn configs() -> Vec<ModelConfig> {
     ]
 }
 
+/// Small models of codes, alone and given a coarser map.
+pub fn configs_of_codes() -> Vec<ModelConfig> {
+    let base = ModelConfig {
+        channels: 1,
+        nr_codes: 11,
+        ..configs()[0].clone()
+    };
+    vec![
+        ModelConfig {
+            nr_codes: 300,
+            width: 8,
+            ..base.clone()
+        },
+        ModelConfig {
+            nr_filters: 17,
+            nr_coarse_codes: 7,
+            ..base.clone()
+        },
+        ModelConfig {
+            nonlinearity: Nonlinearity::Elu,
+            nr_filters: 18,
+            width: 32,
+            nr_classes: 2,
+            nr_coarse_codes: 20,
+            attention: [0, 2, 3],
+            augmentation: Augmentation::Flips,
+            ..base
+        },
+    ]
+}
+
 pub fn parameters(config: &ModelConfig, random: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
     let layout = Layout::new(config).parameters;
     let mut value = |scale: f32| scale * (random.next_u32() as i32) as f32 / 2f32.powi(31);
@@ -123,10 +156,21 @@ pub struct Images {
 impl Images {
     pub fn random(config: &ModelConfig, n: usize, random: &mut ChaCha8Rng) -> Images {
         let classes = config.nr_classes.max(1) as u32;
+        let pixels = n * config.height * config.width;
+        let pixel = |_| -> Vec<u8> {
+            match config.nr_codes {
+                0 => (0..config.channels)
+                    .map(|_| random.next_u32() as u8)
+                    .collect(),
+                codes => [codes, config.nr_coarse_codes]
+                    .into_iter()
+                    .filter(|&codes| codes > 0)
+                    .flat_map(|codes| ((random.next_u32() as usize % codes) as u16).to_le_bytes())
+                    .collect(),
+            }
+        };
         Images {
-            levels: (0..n * config.dims())
-                .map(|_| random.next_u32() as u8)
-                .collect(),
+            levels: (0..pixels).flat_map(pixel).collect(),
             labels: (0..n).map(|_| random.next_u32() % classes).collect(),
             augmentations: match config.augmentation.count() as u32 {
                 0 => Vec::new(),

@@ -126,6 +126,26 @@ KERNEL likelihood(
 }
 EXPORT(likelihood)
 
+// Nats of every pixel's code, and the gradient by the logits [pixels, codes] unless that is null: a thread
+// takes a pixel.
+KERNEL likelihood_of_codes(
+    const unsigned char* images, const float* logits, float* nats, float* gradient, i64 pixels, int bytes,
+    int codes
+) {
+    i64 pixel = index();
+    if (pixel >= pixels) return;
+    const float* own = logits + pixel * codes;
+    u32 code = code_of(images, pixel, bytes, 0);
+    LogSum all = {-INFINITY, 0};
+    for (int k = 0; k < codes; k++) take(&all, own[k]);
+    float total = all.max + logf(all.sum);
+    nats[pixel] = total - own[code];
+    if (!gradient) return;
+    float* d = gradient + pixel * codes;
+    for (int k = 0; k < codes; k++) d[k] = expf(own[k] - total) - (k == (int)code ? 1 : 0);
+}
+EXPORT(likelihood_of_codes)
+
 // Nats of every image: a block adds an image's pixels up.
 KERNEL sum_images(const float* nats, double* sums, i64 pixels_per_image) {
     __shared__ double partial[256];

@@ -44,6 +44,60 @@ KERNEL images(const unsigned char* levels, float* out, i64 pixels, int channels,
 }
 EXPORT(images)
 
+// A code of a pixel: its own (0), or that of the coarser map (1).
+__device__ u32 code_of(const unsigned char* images, i64 pixel, int bytes, int which) {
+    const unsigned char* at = images + pixel * bytes + 2 * which;
+    return at[0] | (u32)at[1] << 8;
+}
+
+// The columns of a weight [outputs, codes] for the pixels' codes, with its bias, and a one behind each:
+// [pixels, outputs + 1].
+KERNEL embed(
+    const unsigned char* images, const float* weight, const float* bias, float* out, i64 pixels,
+    int bytes, int which, int codes, int outputs
+) {
+    u32 at = index();
+    if (at >= pixels * (outputs + 1)) return;
+    u32 pixel = at / (outputs + 1);
+    int channel = at % (outputs + 1);
+    if (channel == outputs) {
+        out[at] = 1;
+        return;
+    }
+    u32 code = code_of(images, pixel, bytes, which);
+    out[at] = weight[(i64)channel * codes + code] + bias[channel];
+}
+EXPORT(embed)
+
+// The gradient by that weight: a thread adds up the pixels that have its code, in their order.
+KERNEL embed_by_weight(
+    const unsigned char* images, const float* d_out, float* d_weight, i64 pixels, int bytes, int which,
+    int codes, int outputs
+) {
+    i64 at = index();
+    if (at >= (i64)codes * outputs) return;
+    u32 code = at / outputs;
+    int channel = at % outputs;
+    float sum = 0;
+    for (i64 pixel = 0; pixel < pixels; pixel++) {
+        if (code_of(images, pixel, bytes, which) != code) continue;
+        sum += d_out[pixel * (outputs + 1) + channel];
+    }
+    d_weight[(i64)channel * codes + code] = sum;
+}
+EXPORT(embed_by_weight)
+
+// And by its bias, which every pixel has: the sums of the rows of the gradient by the weight.
+KERNEL embed_by_bias(const float* d_weight, float* d_bias, int codes, int outputs) {
+    int channel = index();
+    if (channel >= outputs) return;
+    d_weight += (i64)channel * codes;
+    double sum = 0;
+    for (int code = 0; code < codes; code++) sum += d_weight[code];
+    d_bias[channel] = sum;
+}
+EXPORT(embed_by_bias)
+
 // What is added to a map's channels before anything else: the biases of the layers that made it.
 struct Biases {
     const float* first;

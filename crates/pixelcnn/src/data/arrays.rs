@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::codes::{self, CodeMaps};
 use super::raw::{Bytes, Raw, read_at};
 use super::{DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, cache_dir, hold_out, tell};
 use crate::one_line;
@@ -34,12 +35,7 @@ pub(super) fn open_npy(path: &Path, held_out: f64, split: Split) -> Result<Datas
     let size = file.metadata().map_err(DataError::io(path))?.len();
     let header = Header::read(&mut BufReader::new(&file)).map_err(bad)?;
     let stack = header.images().map_err(bad)?;
-    if header.end() != size {
-        return Err(bad(format!(
-            "is {size} bytes long, its header says {}: the file is cut off or damaged",
-            header.end()
-        )));
-    }
+    header.expect_end(size).map_err(bad)?;
     let bytes = Bytes::File {
         path: path.to_owned(),
         file,
@@ -65,14 +61,11 @@ pub(super) fn open_npz(
     };
     let source = &sources[place];
     let (bytes, stack) = npz.images(&source.images, Header::images, &mut room)?;
-    let (mut labels, nr_classes) = match npz.classes(&sources)? {
-        Ok((mut labels, nr_classes)) => (labels.swap_remove(place), nr_classes),
-        Err(problem) => {
-            let text = format_args!("{}: {problem}: read without labels", path.display());
-            tell(listener, one_line(text))?;
-            (None, 0)
-        }
-    };
+    let pairs = sources
+        .iter()
+        .map(|source| (source.images.clone(), source.labels.clone()));
+    let (labels, nr_classes) = npz.labels_of(path, &pairs.collect::<Vec<_>>(), listener)?;
+    let mut labels = labels.into_iter().nth(place).flatten();
     if let (Some(labels), Some(y)) = (&labels, &source.labels)
         && labels.len() != stack.images
     {
@@ -152,7 +145,7 @@ impl Source {
 
 /// The part of a data set that the name of an array speaks of.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Whole,
     Train,
     Validation,
@@ -251,7 +244,7 @@ impl Npz {
         })
     }
 
-    fn bad(&self, problem: String) -> DataError {
+    pub fn bad(&self, problem: String) -> DataError {
         DataError::Array {
             path: self.path.clone(),
             problem: one_line(problem),
@@ -259,12 +252,12 @@ impl Npz {
     }
 
     /// The arrays' names, sorted.
-    fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.names.clone()
     }
 
     /// The arrays' names, types and shapes, for messages.
-    fn contents(&mut self) -> String {
+    pub fn contents(&mut self) -> String {
         let arrays = self.names().into_iter().map(|name| {
             let Ok(Member { header, .. }) = self.member(&name) else {
                 return name;
@@ -283,9 +276,26 @@ impl Npz {
             .is_ok_and(|member| member.header.images().is_ok())
     }
 
+    /// Whether the array `name` may hold codes.
+    pub fn holds_codes(&mut self, name: &str) -> bool {
+        self.member(name)
+            .is_ok_and(|member| member.header.codes().is_ok())
+    }
+
+    /// The codes in the array `name`.
+    pub fn codes(&mut self, name: &str) -> Result<CodeMaps, DataError> {
+        let member = self.member(name)?;
+        member.check_length()?;
+        let header = member.header.clone();
+        let mut maps = codes::Reader::new(&header).map_err(|problem| member.bad(problem))?;
+        member.copy(&mut maps, Path::new("memory"))?;
+        let maps = maps.finish();
+        maps.map_err(|problem| self.bad(format!("{name}: {problem}")))
+    }
+
     /// The array of `part` that one of `words` names, and whether it `fits`: the first one that does,
     /// or else the first.
-    fn find(
+    pub fn find(
         &mut self,
         part: Part,
         words: &[&str],
@@ -310,7 +320,7 @@ impl Npz {
     }
 
     /// The labels of `part`: those that are classes, where there are several.
-    fn find_labels(&mut self, part: Part) -> Option<String> {
+    pub fn find_labels(&mut self, part: Part) -> Option<String> {
         let fits = |npz: &mut Self, name: &str| {
             let member = npz.member(name);
             member.is_ok_and(|member| member.header.label_columns().is_ok())
@@ -353,7 +363,7 @@ impl Npz {
             ([], ..) => {
                 let contents = self.contents();
                 return Err(self.bad(format!(
-                    "holds {contents}: no images, which are uint8 {FORMS}"
+                    "holds {contents}: no images, which are uint8 {FORMS}; codes must be read as such"
                 )));
             }
             _ => {
@@ -369,15 +379,33 @@ impl Npz {
         }])
     }
 
+    /// The labels of each source, an array with one of labels or without, and the number of classes in
+    /// all; none where they are no classes, which is told.
+    pub fn labels_of(
+        &mut self,
+        path: &Path,
+        sources: &[(String, Option<String>)],
+        listener: &mut Listener,
+    ) -> Result<Labels, DataError> {
+        match self.classes(sources)? {
+            Ok(classes) => Ok(classes),
+            Err(problem) => {
+                let text = format_args!("{}: {problem}: read without labels", path.display());
+                tell(listener, one_line(text))?;
+                Ok((Vec::new(), 0))
+            }
+        }
+    }
+
     /// The labels of each source, and the number of classes in all; or what makes them no classes.
-    fn classes(&mut self, sources: &[Source]) -> Result<Classes, DataError> {
-        let labelled = sources.iter().any(|source| source.labels.is_some());
+    fn classes(&mut self, sources: &[(String, Option<String>)]) -> Result<Classes, DataError> {
+        let labelled = sources.iter().any(|(_, labels)| labels.is_some());
         let mut labels = Vec::new();
         let mut nr_classes = 0;
-        for source in sources {
-            let Some(y) = &source.labels else {
+        for (images, y) in sources {
+            let Some(y) = y else {
                 if labelled {
-                    return Ok(Err(format!("{} has no labels", source.images)));
+                    return Ok(Err(format!("{images} has no labels")));
                 }
                 labels.push(None);
                 continue;
@@ -473,8 +501,11 @@ impl Npz {
     }
 }
 
-/// The labels of some sources and the number of classes, or what makes them no classes.
-type Classes = Result<(Vec<Option<Vec<u32>>>, usize), String>;
+/// The labels of some sources, and the number of classes.
+type Labels = (Vec<Option<Vec<u32>>>, usize);
+
+/// Them, or what makes them no classes.
+type Classes = Result<Labels, String>;
 
 /// One array of a `.npz` file, its header read.
 struct Member<'a> {
@@ -577,7 +608,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    fn read(reader: &mut impl Read) -> Result<Header, String> {
+    pub fn read(reader: &mut impl Read) -> Result<Header, String> {
         let mut start = [0; 10];
         reader
             .read_exact(&mut start)
@@ -645,12 +676,23 @@ impl Header {
         self.bytes + self.data
     }
 
+    /// Whether a file of this size is all of the array.
+    pub fn expect_end(&self, size: u64) -> Result<(), String> {
+        match self.end() == size {
+            true => Ok(()),
+            false => Err(format!(
+                "is {size} bytes long, its header says {}: the file is cut off or damaged",
+                self.end()
+            )),
+        }
+    }
+
     /// The type without its byte order.
     fn kind(&self) -> &str {
         self.descr.trim_start_matches(['<', '>', '|', '='])
     }
 
-    fn item_bytes(&self) -> u64 {
+    pub fn item_bytes(&self) -> u64 {
         let digits = self.kind().get(1..);
         digits.and_then(|digits| digits.parse().ok()).unwrap_or(1)
     }
@@ -679,7 +721,7 @@ impl Header {
                     .into(),
             ),
             _ => Err(format!(
-                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8)",
+                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8), or read them as codes if they are",
                 self.dtype()
             )),
         }
@@ -719,16 +761,40 @@ impl Header {
         }
     }
 
+    /// The maps \[N, H, W\] of an array of codes.
+    pub fn codes(&self) -> Result<[usize; 3], String> {
+        self.expect_numbers()?;
+        let shape = match self.shape[..] {
+            [n, h, w] => [n, h, w],
+            [h, w] => [1, h, w],
+            _ => {
+                return Err(format!(
+                    "has shape {:?}: maps of codes are [N, H, W], or a single [H, W]: use numpy.reshape",
+                    self.shape
+                ));
+            }
+        };
+        match shape.contains(&0) {
+            true => Err(format!("has shape {:?}: it is empty", self.shape)),
+            false => Ok(shape),
+        }
+    }
+
+    /// Checks that the items are numbers of up to 8 bytes.
+    fn expect_numbers(&self) -> Result<(), String> {
+        match self.kind() {
+            "b1" | "u1" | "i1" | "u2" | "i2" | "u4" | "i4" | "u8" | "i8" | "f4" | "f8" => Ok(()),
+            _ => Err(format!("holds {} values, not numbers", self.dtype())),
+        }
+    }
+
     /// The number of items for each label: 1, or one for each class where labels are one-hot.
     fn label_columns(&self) -> Result<usize, String> {
         let shape = &self.shape;
         if self.data > MAX_LABEL_BYTES {
             return Err(format!("has shape {shape:?}, too large for labels"));
         }
-        match self.kind() {
-            "b1" | "u1" | "i1" | "u2" | "i2" | "u4" | "i4" | "u8" | "i8" | "f4" | "f8" => {}
-            _ => return Err(format!("holds {} values, not numbers", self.dtype())),
-        }
+        self.expect_numbers()?;
         match shape[..] {
             [_] => Ok(1),
             [_, columns] if (1..=MAX_CLASSES as usize).contains(&columns) => Ok(columns),
@@ -757,8 +823,8 @@ impl Header {
         class
     }
 
-    /// An item of up to 8 bytes as the number of a class.
-    fn number(&self, item: &[u8]) -> Option<u32> {
+    /// An item of up to 8 bytes as the number of a class, or as a code.
+    pub fn number(&self, item: &[u8]) -> Option<u32> {
         let mut bytes = [0; 8];
         let little = &mut bytes[..item.len()];
         little.copy_from_slice(item);

@@ -32,11 +32,13 @@ use crate::{hex, one_line};
 
 mod arrays;
 mod cifar10;
+mod codes;
 mod folder;
 mod imagenet;
 mod raw;
 mod walk;
 
+pub use codes::{Baselines, CodeMaps, baselines};
 pub use walk::{LeftOut, Walk, walk};
 
 /// Up to this many bytes of decoded images a data set is kept in memory.
@@ -95,6 +97,12 @@ pub struct DataConfig {
     /// [`Opening::Note`] so. Every picture is then decoded once to find out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skip_damaged: bool,
+    /// Whether the numbers are codes, such as a VQ-VAE's, and not levels: maps `[N, H, W]` of whole numbers
+    /// of any type in a `.npy`, or in a `.npz` as `codes_train` and `codes_test` or as `codes`. With maps
+    /// `coarse_train` and `coarse_test`, or `coarse`, of fewer rows and columns over them where the model
+    /// is given those, and with labels as for images.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub codes: bool,
 }
 
 impl DataConfig {
@@ -113,6 +121,7 @@ impl Default for DataConfig {
             size: None,
             held_out: 0.1,
             skip_damaged: false,
+            codes: false,
         }
     }
 }
@@ -342,6 +351,7 @@ pub struct Dataset {
 
 enum Images {
     Raw(raw::Raw),
+    Codes(codes::Codes),
     Pictures(folder::Pictures),
 }
 
@@ -387,6 +397,11 @@ impl Dataset {
         }
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
+            name @ ("cifar10" | "imagenet32" | "imagenet64") if config.codes => {
+                return Err(DataError::Config(format!(
+                    "{name}: images, not codes: give the .npy or .npz file that holds their codes"
+                )));
+            }
             "cifar10" => cifar10::open(data_dir, cache_dir(), split, listener)?,
             "imagenet32" => imagenet::open(32, config, cache_dir(), split, listener)?,
             "imagenet64" => imagenet::open(64, config, cache_dir(), split, listener)?,
@@ -440,6 +455,12 @@ impl Dataset {
                 what: path.display().to_string(),
                 help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
             }),
+            "npy" if config.codes => codes::open_npy(path, config.held_out, split),
+            "npz" if config.codes => codes::open_npz(path, config.held_out, split, listener),
+            _ if config.codes => Err(DataError::Config(format!(
+                "{}: not a .npy or .npz file, which maps of codes are in: save them with numpy.savez",
+                path.display()
+            ))),
             _ if path.is_dir() || is_picture(path) => folder::open(path, config, split, listener),
             "tar" => folder::open(path, config, split, listener),
             "npy" => arrays::open_npy(path, config.held_out, split),
@@ -492,6 +513,7 @@ impl Dataset {
     pub fn len(&self) -> usize {
         match &self.images {
             Images::Raw(images) => images.len(),
+            Images::Codes(codes) => codes.len(),
             Images::Pictures(pictures) => pictures.len(),
         }
     }
@@ -535,6 +557,23 @@ impl Dataset {
         self.shape[2]
     }
 
+    /// Of codes, how many there are at least, and how many of a coarser map (0 without one): the largest of
+    /// the split and one. Nothing where these are images.
+    pub fn codes(&self) -> Option<[usize; 2]> {
+        match &self.images {
+            Images::Codes(codes) => Some(codes.counts()),
+            _ => None,
+        }
+    }
+
+    /// Bytes in which a pixel is read, as [`ModelConfig::bytes_per_pixel`] says.
+    pub fn bytes_per_pixel(&self) -> usize {
+        match &self.images {
+            Images::Codes(codes) => codes.bytes_per_pixel(),
+            _ => self.shape[2],
+        }
+    }
+
     /// The number of classes, in all splits; 0 where there are no labels.
     pub fn nr_classes(&self) -> usize {
         self.nr_classes
@@ -559,7 +598,7 @@ impl Dataset {
     /// parts. Nothing where images have no names, or there is no such image.
     pub fn image_name(&self, index: usize) -> Option<&str> {
         match &self.images {
-            Images::Raw(_) => None,
+            Images::Raw(_) | Images::Codes(_) => None,
             Images::Pictures(pictures) => pictures.name(index),
         }
     }
@@ -586,15 +625,18 @@ impl Dataset {
             0 => "no labels".to_owned(),
             n => format!("{n} classes"),
         };
-        format!(
-            "{}: {} images {width}x{height}x{channels}, {classes}",
-            self.name,
-            self.len()
-        )
+        let (name, count) = (&self.name, self.len());
+        match self.codes() {
+            None => format!("{name}: {count} images {width}x{height}x{channels}, {classes}"),
+            Some([_, 0]) => format!("{name}: {count} maps of codes {width}x{height}, {classes}"),
+            Some(_) => format!(
+                "{name}: {count} maps of codes {width}x{height} with coarser ones, {classes}"
+            ),
+        }
     }
 
-    /// Replaces `images` by the images at `indices`, `[indices.len(), height, width, channels]`, and
-    /// `labels` by their labels, `[indices.len()]`, or nothing where there are none.
+    /// Replaces `images` by the images at `indices`, `[indices.len(), height, width, channels]`, or by codes
+    /// in the bytes that a model takes, and `labels` by their labels, `[indices.len()]`, or nothing where there are none.
     ///
     /// # Errors
     /// An index out of range; a file that cannot be read or decoded (named).
@@ -610,13 +652,18 @@ impl Dataset {
                 len: self.len(),
             });
         }
-        let bytes = self.shape.iter().product::<usize>();
+        let [height, width, _] = self.shape;
+        let bytes = height * width * self.bytes_per_pixel();
         images.resize(indices.len() * bytes, 0);
         images
             .par_chunks_exact_mut(bytes)
             .zip(indices)
             .try_for_each(|(image, &i)| match &self.images {
                 Images::Raw(images) => images.read(i, image),
+                Images::Codes(codes) => {
+                    codes.read(i, image);
+                    Ok(())
+                }
                 Images::Pictures(pictures) => pictures.read(i, image),
             })?;
         labels.clear();

@@ -1994,3 +1994,154 @@ proptest! {
         survives(if kind == 4 { path.parent().unwrap() } else { &path })?;
     }
 }
+
+// Codes.
+
+fn codes_config(path: &Path) -> DataConfig {
+    DataConfig {
+        data: path.to_str().unwrap().to_owned(),
+        codes: true,
+        ..DataConfig::default()
+    }
+}
+
+/// `n` maps 4 x 4, all different, as little-endian numbers of so many bytes.
+fn code_bytes(n: usize, size: usize) -> Vec<u8> {
+    let code = |i: usize| (i * 37 % 700) as u64;
+    let bytes = |i| code(i).to_le_bytes()[..size].to_vec();
+    (0..16 * n).flat_map(bytes).collect()
+}
+
+fn codes_npy(n: usize) -> Vec<u8> {
+    npy("<u2", &format!("({n}, 4, 4)"), &code_bytes(n, 2))
+}
+
+/// The same maps, whatever the type; and either split has those that it should.
+#[test]
+fn codes_are_whole_numbers_of_any_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes.npy");
+    let want: Vec<u16> = (0..320).map(|i| (i * 37 % 700) as u16).collect();
+    let floats: Vec<u8> = want
+        .iter()
+        .flat_map(|&code| f32::from(code).to_le_bytes())
+        .collect();
+    let big: Vec<u8> = want.iter().flat_map(|code| code.to_be_bytes()).collect();
+    for (descr, data) in [
+        ("<u2", code_bytes(20, 2)),
+        ("<i4", code_bytes(20, 4)),
+        ("<i8", code_bytes(20, 8)),
+        ("<f4", floats),
+        (">u2", big),
+    ] {
+        fs::write(&path, npy(descr, "(20, 4, 4)", &data)).unwrap();
+        let maps = CodeMaps::read(&path).unwrap();
+        assert_eq!((maps.shape, &maps.codes), ([20, 4, 4], &want), "{descr}");
+    }
+    let config = codes_config(&path);
+    let (train, test) = Dataset::open_splits(&config).unwrap();
+    assert_eq!((train.len(), test.len()), (18, 2));
+    assert_eq!(train.codes().unwrap()[1], 0);
+    assert!(train.describe().contains("18 maps of codes 4x4"));
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for split in [&train, &test] {
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        let indices: Vec<usize> = (0..split.len()).collect();
+        split.read(&indices, &mut images, &mut labels).unwrap();
+        assert!(labels.is_empty());
+        all.extend(images.chunks(32).map(<[u8]>::to_vec));
+    }
+    all.sort_unstable();
+    let mut wanted: Vec<Vec<u8>> = code_bytes(20, 2).chunks(32).map(<[u8]>::to_vec).collect();
+    wanted.sort_unstable();
+    assert_eq!(all, wanted);
+}
+
+#[test]
+fn codes_come_with_coarser_maps_and_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes.npz");
+    let coarse = |n: usize| npy("|u1", &format!("({n}, 2, 2)"), &vec![7; 4 * n]);
+    let arrays = [
+        ("codes_train", codes_npy(6)),
+        ("codes_test", codes_npy(3)),
+        ("top_train", coarse(6)),
+        ("top_test", coarse(3)),
+        ("y_train", labels_npy(&[0, 1, 2, 0, 1, 2])),
+        ("y_test", labels_npy(&[2, 1, 0])),
+    ];
+    fs::write(&path, npz(&arrays)).unwrap();
+    let (train, test) = Dataset::open_splits(&codes_config(&path)).unwrap();
+    assert_eq!((train.len(), test.len(), train.nr_classes()), (6, 3, 3));
+    assert_eq!(train.codes(), Some([679, 8]));
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    test.read(&[1], &mut images, &mut labels).unwrap();
+    assert_eq!(labels, [1]);
+    let pixels = images.chunks(4).map(|pixel| pixel[..2].to_vec());
+    assert_eq!(pixels.collect::<Vec<_>>().concat(), code_bytes(2, 2)[32..]);
+    assert!(images.chunks(4).all(|pixel| pixel[2..] == [7, 0]));
+
+    for (wrong, because) in [
+        (coarse(5), "do not lie over"),
+        (npy("|u1", "(6, 3, 3)", &[7; 54]), "do not lie over"),
+        (npy("<i2", "(6, 2, 2)", &[0xff; 48]), "whole and from 0"),
+    ] {
+        let arrays = [("codes", codes_npy(6)), ("coarse", wrong)];
+        fs::write(&path, npz(&arrays)).unwrap();
+        let error = Dataset::open(&codes_config(&path), Split::Train).unwrap_err();
+        assert!(error.to_string().contains(because), "{error}");
+    }
+}
+
+/// Whatever is wrong with a file, it is said in a line; cut off anywhere, nothing is read.
+#[test]
+fn what_holds_no_codes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes.npy");
+    let refused = |file: &[u8], because: &str| {
+        fs::write(&path, file).unwrap();
+        let error = CodeMaps::read(&path).unwrap_err().to_string();
+        assert!(error.contains(because), "{error}");
+        assert!(!error.contains('\n'));
+    };
+    let halves: Vec<u8> = (0..32).flat_map(|_| 0.5f32.to_le_bytes()).collect();
+    refused(
+        &npy("<f4", "(2, 4, 4)", &halves),
+        "whole and from 0 to 65535",
+    );
+    refused(
+        &npy("<i4", "(1, 4, 4)", &[0xff; 64]),
+        "whole and from 0 to 65535",
+    );
+    let many: Vec<u8> = (0..16).flat_map(|_| 65_536u32.to_le_bytes()).collect();
+    refused(&npy("<u4", "(1, 4, 4)", &many), "whole and from 0 to 65535");
+    refused(&npy("<u2", "(2, 4, 4, 1)", &code_bytes(2, 2)), "[N, H, W]");
+    refused(&npy("<U4", "(1, 4, 4)", &[0; 64]), "not numbers");
+    refused(&npy("<u2", "(0, 4, 4)", &[]), "empty");
+    refused(&npy("<u2", "(1099511627776, 4, 4)", &[]), "its header says");
+    let whole = codes_npy(4);
+    for length in (0..whole.len()).step_by(7) {
+        refused(&whole[..length], "");
+    }
+    fs::write(&path, &whole).unwrap();
+    assert!(CodeMaps::read(&path).is_ok());
+}
+
+/// Of codes that follow one another in a circle, a table of pairs knows all but the first; a histogram
+/// nothing.
+#[test]
+fn tables_need_what_is_known_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes.npz");
+    let circle = |n: usize| {
+        let code = |i: usize| ((i / 64 * 5 + i % 64 / 8 + i % 8) % 8) as u8;
+        let codes: Vec<u8> = (0..64 * n).map(code).collect();
+        npy("|u1", &format!("({n}, 8, 8)"), &codes)
+    };
+    let arrays = [("codes_train", circle(400)), ("codes_test", circle(40))];
+    fs::write(&path, npz(&arrays)).unwrap();
+    let (train, test) = Dataset::open_splits(&codes_config(&path)).unwrap();
+    let Baselines { histogram, bigram } = baselines(&train, &test).unwrap().unwrap();
+    assert!((histogram - 3.0).abs() < 1e-3, "{histogram}");
+    assert!((bigram - 3.0 / 64.0).abs() < 0.01, "{bigram}");
+}

@@ -226,6 +226,7 @@ fn samples_are_those_of_one_pass_per_pixel() {
                 .collect(),
             temperature: 0.9,
             seed: 11,
+            coarse: Vec::new(),
         };
         let drawn = sample(
             &evaluator.clone().into(),
@@ -291,6 +292,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
         labels: (0..n).map(|i| i % 3).collect(),
         temperature: 1.0,
         seed: 3,
+        coarse: Vec::new(),
     };
     // More than are drawn at a time.
     let many = sampling(70);

@@ -22,7 +22,7 @@ pub(super) fn draw(config: &ModelConfig, seed: u64, step: u64, images: Range<usi
 
 /// Transforms images in place, each as its number says.
 pub(super) fn apply(config: &ModelConfig, numbers: &[u8], images: &mut [u8]) {
-    let images = images.chunks_exact_mut(config.dims());
+    let images = images.chunks_exact_mut(config.bytes_per_image());
     for (image, &number) in images.zip(numbers) {
         if number > 0 {
             let transformed = transformed(config, number, image);
@@ -34,20 +34,16 @@ pub(super) fn apply(config: &ModelConfig, numbers: &[u8], images: &mut [u8]) {
 /// An image \[H, W, C\] under a transformation: 1 mirrors it left to right, 2 top to bottom, and 4
 /// exchanges rows and columns first; others do several of these.
 fn transformed(config: &ModelConfig, number: u8, image: &[u8]) -> Vec<u8> {
-    let ModelConfig {
-        height,
-        width,
-        channels,
-        ..
-    } = *config;
+    let ModelConfig { height, width, .. } = *config;
+    let bytes = config.bytes_per_pixel();
     let mut transformed = Vec::with_capacity(image.len());
     for y in 0..height {
         for x in 0..width {
             let y = if number & 2 > 0 { height - 1 - y } else { y };
             let x = if number & 1 > 0 { width - 1 - x } else { x };
             let [y, x] = if number & 4 > 0 { [x, y] } else { [y, x] };
-            let pixel = (y * width + x) * channels;
-            transformed.extend_from_slice(&image[pixel..pixel + channels]);
+            let pixel = (y * width + x) * bytes;
+            transformed.extend_from_slice(&image[pixel..pixel + bytes]);
         }
     }
     transformed

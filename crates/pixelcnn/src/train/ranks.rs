@@ -188,21 +188,29 @@ fn evaluate_part(
 pub(super) fn sample_together(
     trainer: &Trainer,
     device: &Device,
+    test: &Dataset,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, TrainError> {
     order(&*trainer.ranks, Order::Sample, &[])?;
-    Ok(sample_part(trainer, device, progress)?.concat())
+    Ok(sample_part(trainer, device, test, progress)?.concat())
 }
 
 /// Draws this rank's part of the images; gives rank 0 all.
 fn sample_part(
     trainer: &Trainer,
     device: &Device,
+    test: &Dataset,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<u8>>, TrainError> {
     let RunConfig { model, train, .. } = trainer.config;
     let (images, classes) = (train.samples, model.nr_classes.max(1));
+    let mut coarse = Vec::new();
+    if model.nr_coarse_codes > 0 {
+        let given: Vec<usize> = (0..images).map(|image| image % test.len()).collect();
+        test.read(&given, &mut coarse, &mut Vec::new())?;
+    }
     let sampling = Sampling {
+        coarse,
         labels: (0..images).map(|image| (image % classes) as u32).collect(),
         temperature: 1.0,
         seed: trainer.state.seed,
@@ -264,7 +272,7 @@ impl Training<'_> {
                     let trainer = trainer.as_mut().ok_or_else(early)?;
                     trainer.state()?;
                     let mut go_on = |_| go_on();
-                    unless_over(sample_part(trainer, &self.device, &mut go_on))?;
+                    unless_over(sample_part(trainer, &self.device, self.test, &mut go_on))?;
                 }
             }
         }

@@ -8,7 +8,7 @@ use super::metrics::{Metrics, Record};
 use super::ranks::{evaluate_together, sample_together};
 use super::step::Trainer;
 use super::{Event, Observer, TrainError};
-use crate::data::Dataset;
+use crate::data::{CodeMaps, Dataset};
 use crate::device::Device;
 use crate::picture::{self, PictureError};
 
@@ -84,8 +84,12 @@ impl Review<'_> {
         }
 
         let step = trainer.state.step;
-        let path = samples_of(step, self.run);
-        let newest = self.run.join("samples.png");
+        let kind = match config.model.nr_codes {
+            0 => "png",
+            _ => "npy",
+        };
+        let path = samples_of(step, self.run).with_extension(kind);
+        let newest = self.run.join("samples").with_extension(kind);
         let done = || {
             let contents = std::fs::read(&path).ok();
             contents.is_some() && contents == std::fs::read(&newest).ok()
@@ -101,29 +105,36 @@ impl Review<'_> {
                 let done = (done * count).min(total);
                 observer(Event::Sampling { done, total })
             };
-            let images = match sample_together(trainer, &self.device, &mut progress) {
+            let drawn = sample_together(trainer, &self.device, self.test, &mut progress);
+            let images = match drawn {
                 Err(_) if progress(0).is_break() => return Ok(ControlFlow::Break(())),
                 images => images?,
             };
-            let picture = picture::grid(&images, shape, columns, 1, 1)?;
             let folder = self.run.join("samples");
             std::fs::create_dir_all(&folder).map_err(|source| PictureError::Write {
                 path: folder,
                 source,
             })?;
-            picture::write_png(&newest, &picture)?;
-            self.metrics.samples(step, &picture)?;
-            // Last: once it is there, all of it is done.
-            picture::write_png(&path, &picture)?;
+            // The numbered one last: once it is there, all of it is done.
+            if config.model.nr_codes > 0 {
+                let maps = CodeMaps::of_images(&config.model, &images);
+                maps.write(&newest)?;
+                maps.write(&path)?;
+            } else {
+                let picture = picture::grid(&images, shape, columns, 1, 1)?;
+                picture::write_png(&newest, &picture)?;
+                self.metrics.samples(step, &picture)?;
+                picture::write_png(&path, &picture)?;
+            }
             return Ok(observer(Event::Sampled { path: newest }));
         }
         Ok(ControlFlow::Continue(()))
     }
 }
 
-/// The grid of samples drawn after a step.
+/// The file of samples drawn after a step, without its extension.
 fn samples_of(step: u64, run: &Path) -> PathBuf {
-    run.join(format!("samples/step-{step:08}.png"))
+    run.join(format!("samples/step-{step:08}"))
 }
 
 /// Removes the grids of steps that are taken again.
