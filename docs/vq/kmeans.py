@@ -69,7 +69,7 @@ def encode(arguments):
     for name, (side, k) in levels.items():
         points = patches(splits["train"][0], side).reshape(-1, side * side * 3)
         some = points[random.choice(len(points), min(len(points), 200_000), replace=False)]
-        centres = k_means(some, k, 20, random)
+        centres = np.rint(k_means(some, k, 20, random))
         for split, (images, _) in splits.items():
             cut = patches(images, side)
             codes = nearest(cut.reshape(-1, cut.shape[-1]), centres).reshape(cut.shape[:3])

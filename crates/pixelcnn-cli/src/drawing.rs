@@ -42,18 +42,37 @@ pub struct Drawing {
 }
 
 impl Drawing {
-    /// Checks that nothing is asked for which codes can't be.
-    pub fn expect_codes(&self) -> Result {
-        let asked = [
+    /// The file to write, where none is named `NAME.png` or, where the model draws codes, `NAME.npy`; once
+    /// nothing is asked for that codes can't be.
+    pub fn output(
+        &self,
+        model: &ModelConfig,
+        asked: &Option<PathBuf>,
+        name: &str,
+        animate: bool,
+    ) -> Result<PathBuf> {
+        let codes = model.nr_codes > 0;
+        let kind = if codes { "npy" } else { "png" };
+        let output = self.overwrite.or_free(asked, &format!("{name}.{kind}"));
+        let pictures = [
             ("--singles", self.singles.is_some()),
             ("--scale", self.scale != 1),
+            ("--animate", animate),
         ];
-        match asked.into_iter().find(|(_, asked)| *asked) {
-            None => Ok(()),
-            Some((flag, _)) => {
-                Err(format!("{flag}: the model draws codes, not pictures: leave it out").into())
-            }
+        let refused = pictures.into_iter().find(|(_, asked)| codes && *asked);
+        if let Some((flag, _)) = refused {
+            let why = "the model draws codes, not pictures: leave it out";
+            return Err(format!("{flag}: {why}").into());
         }
+        if !output.to_string_lossy().ends_with(&format!(".{kind}")) {
+            let what = if codes { "codes" } else { "pictures" };
+            let output = output.display();
+            return Err(format!(
+                "{output}: the model draws {what}: give a name that ends in .{kind}"
+            )
+            .into());
+        }
+        Ok(output)
     }
 
     /// From what images were drawn, and how fast.
@@ -103,21 +122,6 @@ pub fn coarse_maps(
     Ok(Some(maps))
 }
 
-/// The file of codes that a model of codes writes.
-pub fn expect_npy(output: &Path) -> Result {
-    match output
-        .extension()
-        .is_some_and(|extension| extension == "npy")
-    {
-        true => Ok(()),
-        false => Err(format!(
-            "{}: the model draws codes: give a name that ends in .npy",
-            output.display()
-        )
-        .into()),
-    }
-}
-
 /// Parses the name of a PNG file, or of a .npy file for codes.
 pub fn png_or_npy(path: &str) -> std::result::Result<PathBuf, String> {
     match path.ends_with(".png") || path.ends_with(".npy") {
@@ -146,9 +150,11 @@ pub fn prepare(
     files: &[Option<&PathBuf>],
     singles: usize,
 ) -> Result {
-    let shape = [images, model.height, model.width, model.channels];
-    let scale = drawing.scale.into();
-    grid(&vec![0; images * model.dims()], shape, columns, GAP, scale)?;
+    if model.nr_codes == 0 {
+        let shape = [images, model.height, model.width, model.channels];
+        let scale = drawing.scale.into();
+        grid(&vec![0; images * model.dims()], shape, columns, GAP, scale)?;
+    }
     for file in files.iter().flatten() {
         drawing.overwrite.prepare(file)?;
     }

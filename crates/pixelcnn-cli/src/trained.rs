@@ -155,7 +155,7 @@ impl Trained {
             None => return Err("what it was trained on is not known here: give --data".into()),
         };
         flags.apply(&mut data);
-        data.codes = self.model().nr_codes > 0;
+        data.codes = self.model().nr_code_maps();
         Ok(data)
     }
 

@@ -346,12 +346,20 @@ impl ModelConfig {
         self.height * self.width * self.channels
     }
 
+    /// Maps of codes that are given of each image: none of levels; its own; or that and a coarser one.
+    pub fn nr_code_maps(&self) -> usize {
+        match self.nr_codes {
+            0 => 0,
+            _ => 1 + usize::from(self.nr_coarse_codes > 0),
+        }
+    }
+
     /// Bytes in which a pixel is given: a level for each channel; or its code as u16, little-endian, and
     /// behind it the code of the coarser map that lies there.
     pub fn bytes_per_pixel(&self) -> usize {
         match self.nr_codes {
             0 => self.channels,
-            _ => 2 + 2 * usize::from(self.nr_coarse_codes > 0),
+            _ => 2 * self.nr_code_maps(),
         }
     }
 

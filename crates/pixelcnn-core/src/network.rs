@@ -484,7 +484,11 @@ impl Pass for LayoutPass {
     }
 
     fn embed(&mut self, layer: &Layer, x: &Self::Map, _map: usize) -> Self::Map {
-        self.layer(layer, x)
+        // Looked up, not multiplied.
+        let before = self.layout.multiply_adds;
+        let map = self.layer(layer, x);
+        self.layout.multiply_adds = before;
+        map
     }
 
     fn first_channels(&mut self, x: &Self::Map, _channels: usize) -> Self::Map {

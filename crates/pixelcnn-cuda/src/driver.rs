@@ -348,6 +348,9 @@ impl Gpu for Driver {
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: the caller knows the memory. The bytes are not page-locked, so that the driver has
         // copied them when it returns.

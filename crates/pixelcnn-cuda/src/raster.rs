@@ -217,7 +217,7 @@ impl CudaRaster {
     /// [`EngineError::Code`] and [`EngineError::Device`].
     ///
     /// # Panics
-    /// If there are not as many images.
+    /// If there are not as many images, or pixels are known already.
     pub fn give_coarse(&mut self, images: &[u8]) -> Result<(), EngineError> {
         let Model {
             config,
@@ -228,26 +228,27 @@ impl CudaRaster {
         let Some(ring) = program.coarse.map(|ring| &program.rings[ring]) else {
             return Ok(());
         };
-        let (size, bytes) = (config.bytes_per_image(), config.bytes_per_pixel());
+        let size = config.bytes_per_image();
         assert_eq!(images.len(), self.images * size, "a map for each image");
-        let (table, filters) = (packed.embedding(1), ring.channels - 1);
-        let mut values = vec![0.0; ring.rows * (ring.width + 2) * self.images * ring.channels];
-        for (image, pixels) in images.chunks_exact(size).enumerate() {
-            for (pixel, bytes) in pixels.chunks_exact(bytes).enumerate() {
-                let code = ModelConfig::code(bytes, 1);
-                let Some(row) = table.get(code * filters..(code + 1) * filters) else {
+        assert!(self.done == 0 && !self.computed, "before the first pixel");
+        let row = (ring.width + 2) * self.images * ring.channels;
+        for y in 0..config.height {
+            let mut values = vec![0.0; row];
+            for (image, pixels) in images.chunks_exact(size).enumerate() {
+                let here = size / config.height;
+                let pixels = &pixels[y * here..][..here];
+                for (x, embedded) in packed.embedded_coarse(config, pixels).enumerate() {
                     let codes = config.nr_coarse_codes;
-                    return Err(EngineError::Code { code, codes });
-                };
-                let [y, x] = [pixel / ring.width, pixel % ring.width];
-                let column = y * (ring.width + 2) + x + 1;
-                let at = (column * self.images + image) * ring.channels;
-                values[at..at + filters].copy_from_slice(row);
-                values[at + filters] = 1.0;
+                    let embedded = embedded.map_err(|code| EngineError::Code { code, codes })?;
+                    let at = ((x + 1) * self.images + image) * ring.channels;
+                    values[at..at + embedded.len()].copy_from_slice(embedded);
+                    values[at + embedded.len()] = 1.0;
+                }
             }
+            let start = ring.start * self.images + y * row;
+            self.memory.write(start * VALUE, &values)?;
         }
-        let start = ring.start * self.images * VALUE;
-        Ok(self.memory.write(start, &values)?)
+        Ok(())
     }
 
     /// Says what the pixel's [`CudaRaster::channels`] are: `levels` \[images, channels\], or what its code

@@ -109,7 +109,7 @@ pub fn classify(
         nr_classes,
         ..Classification::default()
     };
-    in_batches(data, images, batch_size, |batch| {
+    in_batches(config, data, images, batch_size, |batch| {
         let count = batch.images.len() / config.bytes_per_image();
         let first = classification.nats.len();
         classification.nats.resize(first + count * nr_classes, 0.0);

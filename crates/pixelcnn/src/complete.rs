@@ -2,6 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use pixelcnn_core::ModelConfig;
+
+use crate::network::EngineError;
 use crate::random::{Purpose, generator};
 use crate::sample::{DrawError, Drawn, Given, Rows, Sampler, draw};
 
@@ -29,7 +32,7 @@ pub struct Completion {
 /// [`sample`](crate::sample::sample).
 ///
 /// # Errors
-/// A class that the model does not have, no memory, or stopped.
+/// A class or a known code that the model does not have, no memory, or stopped.
 ///
 /// # Panics
 /// If the lengths disagree.
@@ -47,6 +50,14 @@ pub fn complete(
         config.height * config.width,
         "every pixel known or not"
     );
+    let pixels = completion.images.chunks_exact(config.bytes_per_pixel());
+    let known = pixels.zip(completion.known.iter().cycle());
+    let known = known.filter(|(_, known)| **known && config.nr_codes > 0);
+    let mut codes_known = known.map(|(pixel, _)| ModelConfig::code(pixel, 0));
+    let codes = config.nr_codes;
+    if let Some(code) = codes_known.find(|code| *code >= codes) {
+        return Err(EngineError::Code { code, codes }.into());
+    }
     draw(sampler, n * variants, progress, |range| {
         let images = range.clone().map(|i| i / variants);
         let labels: Vec<u32> = images.clone().map(|i| completion.labels[i]).collect();

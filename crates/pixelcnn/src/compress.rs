@@ -218,11 +218,8 @@ impl CodingModel {
     /// The model with these `parameters`, in the layout's order.
     ///
     /// # Errors
-    /// If they are not those of the configuration, or it is one of codes.
+    /// If they are not those of the configuration.
     pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Self, EvaluatorError> {
-        if config.nr_codes > 0 {
-            return Err(EvaluatorError::NotImages);
-        }
         Ok(CodingModel {
             evaluator: Evaluator::new(config, parameters)?,
             level: simd::level(),

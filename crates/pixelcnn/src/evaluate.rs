@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use pixelcnn_core::incremental::EvaluatorError;
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,9 @@ pub enum EvaluateError {
     /// They are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The model is one of codes, where one of images is needed.
+    #[error(transparent)]
+    Evaluator(#[from] EvaluatorError),
     /// There are no classes to find.
     #[error("the model knows no classes: take one that was trained on images with classes")]
     Unconditional,
@@ -136,20 +140,27 @@ pub fn evaluate(
     progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
 ) -> Result<Evaluation, EvaluateError> {
     let mut evaluation = Evaluation::default();
-    in_batches(data, images, batch_size, |batch| {
+    in_batches(network.config(), data, images, batch_size, |batch| {
         evaluation.add(network, batch)?;
         Ok::<_, EvaluateError>(go_on(progress(&evaluation))?)
     })?;
     Ok(evaluation)
 }
 
-/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time.
-pub(crate) fn in_batches<E: From<DataError>>(
+/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time, once they are found to
+/// be of as many bytes as the model takes.
+pub(crate) fn in_batches<E: From<DataError> + From<EngineError>>(
+    config: &ModelConfig,
     data: &Dataset,
     indices: impl IntoIterator<Item = usize>,
     batch_size: usize,
     mut each: impl FnMut(Batch) -> Result<(), E>,
 ) -> Result<(), E> {
+    let values = data.height() * data.width() * data.bytes_per_pixel();
+    let dims = config.bytes_per_image();
+    if values != dims {
+        return Err(EngineError::Images { values, dims }.into());
+    }
     let indices: Vec<usize> = indices.into_iter().collect();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     for indices in indices.chunks(batch_size.max(1)) {

@@ -184,7 +184,7 @@ pub fn score(
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();
-    in_batches(data, images, batch_size, |batch| {
+    in_batches(network.config(), data, images, batch_size, |batch| {
         scores.likelihood.add(network, batch)?;
         for format in LosslessFormat::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
@@ -219,8 +219,11 @@ pub fn maps(
     batch_size: usize,
 ) -> Result<Vec<Map>, EvaluateError> {
     let config = network.config();
+    if config.nr_codes > 0 {
+        return Err(EvaluatorError::NotImages.into());
+    }
     let mut maps = Vec::new();
-    in_batches(data, indices.iter().copied(), batch_size, |batch| {
+    in_batches(config, data, indices.iter().copied(), batch_size, |batch| {
         let nats = network.nats_per_pixel(batch)?;
         let images = batch.images.chunks_exact(config.dims());
         let pixels = nats.chunks_exact(config.height * config.width);

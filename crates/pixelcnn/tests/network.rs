@@ -363,3 +363,55 @@ fn channels_see_those_before(config: &ModelConfig) {
         }
     }
 }
+
+/// The logits of a code depend on all codes before it and on none from it on; and on the coarser map also
+/// below and to the right, as far as a convolution reaches and no earlier.
+#[test]
+fn codes_see_those_before_them_and_all_of_the_coarser_map() {
+    for attention in [[0; 3], [1, 5, 1]] {
+        let config = ModelConfig {
+            height: 8,
+            width: 8,
+            channels: 1,
+            nr_resnet: 2,
+            attention,
+            nr_codes: 9,
+            nr_coarse_codes: 5,
+            ..configs()[0].clone()
+        };
+        let network = Network::new(&config, &draw_parameters(&config, 7), &Device::Cpu).unwrap();
+        let images: Vec<u8> = (0..64)
+            .flat_map(|i| [i % 9 * 7 % 9, 0, i % 8 / 2 % 5, 0])
+            .collect();
+        let logits = |images: &[u8]| {
+            let batch = Batch {
+                images,
+                ..Batch::default()
+            };
+            network.logits(batch).unwrap()
+        };
+        let before = logits(&images);
+        let changed = |byte: usize, codes: u8| -> Vec<bool> {
+            let mut other = images.clone();
+            other[byte] = (other[byte] + 1) % codes;
+            let after = logits(&other);
+            let pixels = before.chunks_exact(9).zip(after.chunks_exact(9));
+            pixels.map(|(before, after)| before != after).collect()
+        };
+        for pixel in 0..64 {
+            for (at, depends) in changed(4 * pixel, 9).into_iter().enumerate() {
+                assert_eq!(depends, at > pixel, "{at} on the code of {pixel}");
+            }
+            // In raster order, no earlier than the pixel up and left of it.
+            for (at, depends) in changed(4 * pixel + 2, 5).into_iter().enumerate() {
+                let [y, x, row, column] = [at / 8, at % 8, pixel / 8, pixel % 8];
+                let near = y.abs_diff(row) <= 1 && x.abs_diff(column) <= 1;
+                assert!(depends || !near, "{at} on the coarser code of {pixel}");
+                assert!(
+                    !depends || y + 1 >= row,
+                    "{at} on the coarser code of {pixel}"
+                );
+            }
+        }
+    }
+}

@@ -12,9 +12,7 @@ use pixelcnn::device::Device;
 use pixelcnn::picture::{DroppedCount, grid, read, write_png};
 use pixelcnn::sample::Sampler;
 
-use crate::drawing::{
-    Drawing, GAP, coarse_maps, expect_npy, png_or_npy, prepare, progress, write_singles,
-};
+use crate::drawing::{Drawing, GAP, coarse_maps, png_or_npy, prepare, progress, write_singles};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
@@ -138,21 +136,9 @@ impl Complete {
         let variants = self.variants as usize;
         let columns = 2 + variants;
         let scale = self.drawing.scale.into();
-        let default = if codes {
-            "completed.npy"
-        } else {
-            "completed.png"
-        };
-        let output = self.drawing.overwrite.or_free(&self.output, default);
-        if codes {
-            expect_npy(&output)?;
-            self.drawing.expect_codes()?;
-        } else if output
-            .extension()
-            .is_none_or(|extension| extension != "png")
-        {
-            return Err(format!("{}: give a name that ends in .png", output.display()).into());
-        }
+        let output = self
+            .drawing
+            .output(model, &self.output, "completed", false)?;
         let outputs = [Some(&output)];
         prepare(
             n * columns,

@@ -116,6 +116,7 @@ impl Import {
         };
         let mut imported = weights::read(&self.file, &unsaid)?;
         let unused = mem::take(&mut imported.unused);
+        data.codes = imported.config.nr_code_maps();
         let config = RunConfig {
             model: imported.config.clone(),
             data,

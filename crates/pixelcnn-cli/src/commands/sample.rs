@@ -1,5 +1,6 @@
 //! `pixelcnn sample`.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use pixelcnn::sample::{Drawn, Sampler, Sampling, sample};
 
 use crate::device::DeviceFlags;
 use crate::drawing::{
-    Drawing, GAP, coarse_maps, expect_npy, png, png_or_npy, prepare, progress, write_singles,
+    Drawing, GAP, coarse_maps, png, png_or_npy, prepare, progress, write_singles,
 };
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, say};
@@ -60,8 +61,8 @@ pub struct Sample {
     /// Animated PNG file in which the grid appears row by row [default: none]
     #[arg(long, value_name = "FILE", value_parser = png)]
     animate: Option<PathBuf>,
-    /// NumPy file for the levels, images [N, H, W, C], and of a class-conditional model the classes,
-    /// labels [N]; --data takes it [default: none]
+    /// NumPy file for the levels, images [N, H, W, C], or codes [N, H, W], and of a class-conditional
+    /// model the classes, labels [N]; --data takes it [default: none]
     #[arg(long, value_name = "FILE", value_parser = npz)]
     npz: Option<PathBuf>,
     #[command(flatten)]
@@ -110,8 +111,17 @@ impl Sample {
         } = team.prepare(
             || self.prepare(device, team),
             |Prepared {
-                 trained, device, ..
-             }| common(self, trained, raw, *device, &[]),
+                 trained,
+                 device,
+                 sampling,
+                 ..
+             }| {
+                // Each has read them from a file of its own.
+                let mut coarse = DefaultHasher::new();
+                coarse.write(&sampling.coarse);
+                let common = common(self, trained, raw, *device, &[])?;
+                Ok(format!("{common}\n{:x}", coarse.finish()))
+            },
         )?;
         let model = trained.model();
         let n = sampling.labels.len();
@@ -198,31 +208,18 @@ impl Sample {
         let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
-        let codes = model.nr_codes > 0;
         let coarse = coarse_maps(model, self.coarse.as_deref(), None)?;
         let num = coarse
             .as_ref()
             .map_or(self.num as usize, |maps| maps.shape[0]);
         let (labels, columns) = self.labels(&trained, num)?;
         let n = labels.len();
-        let default = if codes { "samples.npy" } else { "samples.png" };
-        let output = self.drawing.overwrite.or_free(&self.output, default);
+        let animate = self.animate.is_some();
+        let output = self
+            .drawing
+            .output(model, &self.output, "samples", animate)?;
         if team.leads() {
             let files = [Some(&output), self.animate.as_ref(), self.npz.as_ref()];
-            if codes {
-                expect_npy(&output)?;
-                self.drawing.expect_codes()?;
-                if self.animate.is_some() {
-                    return Err(
-                        "--animate: the model draws codes, not pictures: leave it out".into(),
-                    );
-                }
-            } else if output
-                .extension()
-                .is_none_or(|extension| extension != "png")
-            {
-                return Err(format!("{}: give a name that ends in .png", output.display()).into());
-            }
             prepare(n, columns, &self.drawing, model, &files, n)?;
             catch_interrupts("leaving after this row")?;
         }

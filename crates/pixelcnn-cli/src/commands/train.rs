@@ -27,7 +27,8 @@ use crate::trained::{checkpoints, offer};
 
 /// Train a model, or go on with a run that stopped.
 ///
-/// A run is a folder: config.toml, checkpoints/, metrics.jsonl, TensorBoard events, samples.png. It
+/// A run is a folder: config.toml, checkpoints/, metrics.jsonl, TensorBoard events, samples.png (of a
+/// model of codes samples.npy). It
 /// begins with a preset or a config file; every flag below overrides one value of it. Ctrl-C saves
 /// and leaves, and so does an error such as a full disk; under nohup a run outlives its terminal.
 /// --resume goes on exactly where the run stopped, after a crash from its last checkpoint, and ends
@@ -213,7 +214,7 @@ impl Train {
         self.flags.apply(&mut settings);
         self.data.apply(&mut settings.data);
         settings.validate()?;
-        settings.data.codes = settings.model.nr_codes > 0;
+        settings.data.codes = settings.model([4, 4, 1, 0]).nr_code_maps();
         let chosen = self.run.as_ref().or(self.save_dir.as_ref());
         if let Some(run) = chosen {
             expect_new(run)?;

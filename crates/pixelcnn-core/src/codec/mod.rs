@@ -64,7 +64,11 @@ impl Codec {
         images: &[u8],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<u8>>, CodecError> {
-        let dims = self.evaluator.config().dims();
+        let config = self.evaluator.config();
+        if config.nr_codes > 0 {
+            return Err(EvaluatorError::NotImages.into());
+        }
+        let dims = config.dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
         let images = images.chunks_exact(dims);
         let mut coders: Vec<_> = images.map(|image| (Encoder::new(), image)).collect();
@@ -98,7 +102,11 @@ impl Codec {
         streams: &[&[u8]],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
-        let dims = self.evaluator.config().dims();
+        let config = self.evaluator.config();
+        if config.nr_codes > 0 {
+            return Err(EvaluatorError::NotImages.into());
+        }
+        let dims = config.dims();
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
         let streams = streams.iter();
         let mut coders: Vec<_> = streams

@@ -307,26 +307,22 @@ impl Raster {
         let Some(ring) = program.coarse.map(|ring| &program.rings[ring]) else {
             return Ok(());
         };
-        let (size, bytes) = (config.bytes_per_image(), config.bytes_per_pixel());
+        let size = config.bytes_per_image();
         assert_eq!(images.len(), self.images * size, "a map for each image");
         assert!(self.done == 0 && !self.computed, "before the first pixel");
-        let table = weights.embedding(1);
-        let filters = ring.channels - 1;
         for group in &mut self.groups {
             let memory = group.memory();
-            let first = group.images.start;
-            for image in group.images.clone() {
-                let pixels = images[image * size..][..size].chunks_exact(bytes);
-                for (pixel, code) in pixels.map(|pixel| ModelConfig::code(pixel, 1)).enumerate() {
-                    let Some(row) = table.get(code * filters..(code + 1) * filters) else {
-                        let codes = config.nr_coarse_codes;
-                        return Err(EvaluatorError::Code { code, codes });
-                    };
+            let images = images.chunks_exact(size).skip(group.images.start);
+            for (image, pixels) in images.take(group.images.len()).enumerate() {
+                let rows = weights.embedded_coarse(config, pixels);
+                for (pixel, row) in rows.enumerate() {
+                    let codes = config.nr_coarse_codes;
+                    let row = row.map_err(|code| EvaluatorError::Code { code, codes })?;
                     let [y, x] = [pixel / config.width, pixel % config.width].map(|n| n as isize);
-                    let at = memory.pixel(ring, y, x) + (image - first) * ring.channels;
+                    let at = memory.pixel(ring, y, x) + image * ring.channels;
                     let to = &mut Line::floats_mut(&mut group.lines)[at..][..ring.channels];
-                    to[..filters].copy_from_slice(row);
-                    to[filters] = 1.0;
+                    to[..row.len()].copy_from_slice(row);
+                    to[row.len()] = 1.0;
                 }
             }
         }

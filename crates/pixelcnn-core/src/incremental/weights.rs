@@ -2,6 +2,7 @@
 
 use super::program::{Phase, Program, Sum, Tap, When};
 use super::tile::PANEL;
+use crate::config::ModelConfig;
 use crate::kernels::weight_norm::WeightNorm;
 use crate::network::{Layer, LayerKind};
 
@@ -121,9 +122,26 @@ impl PackedWeights {
         Line::floats(&self.lines[self.sums[number].pairs..])
     }
 
+    /// For each pixel of an image as a model takes it what is made of the coarser map's code there; or that
+    /// code, where the model has no such one.
+    pub fn embedded_coarse<'a>(
+        &'a self,
+        config: &ModelConfig,
+        image: &'a [u8],
+    ) -> impl Iterator<Item = Result<&'a [f32], usize>> {
+        let (table, filters) = (self.embedding(1), config.nr_filters);
+        let pixels = image.chunks_exact(config.bytes_per_pixel());
+        pixels.map(move |pixel| {
+            let code = ModelConfig::code(pixel, 1);
+            let row = table.get(code * filters..(code + 1) * filters);
+            row.ok_or(code)
+        })
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        let tables: usize = self.embeddings.iter().map(Vec::len).sum();
+        self.lines.len() * size_of::<Line>() + tables * size_of::<f32>()
     }
 }
 

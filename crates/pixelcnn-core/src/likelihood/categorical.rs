@@ -108,7 +108,6 @@ vectorized! {
     fn softmax(logits: &[f32], shares: &mut [f32]) -> f32 {
         let mut most = f32::NEG_INFINITY;
         for &logit in logits {
-            // The comparison lets NaN through.
             most = if most > logit { most } else { logit };
         }
         let mut sums = [0.0; LANES];

@@ -330,6 +330,19 @@ pub fn what_does_not_fit_is_refused(make: Make) {
         Err(EngineError::Class { class, nr_classes })
     );
     assert_eq!(refused(&[], &[]), Ok(vec![]));
+    let of_codes = &configs_of_codes()[1];
+    let mut codes = Images::random(of_codes, 2, &mut random);
+    let mut engine = make(of_codes).unwrap();
+    let parameters = models::parameters(of_codes, &mut random);
+    engine.load_weights(&parameters).unwrap();
+    assert!(engine.nats_per_image(batch(&codes)).is_ok());
+    // Its own code, that of the coarser map, and more than a byte.
+    for (byte, value, code, count) in [(0, 11, 11, 11), (2, 7, 7, 7), (1, 1, 256, 11)] {
+        codes.levels[..4].fill(0);
+        codes.levels[byte] = value;
+        let refused = engine.nats_per_image(batch(&codes));
+        assert_eq!(refused, Err(EngineError::Code { code, codes: count }));
+    }
     let odd = ModelConfig {
         height: 6,
         ..config.clone()

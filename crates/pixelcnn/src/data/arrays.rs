@@ -13,7 +13,6 @@ use super::codes::{self, CodeMaps};
 use super::raw::{Bytes, Raw, read_at};
 use super::{DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, cache_dir, hold_out, tell};
 use crate::one_line;
-use crate::picture::DroppedCount;
 
 /// NumPy itself writes 64 to 256 bytes.
 const MAX_HEADER_BYTES: usize = 10_000;
@@ -78,10 +77,7 @@ pub(super) fn open_npz(
     }
     let mut unused = npz.names();
     unused.retain(|name| sources.iter().all(|source| !source.uses(name)));
-    if !unused.is_empty() {
-        let text = format_args!("{}: not used: {}", path.display(), listed(&unused));
-        tell(listener, one_line(text))?;
-    }
+    note_unused(path, &unused, listener)?;
 
     let pick = (sources.len() == 1).then(|| stack.pick(held_out, split));
     if let (Some(pick), Some(labels)) = (&pick, &mut labels) {
@@ -113,21 +109,13 @@ impl Stack {
 
     /// A data set without labels.
     fn dataset(self, bytes: Bytes, pick: Option<Vec<usize>>, name: String) -> Dataset {
-        Dataset {
-            name,
+        let images = Images::Raw(Raw {
+            parts: vec![(bytes, self.images)],
             shape: self.shape,
-            images: Images::Raw(Raw {
-                parts: vec![(bytes, self.images)],
-                shape: self.shape,
-                planar: self.planar,
-                pick,
-            }),
-            labels: Vec::new(),
-            nr_classes: 0,
-            class_names: Vec::new(),
-            no_labels: None,
-            dropped: DroppedCount::default(),
-        }
+            planar: self.planar,
+            pick,
+        });
+        Dataset::unlabelled(name, self.shape, images)
     }
 }
 
@@ -182,6 +170,19 @@ fn parse_name(name: &str) -> (Part, String) {
         ))
     });
     found.unwrap_or((Part::Whole, name))
+}
+
+/// Tells which arrays are not used.
+pub(super) fn note_unused(
+    path: &Path,
+    unused: &[String],
+    listener: &mut Listener,
+) -> Result<(), DataError> {
+    if !unused.is_empty() {
+        let text = format_args!("{}: not used: {}", path.display(), listed(unused));
+        tell(listener, one_line(text))?;
+    }
+    Ok(())
 }
 
 /// Names in a message, eight of them at most.
@@ -363,7 +364,7 @@ impl Npz {
             ([], ..) => {
                 let contents = self.contents();
                 return Err(self.bad(format!(
-                    "holds {contents}: no images, which are uint8 {FORMS}; codes must be read as such"
+                    "holds {contents}: no images, which are uint8 {FORMS}; to read codes, say how many there are (nr_codes)"
                 )));
             }
             _ => {
@@ -721,7 +722,7 @@ impl Header {
                     .into(),
             ),
             _ => Err(format!(
-                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8), or read them as codes if they are",
+                "holds {} values, not 8-bit ones: scale them to 0..255 and save them with .astype(numpy.uint8), or, if they are codes, say how many there are (nr_codes)",
                 self.dtype()
             )),
         }

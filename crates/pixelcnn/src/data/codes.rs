@@ -8,11 +8,10 @@ use std::path::Path;
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::config::MAX_CODES;
 
-use super::arrays::{Header, Npz, Part};
-use super::{DataError, Dataset, Images, Listener, Split, hold_out};
+use super::arrays::{Header, Npz, Part, note_unused};
+use super::{DataConfig, DataError, Dataset, Images, Listener, Split, hold_out};
 use crate::atomic;
 use crate::numpy::npy;
-use crate::picture::DroppedCount;
 
 /// What arrays of codes are called, the likeliest first; the last stands for `train` and `test` alone.
 const OWN: [&str; 9] = [
@@ -182,21 +181,14 @@ impl Codes {
         };
         let indices = (0..count as u64).map(u64::to_le_bytes);
         let pick = held_out.map(|held_out| hold_out(indices, held_out, split));
-        Ok(Dataset {
-            name: format!("{} {split}", path.display()),
-            shape: [height, width, 1],
-            images: Images::Codes(Codes {
-                own,
-                coarse,
-                factor,
-                pick,
-            }),
-            labels: Vec::new(),
-            nr_classes: 0,
-            class_names: Vec::new(),
-            no_labels: None,
-            dropped: DroppedCount::default(),
-        })
+        let images = Images::Codes(Codes {
+            own,
+            coarse,
+            factor,
+            pick,
+        });
+        let name = format!("{} {split}", path.display());
+        Ok(Dataset::unlabelled(name, [height, width, 1], images))
     }
 }
 
@@ -213,7 +205,7 @@ pub(super) fn open_npy(path: &Path, held_out: f64, split: Split) -> Result<Datas
 /// Opens a `.npz` file of codes, perhaps with coarser maps and labels.
 pub(super) fn open_npz(
     path: &Path,
-    held_out: f64,
+    config: &DataConfig,
     split: Split,
     listener: &mut Listener,
 ) -> Result<Dataset, DataError> {
@@ -253,12 +245,28 @@ pub(super) fn open_npz(
     let (labels, nr_classes) = npz.labels_of(path, &sources, listener)?;
     let (part, name) = &parts[place];
     let own = npz.codes(name)?;
-    let coarse = match find(&mut npz, *part, &COARSE) {
-        Some(coarse) => Some(npz.codes(&coarse)?),
-        None => None,
-    };
+    let mut coarse = None;
+    if config.codes > 1 {
+        let Some(name) = find(&mut npz, *part, &COARSE) else {
+            let contents = npz.contents();
+            return Err(npz.bad(format!(
+                "holds {contents}: no coarser maps for {name}: name them coarse_train and coarse_test, or \
+                 coarse"
+            )));
+        };
+        coarse = Some(npz.codes(&name)?);
+    }
+    let mut unused = npz.names();
+    unused.retain(|name| {
+        let used =
+            |(own, labels): &(String, Option<String>)| own == name || labels.as_ref() == Some(name);
+        let of_coarse =
+            |(part, _): &(Part, String)| find(&mut npz, *part, &COARSE).as_ref() == Some(name);
+        !(sources.iter().any(used) || config.codes > 1 && parts.iter().any(of_coarse))
+    });
+    note_unused(path, &unused, listener)?;
     let count = own.shape[0];
-    let held_out = (parts.len() == 1).then_some(held_out);
+    let held_out = (parts.len() == 1).then_some(config.held_out);
     let dataset = Codes::dataset(own, coarse, held_out, split, path);
     let mut dataset = dataset.map_err(|problem| npz.bad(problem))?;
     if let Some(labels) = labels.into_iter().nth(place).flatten() {
@@ -361,8 +369,7 @@ impl Write for Reader<'_> {
     }
 }
 
-/// What tables of the training codes make of others: a model is worth something where it needs clearly
-/// less.
+/// What tables of training codes make of others: a model is worth something where it needs clearly less.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Baselines {
     /// Bits per code by how often each occurs.
@@ -371,8 +378,18 @@ pub struct Baselines {
     pub bigram: f64,
 }
 
-/// A table of pairs is smoothed as Witten and Bell (1991) do: a code of which `t` different ones have been
-/// seen to follow leaves those unseen the weight of `t` more, shared out as the histogram says.
+/// Codes that tables are made of, and measured on, at most.
+const MOST: usize = 1 << 24;
+
+/// Makes tables of the codes of one data set and measures them on those of another, of up to 16 million
+/// each; nothing where these are images.
+///
+/// Each code counts once more than it occurs in the histogram. The table of pairs is mixed with that as
+/// Witten and Bell (1991) do: after a code that `t` different ones have been seen to follow, the histogram
+/// has the weight of `t` occurrences.
+///
+/// # Errors
+/// Where the codes can't be read.
 pub fn baselines(train: &Dataset, test: &Dataset) -> Result<Option<Baselines>, DataError> {
     let [Some(own), Some(others)] = [train, test].map(Dataset::codes) else {
         return Ok(None);
@@ -419,7 +436,8 @@ fn each_code(data: &Dataset, mut f: impl FnMut(Option<u16>, u16)) -> Result<(), 
     let (mut image, mut labels) = (Vec::new(), Vec::new());
     let width = data.width();
     let bytes = data.bytes_per_pixel();
-    for map in 0..data.len() {
+    let most = MOST / (width * data.height());
+    for map in 0..data.len().min(most.max(1)) {
         data.read(&[map], &mut image, &mut labels)?;
         let code = |pixel: usize| ModelConfig::code(&image[pixel * bytes..], 0) as u16;
         for pixel in 0..image.len() / bytes {

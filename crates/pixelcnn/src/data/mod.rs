@@ -97,12 +97,17 @@ pub struct DataConfig {
     /// [`Opening::Note`] so. Every picture is then decoded once to find out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skip_damaged: bool,
-    /// Whether the numbers are codes, such as a VQ-VAE's, and not levels: maps `[N, H, W]` of whole numbers
-    /// of any type in a `.npy`, or in a `.npz` as `codes_train` and `codes_test` or as `codes`. With maps
-    /// `coarse_train` and `coarse_test`, or `coarse`, of fewer rows and columns over them where the model
-    /// is given those, and with labels as for images.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub codes: bool,
+    /// Maps of codes, such as a VQ-VAE's, that an image is read as ([`ModelConfig::nr_code_maps`]): 0 for
+    /// levels; 1 for codes; 2 for codes, and behind each that of a coarser map that lies there. They are
+    /// whole numbers of any type, `[N, H, W]`, in a `.npy`, or in a `.npz` as `codes_train` and
+    /// `codes_test` or as `codes`; coarser ones, of fewer rows and columns, as `coarse_train` and
+    /// `coarse_test` or as `coarse`; with labels as for images.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub codes: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl DataConfig {
@@ -121,7 +126,7 @@ impl Default for DataConfig {
             size: None,
             held_out: 0.1,
             skip_damaged: false,
-            codes: false,
+            codes: 0,
         }
     }
 }
@@ -397,7 +402,7 @@ impl Dataset {
         }
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
-            name @ ("cifar10" | "imagenet32" | "imagenet64") if config.codes => {
+            name @ ("cifar10" | "imagenet32" | "imagenet64") if config.codes > 0 => {
                 return Err(DataError::Config(format!(
                     "{name}: images, not codes: give the .npy or .npz file that holds their codes"
                 )));
@@ -410,6 +415,20 @@ impl Dataset {
         let dataset = dataset.checked(config)?;
         tracing::info!(%split, "{}", dataset.describe());
         Ok(dataset)
+    }
+
+    /// Images without labels.
+    fn unlabelled(name: String, shape: [usize; 3], images: Images) -> Dataset {
+        Dataset {
+            name,
+            shape,
+            images,
+            labels: Vec::new(),
+            nr_classes: 0,
+            class_names: Vec::new(),
+            no_labels: None,
+            dropped: DroppedCount::default(),
+        }
     }
 
     /// Opens both splits, the training images and the test images. Damaged pictures of both are
@@ -455,10 +474,11 @@ impl Dataset {
                 what: path.display().to_string(),
                 help: "give cifar10, imagenet32, imagenet64, or the path of a folder, .tar, .npy or .npz".into(),
             }),
-            "npy" if config.codes => codes::open_npy(path, config.held_out, split),
-            "npz" if config.codes => codes::open_npz(path, config.held_out, split, listener),
-            _ if config.codes => Err(DataError::Config(format!(
-                "{}: not a .npy or .npz file, which maps of codes are in: save them with numpy.savez",
+            "npy" if config.codes == 1 => codes::open_npy(path, config.held_out, split),
+            "npz" if config.codes > 0 => codes::open_npz(path, config, split, listener),
+            _ if config.codes > 0 => Err(DataError::Config(format!(
+                "{}: maps of codes are in a .npy file, or in a .npz where there are coarser ones: save \
+                 them with numpy.savez",
                 path.display()
             ))),
             _ if path.is_dir() || is_picture(path) => folder::open(path, config, split, listener),
@@ -495,6 +515,15 @@ impl Dataset {
                 "{} has images of {width}x{height}: size {size} works with folders and tars of pictures only",
                 self.name
             ))),
+            _ if [height, width].iter().any(|side| !side.is_multiple_of(4))
+                && self.codes().is_some() =>
+            {
+                Err(DataError::Config(format!(
+                    "{}: maps of codes are {width}x{height}, the model needs sides divisible by 4: pad \
+                     them with a code of their own",
+                    self.name
+                )))
+            }
             _ if [height, width]
                 .iter()
                 .any(|side| !side.is_multiple_of(4) || !(4..=MAX_SIDE).contains(side)) =>
@@ -558,7 +587,7 @@ impl Dataset {
     }
 
     /// Of codes, how many there are at least, and how many of a coarser map (0 without one): the largest of
-    /// the split and one. Nothing where these are images.
+    /// the array and one, what is held out included. Nothing where these are images.
     pub fn codes(&self) -> Option<[usize; 2]> {
         match &self.images {
             Images::Codes(codes) => Some(codes.counts()),
@@ -628,9 +657,12 @@ impl Dataset {
         let (name, count) = (&self.name, self.len());
         match self.codes() {
             None => format!("{name}: {count} images {width}x{height}x{channels}, {classes}"),
-            Some([_, 0]) => format!("{name}: {count} maps of codes {width}x{height}, {classes}"),
-            Some(_) => format!(
-                "{name}: {count} maps of codes {width}x{height} with coarser ones, {classes}"
+            Some([codes, 0]) => {
+                format!("{name}: {count} maps {width}x{height} of {codes} codes, {classes}")
+            }
+            Some([codes, coarse]) => format!(
+                "{name}: {count} maps {width}x{height} of {codes} codes with coarser ones of {coarse}, \
+                 {classes}"
             ),
         }
     }

@@ -2000,7 +2000,7 @@ proptest! {
 fn codes_config(path: &Path) -> DataConfig {
     DataConfig {
         data: path.to_str().unwrap().to_owned(),
-        codes: true,
+        codes: 1,
         ..DataConfig::default()
     }
 }
@@ -2042,7 +2042,7 @@ fn codes_are_whole_numbers_of_any_type() {
     let (train, test) = Dataset::open_splits(&config).unwrap();
     assert_eq!((train.len(), test.len()), (18, 2));
     assert_eq!(train.codes().unwrap()[1], 0);
-    assert!(train.describe().contains("18 maps of codes 4x4"));
+    assert!(train.describe().contains("18 maps 4x4 of 700 codes"));
     let mut all: Vec<Vec<u8>> = Vec::new();
     for split in [&train, &test] {
         let (mut images, mut labels) = (Vec::new(), Vec::new());
@@ -2071,7 +2071,17 @@ fn codes_come_with_coarser_maps_and_labels() {
         ("y_test", labels_npy(&[2, 1, 0])),
     ];
     fs::write(&path, npz(&arrays)).unwrap();
-    let (train, test) = Dataset::open_splits(&codes_config(&path)).unwrap();
+    let alone = codes_config(&path);
+    let (train, notes) = open_told(&alone, Split::Train);
+    assert_eq!(
+        (train.codes(), train.bytes_per_pixel()),
+        (Some([679, 0]), 2)
+    );
+    assert!(notes.contains("not used: top_test, top_train"), "{notes}");
+    let both = DataConfig { codes: 2, ..alone };
+    let (train, notes) = open_told(&both, Split::Train);
+    let (test, _) = open_told(&both, Split::Test);
+    assert_eq!(notes, "");
     assert_eq!((train.len(), test.len(), train.nr_classes()), (6, 3, 3));
     assert_eq!(train.codes(), Some([679, 8]));
     let (mut images, mut labels) = (Vec::new(), Vec::new());
@@ -2088,9 +2098,31 @@ fn codes_come_with_coarser_maps_and_labels() {
     ] {
         let arrays = [("codes", codes_npy(6)), ("coarse", wrong)];
         fs::write(&path, npz(&arrays)).unwrap();
-        let error = Dataset::open(&codes_config(&path), Split::Train).unwrap_err();
+        let error = Dataset::open(&both, Split::Train).unwrap_err();
         assert!(error.to_string().contains(because), "{error}");
     }
+}
+
+#[test]
+fn coarser_maps_that_are_wanted_must_be_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes.npz");
+    fs::write(&path, npz(&[("codes", codes_npy(6))])).unwrap();
+    let both = DataConfig {
+        codes: 2,
+        ..codes_config(&path)
+    };
+    let error = Dataset::open(&both, Split::Train).unwrap_err().to_string();
+    assert!(error.contains("coarse_train"), "{error}");
+    // Not of images, and no maps that the model can't halve.
+    let images = DataConfig {
+        codes: 1,
+        ..DataConfig::default()
+    };
+    assert!(Dataset::open(&images, Split::Train).is_err());
+    fs::write(&path, npz(&[("codes", npy("|u1", "(2, 7, 7)", &[1; 98]))])).unwrap();
+    let error = Dataset::open(&codes_config(&path), Split::Train).unwrap_err();
+    assert!(error.to_string().contains("divisible by 4"), "{error}");
 }
 
 /// Whatever is wrong with a file, it is said in a line; cut off anywhere, nothing is read.

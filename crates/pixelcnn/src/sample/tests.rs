@@ -286,13 +286,32 @@ fn bits_do_not_depend_on_batch_threads_or_vectors() {
 
 #[test]
 fn an_image_does_not_hang_on_those_beside_it() {
-    let config = &configs()[1];
-    let evaluator = Evaluator::new(config, &model(config)).unwrap();
+    let of_codes = ModelConfig {
+        channels: 1,
+        nr_codes: 300,
+        nr_coarse_codes: 5,
+        ..configs()[1].clone()
+    };
+    for config in [&configs()[1], &of_codes] {
+        hangs_on_itself_alone(config);
+    }
+}
+
+fn hangs_on_itself_alone(config: &ModelConfig) {
+    let (size, bytes) = (config.bytes_per_image(), config.bytes_per_pixel());
+    let evaluator = Evaluator::new(config, &draw_parameters(config, 7)).unwrap();
+    let coarse = |n: u32| -> Vec<u8> {
+        let pixels = (0..n as usize * size / bytes).map(|i| [0, 0, (i * 7 % 11 % 5) as u8, 0]);
+        match config.nr_coarse_codes {
+            0 => Vec::new(),
+            _ => pixels.flatten().collect(),
+        }
+    };
     let sampling = |n: u32| Sampling {
         labels: (0..n).map(|i| i % 3).collect(),
         temperature: 1.0,
         seed: 3,
-        coarse: Vec::new(),
+        coarse: coarse(n),
     };
     // More than are drawn at a time.
     let many = sampling(70);
@@ -303,7 +322,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
                             images,
                         }: Drawn| {
         assert_eq!(total, 70 * config.height * config.width);
-        assert_eq!(images.len(), 70 * config.dims());
+        assert_eq!(images.len(), 70 * size);
         assert!(done > last && done <= total);
         last = done;
         ControlFlow::Continue(())
@@ -313,7 +332,7 @@ fn an_image_does_not_hang_on_those_beside_it() {
     let few = sample(&evaluator.clone().into(), &sampling(3), 0..3, &mut unheard).unwrap();
     assert_eq!(few, drawn[..few.len()]);
     let last = sample(&evaluator.clone().into(), &many, 68..70, &mut unheard).unwrap();
-    assert_eq!(last, drawn[68 * config.dims()..]);
+    assert_eq!(last, drawn[68 * size..]);
 
     let rows: Vec<Vec<u8>> = Rows::new(&evaluator.clone().into(), &many, 66..68)
         .unwrap()
@@ -321,9 +340,9 @@ fn an_image_does_not_hang_on_those_beside_it() {
         .unwrap();
     assert_eq!(rows.len(), config.height);
     for (y, row) in rows.iter().enumerate() {
-        for (image, row) in (66..68).zip(row.chunks_exact(config.width)) {
-            let at = image * config.dims() + y * config.width;
-            assert_eq!(*row, drawn[at..at + config.width]);
+        for (image, row) in (66..68).zip(row.chunks_exact(config.width * bytes)) {
+            let at = image * size + y * config.width * bytes;
+            assert_eq!(*row, drawn[at..at + config.width * bytes]);
         }
     }
 
@@ -333,9 +352,21 @@ fn an_image_does_not_hang_on_those_beside_it() {
     assert_eq!(stopped, Err(DrawError::Stopped(Stopped)));
     let wrong = Sampling {
         labels: vec![3],
-        ..many
+        ..many.clone()
     };
     assert!(sample(&evaluator.clone().into(), &wrong, 0..1, &mut unheard).is_err());
+    if config.nr_coarse_codes > 0 {
+        // What is given comes back behind each code, and codes take more than a byte.
+        let given = many.coarse.chunks_exact(4).map(|pixel| &pixel[2..]);
+        assert!(drawn.chunks_exact(4).map(|pixel| &pixel[2..]).eq(given));
+        assert!(drawn.chunks_exact(4).any(|pixel| pixel[1] > 0));
+        let without = Sampling {
+            coarse: Vec::new(),
+            ..sampling(2)
+        };
+        let refused = sample(&evaluator.clone().into(), &without, 0..2, &mut unheard);
+        assert_eq!(refused, Err(DrawError::Coarse));
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ const STEPS_PER_RECORD: u64 = 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// Images could not be read.
+    /// Images could not be read, or codes that were drawn not written.
     #[error(transparent)]
     Data(#[from] DataError),
     /// The engine refuses.

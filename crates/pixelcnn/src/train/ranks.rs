@@ -204,14 +204,20 @@ fn sample_part(
 ) -> Result<Vec<Vec<u8>>, TrainError> {
     let RunConfig { model, train, .. } = trainer.config;
     let (images, classes) = (train.samples, model.nr_classes.max(1));
+    let mut labels: Vec<u32> = (0..images).map(|image| (image % classes) as u32).collect();
     let mut coarse = Vec::new();
     if model.nr_coarse_codes > 0 {
+        // Coarser maps of test images, and what class those are of.
         let given: Vec<usize> = (0..images).map(|image| image % test.len()).collect();
-        test.read(&given, &mut coarse, &mut Vec::new())?;
+        let mut of_given = Vec::new();
+        test.read(&given, &mut coarse, &mut of_given)?;
+        if model.nr_classes > 0 {
+            labels = of_given;
+        }
     }
     let sampling = Sampling {
         coarse,
-        labels: (0..images).map(|image| (image % classes) as u32).collect(),
+        labels,
         temperature: 1.0,
         seed: trainer.state.seed,
     };

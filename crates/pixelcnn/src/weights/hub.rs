@@ -197,6 +197,18 @@ impl Card {
             None => "not measured".into(),
             Some(measured) => measured.to_string(),
         };
+        let (unit, kind, what) = match config.nr_codes {
+            0 => (
+                "bits/dim",
+                "images",
+                format!("images | {width}x{height}, {channels} channels, 8 bits"),
+            ),
+            codes => (
+                "bits/code",
+                "maps of codes",
+                format!("maps | {width}x{height} of {codes} codes"),
+            ),
+        };
         format!(
             "\
 ---
@@ -207,12 +219,12 @@ tags: [pixelcnn, pixelcnn++, image-generation, likelihood]
 # {name}
 
 A PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, [2017](https://arxiv.org/abs/1701.05517)):
-a model of images with an exact likelihood.
+a model of {kind} with an exact likelihood.
 
 | | |
 |---|---|
-| bits/dim | {measured} |
-| images | {width}x{height}, {channels} channels, 8 bits |
+| {unit} | {measured} |
+| {what} |
 | data | {name_of_data} |
 | steps, images seen, hours of training | {step}, {images_seen}, {hours:.1} |
 | weights | {weights} |
