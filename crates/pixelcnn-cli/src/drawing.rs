@@ -11,7 +11,7 @@ use pixelcnn::picture::{grid, write_png};
 use pixelcnn::sample::Drawn;
 
 use crate::output::{Overwrite, make_folder};
-use crate::terminal::{Bar, Result, counted, duration, interrupted};
+use crate::terminal::{Bar, Result, duration, interrupted};
 use crate::trained::Trained;
 
 /// White pixels between the images of a grid, before they are enlarged.
@@ -94,32 +94,17 @@ fn temperature(text: &str) -> std::result::Result<f32, String> {
     }
 }
 
-/// Reads the coarser maps that a model of codes is given, as many as `count` where that is known; none
-/// where it is given none.
-pub fn coarse_maps(
-    model: &ModelConfig,
-    path: Option<&Path>,
-    count: Option<usize>,
-) -> Result<Option<CodeMaps>> {
-    let path = match (model.nr_coarse_codes, path) {
-        (0, None) => return Ok(None),
-        (0, Some(_)) => {
-            return Err("--coarse: the model is given no coarser maps: leave it out".into());
-        }
-        (_, Some(path)) => path,
-        (_, None) => {
-            return Err(
-                "the model is given coarser maps: name the .npy file that has them with --coarse"
-                    .into(),
-            );
-        }
-    };
-    let maps = CodeMaps::read(path)?;
-    if count.is_some_and(|count| count != maps.shape[0]) {
-        let found = counted(maps.shape[0], "map");
-        return Err(format!("{}: {found}: one is needed for each", path.display()).into());
+/// Reads the coarser maps that a model of codes is given; none where it is given none.
+pub fn coarse_maps(model: &ModelConfig, path: Option<&Path>) -> Result<Option<CodeMaps>> {
+    match (model.nr_coarse_codes, path) {
+        (0, None) => Ok(None),
+        (0, Some(_)) => Err("--coarse: the model is given no coarser maps: leave it out".into()),
+        (_, Some(path)) => Ok(Some(CodeMaps::read(path)?)),
+        (_, None) => Err(
+            "the model is given coarser maps: name the .npy file that has them with --coarse"
+                .into(),
+        ),
     }
-    Ok(Some(maps))
 }
 
 /// Parses the name of a PNG file, or of a .npy file for codes.

@@ -239,7 +239,10 @@ fn what_does_not_go_with_codes_is_refused() {
     };
     narrow.write(&folder.join("narrow.npy")).unwrap();
     refused("sample run --coarse narrow.npy", "do not lie over");
-    refused("complete run two.npy --keep top:2", "8x8 of 259 codes");
+    refused(
+        "complete run two.npy --coarse two.npy --keep top:2",
+        "8x8 of 259 codes",
+    );
     refused("compress run two.npy -o two.pxc", "models of images");
     refused("score run", "models of images");
     refused("export run --format tensorflow --out weights", "nr_codes");

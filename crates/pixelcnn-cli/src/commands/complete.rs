@@ -126,9 +126,10 @@ impl Complete {
         }
         let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
+        let coarse = coarse_maps(model, self.coarse.as_deref())?;
         let codes = model.nr_codes > 0;
         let originals = match codes {
-            true => self.codes(model, files)?,
+            true => codes_in(model, files, coarse.as_ref())?,
             false => pictures(model, files)?,
         };
         let class = label(&trained, self.class.as_deref())?;
@@ -210,34 +211,6 @@ impl Complete {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The maps of codes in some .npy files, one file's after another's, as the model takes them.
-    fn codes(&self, model: &ModelConfig, files: &[PathBuf]) -> Result<Vec<u8>> {
-        let mut all = CodeMaps {
-            shape: [0, model.height, model.width],
-            codes: Vec::new(),
-        };
-        for path in files {
-            let maps = CodeMaps::read(path)?;
-            let ([count, height, width], most) = (maps.shape, maps.nr_codes());
-            if [height, width] != all.shape[1..] || most > model.nr_codes {
-                return Err(format!(
-                    "{}: maps {width}x{height} of codes up to {}: the model takes {}x{} of {} codes",
-                    path.display(),
-                    most - 1,
-                    model.width,
-                    model.height,
-                    model.nr_codes
-                )
-                .into());
-            }
-            all.shape[0] += count;
-            all.codes.extend(maps.codes);
-        }
-        let coarse = coarse_maps(model, self.coarse.as_deref(), Some(all.shape[0]))?;
-        let images = all.images(coarse.as_ref());
-        images.map_err(|problem| format!("--coarse: {problem}").into())
-    }
-
     /// Which pixels are kept \[H, W\].
     fn known(&self, model: &ModelConfig) -> Result<Vec<bool>> {
         let (known, flag) = match (&self.mask, self.keep) {
@@ -260,6 +233,33 @@ impl Complete {
         }
         Ok(known)
     }
+}
+
+/// The maps of codes in some .npy files, one file's after another's, as the model takes them.
+fn codes_in(model: &ModelConfig, files: &[PathBuf], coarse: Option<&CodeMaps>) -> Result<Vec<u8>> {
+    let mut all = CodeMaps {
+        shape: [0, model.height, model.width],
+        codes: Vec::new(),
+    };
+    for path in files {
+        let maps = CodeMaps::read(path)?;
+        let ([count, height, width], most) = (maps.shape, maps.nr_codes());
+        if [height, width] != all.shape[1..] || most > model.nr_codes {
+            return Err(format!(
+                "{}: maps {width}x{height} of codes up to {}: the model takes {}x{} of {} codes",
+                path.display(),
+                most - 1,
+                model.width,
+                model.height,
+                model.nr_codes
+            )
+            .into());
+        }
+        all.shape[0] += count;
+        all.codes.extend(maps.codes);
+    }
+    let images = all.images(coarse);
+    images.map_err(|problem| format!("--coarse: {problem}").into())
 }
 
 /// The levels of some pictures.

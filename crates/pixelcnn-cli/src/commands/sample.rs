@@ -208,7 +208,7 @@ impl Sample {
         let device = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "sample")?;
         let model = trained.model();
-        let coarse = coarse_maps(model, self.coarse.as_deref(), None)?;
+        let coarse = coarse_maps(model, self.coarse.as_deref())?;
         let num = coarse
             .as_ref()
             .map_or(self.num as usize, |maps| maps.shape[0]);
