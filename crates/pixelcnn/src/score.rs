@@ -178,9 +178,7 @@ pub fn score(
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
 ) -> Result<Scores, ScoreError> {
-    if network.config().nr_codes > 0 {
-        return Err(EvaluatorError::NotImages.into());
-    }
+    EvaluatorError::unless_of_images(network.config())?;
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();
@@ -219,9 +217,7 @@ pub fn maps(
     batch_size: usize,
 ) -> Result<Vec<Map>, EvaluateError> {
     let config = network.config();
-    if config.nr_codes > 0 {
-        return Err(EvaluatorError::NotImages.into());
-    }
+    EvaluatorError::unless_of_images(config)?;
     let mut maps = Vec::new();
     in_batches(config, data, indices.iter().copied(), batch_size, |batch| {
         let nats = network.nats_per_pixel(batch)?;

@@ -65,9 +65,7 @@ impl Codec {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<u8>>, CodecError> {
         let config = self.evaluator.config();
-        if config.nr_codes > 0 {
-            return Err(EvaluatorError::NotImages.into());
-        }
+        EvaluatorError::unless_of_images(config)?;
         let dims = config.dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
         let images = images.chunks_exact(dims);
@@ -103,9 +101,7 @@ impl Codec {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
         let config = self.evaluator.config();
-        if config.nr_codes > 0 {
-            return Err(EvaluatorError::NotImages.into());
-        }
+        EvaluatorError::unless_of_images(config)?;
         let dims = config.dims();
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
         let streams = streams.iter();

@@ -97,6 +97,19 @@ pub enum EvaluatorError {
     },
 }
 
+impl EvaluatorError {
+    /// Checks that a model is one of images.
+    ///
+    /// # Errors
+    /// [`EvaluatorError::NotImages`].
+    pub fn unless_of_images(config: &ModelConfig) -> Result<(), EvaluatorError> {
+        match config.nr_codes {
+            0 => Ok(()),
+            _ => Err(EvaluatorError::NotImages),
+        }
+    }
+}
+
 /// A model ready to be evaluated pixel by pixel. Clones share its weights.
 #[derive(Debug, Clone)]
 pub struct Evaluator {

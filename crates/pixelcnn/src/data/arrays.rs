@@ -63,7 +63,7 @@ pub(super) fn open_npz(
     let pairs = sources
         .iter()
         .map(|source| (source.images.clone(), source.labels.clone()));
-    let (labels, nr_classes) = npz.labels_of(path, &pairs.collect::<Vec<_>>(), listener)?;
+    let (labels, nr_classes) = npz.labels_of(&pairs.collect::<Vec<_>>(), listener)?;
     let mut labels = labels.into_iter().nth(place).flatten();
     if let (Some(labels), Some(y)) = (&labels, &source.labels)
         && labels.len() != stack.images
@@ -384,14 +384,14 @@ impl Npz {
     /// all; none where they are no classes, which is told.
     pub fn labels_of(
         &mut self,
-        path: &Path,
         sources: &[(String, Option<String>)],
         listener: &mut Listener,
     ) -> Result<Labels, DataError> {
         match self.classes(sources)? {
             Ok(classes) => Ok(classes),
             Err(problem) => {
-                let text = format_args!("{}: {problem}: read without labels", path.display());
+                let path = self.path.display();
+                let text = format_args!("{path}: {problem}: read without labels");
                 tell(listener, one_line(text))?;
                 Ok((Vec::new(), 0))
             }

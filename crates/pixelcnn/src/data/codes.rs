@@ -242,32 +242,35 @@ pub(super) fn open_npz(
         .iter()
         .map(|(part, own)| (own.clone(), npz.find_labels(*part)));
     let sources: Vec<(String, Option<String>)> = sources.collect();
-    let (labels, nr_classes) = npz.labels_of(path, &sources, listener)?;
-    let (part, name) = &parts[place];
+    let (labels, nr_classes) = npz.labels_of(&sources, listener)?;
+    // Of each part, where they are wanted.
+    let coarse: Vec<Option<String>> = parts
+        .iter()
+        .map(|(part, _)| find(&mut npz, *part, &COARSE).filter(|_| config.codes > 1))
+        .collect();
+    let (_, name) = &parts[place];
     let own = npz.codes(name)?;
-    let mut coarse = None;
-    if config.codes > 1 {
-        let Some(name) = find(&mut npz, *part, &COARSE) else {
+    let over = match &coarse[place] {
+        Some(coarse) => Some(npz.codes(coarse)?),
+        None if config.codes > 1 => {
             let contents = npz.contents();
             return Err(npz.bad(format!(
                 "holds {contents}: no coarser maps for {name}: name them coarse_train and coarse_test, or \
                  coarse"
             )));
-        };
-        coarse = Some(npz.codes(&name)?);
-    }
+        }
+        None => None,
+    };
+    let used = sources
+        .iter()
+        .flat_map(|(own, labels)| [Some(own), labels.as_ref()]);
+    let used: Vec<&String> = used.flatten().chain(coarse.iter().flatten()).collect();
     let mut unused = npz.names();
-    unused.retain(|name| {
-        let used =
-            |(own, labels): &(String, Option<String>)| own == name || labels.as_ref() == Some(name);
-        let of_coarse =
-            |(part, _): &(Part, String)| find(&mut npz, *part, &COARSE).as_ref() == Some(name);
-        !(sources.iter().any(used) || config.codes > 1 && parts.iter().any(of_coarse))
-    });
+    unused.retain(|name| !used.contains(&name));
     note_unused(path, &unused, listener)?;
     let count = own.shape[0];
     let held_out = (parts.len() == 1).then_some(config.held_out);
-    let dataset = Codes::dataset(own, coarse, held_out, split, path);
+    let dataset = Codes::dataset(own, over, held_out, split, path);
     let mut dataset = dataset.map_err(|problem| npz.bad(problem))?;
     if let Some(labels) = labels.into_iter().nth(place).flatten() {
         if labels.len() != count {
