@@ -5,7 +5,9 @@ use std::path::{self, Path, PathBuf};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
 use pixelcnn::data::{DataConfig, Dataset, Split};
-use pixelcnn::train::config::{CooldownShape, Difference, PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::train::config::{
+    CooldownShape, Difference, Optimizer, PolyakStart, RunConfig, TrainConfig,
+};
 use pixelcnn::{Augmentation, ModelConfig, Nonlinearity};
 use serde::Deserialize;
 use serde::de::value::Error as ValueError;
@@ -336,6 +338,11 @@ pub struct Flags {
     /// Images from which the scale of every layer is initialised
     #[arg(long, value_name = "N", help_heading = "Training")]
     init_batch_size: Option<usize>,
+    /// How the parameters move: all by Adam, as in the original, or the weights between feature maps by
+    /// Muon and the rest by Adam
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    #[arg(value_parser = named::<Optimizer>(["adam", "muon"]))]
+    optimizer: Option<Optimizer>,
     /// Learning rate of the first step; with --resume, of the next one; both before warm-up and
     /// cool-down
     #[arg(
@@ -470,6 +477,7 @@ impl Flags {
         set(&mut train.batch_size, &self.batch_size);
         train.shards = self.shards.or(train.shards);
         set(&mut train.init_batch_size, &self.init_batch_size);
+        set(&mut train.optimizer, &self.optimizer);
         set(&mut train.learning_rate, &self.learning_rate);
         set(&mut train.learning_rate_decay, &self.learning_rate_decay);
         set(&mut train.warmup_steps, &self.warmup_steps);

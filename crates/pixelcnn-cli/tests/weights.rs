@@ -180,6 +180,20 @@ fn what_is_exported_is_imported_again() {
     succeeds(folder, &format!("{exported} {FLAGS}"));
     assert_eq!(checkpoint("again", 3), checkpoint("run", 3));
 
+    // All of it that the original could go on with.
+    let small = "--batch-size 4 --init-batch-size 4 --nr-resnet 1 --nr-filters 5 --samples 0";
+    let train = "train matrices --data images.npz --optimizer muon --steps 2";
+    succeeds(folder, &format!("{train} {small}"));
+    contains(
+        &succeeds(folder, "export matrices --format tensorflow"),
+        "params_cifar.ckpt (all but the optimizer's state, step 2)",
+    );
+    let import = "import matrices/export/tensorflow/params_cifar.ckpt.index --out moved";
+    let flags = "--image-size 8 --data images.npz --batch-size 4";
+    contains(&succeeds(folder, &format!("{import} {flags}")), "step    0");
+    let bits = |run: &str| succeeds(folder, &format!("eval {run}"));
+    assert_eq!(bits("moved"), bits("matrices"));
+
     // The averages, with what was measured.
     contains(
         &succeeds(folder, "export run"),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::kernels::adam::Adam;
+use crate::kernels::muon::Muon;
 use crate::kernels::pointwise::Dropout;
 use crate::network::Layout;
 use crate::ranks::{RankError, Sharing};
@@ -105,10 +106,25 @@ pub struct State {
     pub parameters: Vec<Vec<f32>>,
     /// Their Polyak average.
     pub average: Vec<Vec<f32>>,
-    /// Adam's running mean of the gradient.
+    /// The running mean of the gradient.
     pub first: Vec<Vec<f32>>,
-    /// And of its square.
+    /// And of its square, which Muon leaves as it is.
     pub second: Vec<Vec<f32>>,
+}
+
+/// How one step moves the parameters along their gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Update {
+    /// Moves all that Muon does not.
+    pub adam: Adam,
+    /// Moves the [matrices](Layout::matrices) of the layers, where it is used.
+    pub muon: Option<Muon>,
+}
+
+impl From<Adam> for Update {
+    fn from(adam: Adam) -> Update {
+        Update { adam, muon: None }
+    }
 }
 
 /// Why an engine refuses.
@@ -265,7 +281,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::NotANumber`], after which the state is as it was.
-    fn update(&mut self, adam: &Adam) -> Result<(), EngineError>;
+    fn update(&mut self, update: &Update) -> Result<(), EngineError>;
 
     /// Takes a step; gives the nats of the batch before it.
     ///
@@ -275,13 +291,13 @@ pub trait Engine: Send + Sync {
         &mut self,
         batch: Batch,
         dropout: Option<Dropout>,
-        adam: &Adam,
+        update: &Update,
     ) -> Result<f64, EngineError> {
         let nats = self.backward(batch, dropout)?;
         if !nats.is_finite() {
             return Err(EngineError::NotANumber);
         }
-        self.update(adam)?;
+        self.update(update)?;
         Ok(nats)
     }
 

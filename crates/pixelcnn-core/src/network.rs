@@ -103,6 +103,8 @@ pub struct Layer {
     /// Scale of the outputs after data-dependent initialisation: 0.1 for the second convolution of
     /// a gated resnet block, else 1.
     pub init_scale: f32,
+    /// Whether it lies between others: it reads feature maps, and writes some.
+    pub hidden: bool,
 }
 
 /// One gated resnet block (the original's `gated_resnet`; its dropout: paper, section 2.5):
@@ -184,6 +186,7 @@ impl Builder<'_> {
             inputs,
             outputs,
             init_scale: 1.0,
+            hidden: true,
         };
         *count += 1;
         self.parameters += 3;
@@ -193,6 +196,19 @@ impl Builder<'_> {
     /// A dense layer at every pixel.
     fn dense(&mut self, inputs: usize, outputs: usize) -> Layer {
         self.layer(LayerKind::Dense, Window::POINT, inputs, outputs)
+    }
+
+    /// One that reads the image or writes the output.
+    fn outer(&mut self, kind: LayerKind, window: Window, inputs: usize, outputs: usize) -> Layer {
+        Layer {
+            hidden: false,
+            ..self.layer(kind, window, inputs, outputs)
+        }
+    }
+
+    /// A dense layer that does.
+    fn outer_dense(&mut self, inputs: usize, outputs: usize) -> Layer {
+        self.outer(LayerKind::Dense, Window::POINT, inputs, outputs)
     }
 
     /// `auxiliary` is the number of channels of `a` before the nonlinearity, 0 without one.
@@ -241,12 +257,12 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
     let (x, inputs) = match config.nr_codes {
         0 => (pass.append_ones(&image), config.channels + 1),
         codes => {
-            let layer = build.dense(codes, filters);
+            let layer = build.outer_dense(codes, filters);
             (pass.embed(&layer, &image, 0), filters + 1)
         }
     };
     let mut first = |pass: &mut P, window| {
-        let layer = build.layer(LayerKind::Conv, window, inputs, filters);
+        let layer = build.outer(LayerKind::Conv, window, inputs, filters);
         pass.layer(&layer, &x)
     };
     let u = first(pass, Window::down_shifted([2, 3], 1));
@@ -260,10 +276,10 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
         0 => [u, ul],
         codes => {
             // All of the coarser map is given: both stacks see what lies around the pixel.
-            let layer = build.dense(codes, filters);
+            let layer = build.outer_dense(codes, filters);
             let coarse = pass.embed(&layer, &image, 1);
             [u, ul].map(|map| {
-                let layer = build.layer(LayerKind::Conv, Window::CENTRED, filters + 1, filters);
+                let layer = build.outer(LayerKind::Conv, Window::CENTRED, filters + 1, filters);
                 let seen = pass.layer(&layer, &coarse);
                 pass.add(map, seen)
             })
@@ -327,7 +343,7 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
         return channel_by_channel(&mut build, pass, &image, &ul);
     }
     let ul = pass.elu(ul);
-    let layer = build.dense(filters, config.output_channels());
+    let layer = build.outer_dense(filters, config.output_channels());
     pass.layer(&layer, &ul)
 }
 
@@ -365,7 +381,7 @@ fn channel_by_channel<P: Pass>(
     let mut all = None;
     for channel in 0..channels {
         let known = (channel > 0).then(|| {
-            let layer = build.dense(channel, filters);
+            let layer = build.outer_dense(channel, filters);
             let known = pass.first_channels(image, channel);
             pass.layer(&layer, &known)
         });
@@ -376,7 +392,7 @@ fn channel_by_channel<P: Pass>(
             x = pass.gated_resnet(&block, &x, known.as_ref());
         }
         let x = pass.elu(x);
-        let layer = build.dense(filters, mixture.logits_of(channel..channel + 1).len());
+        let layer = build.outer_dense(filters, mixture.logits_of(channel..channel + 1).len());
         let own = pass.layer(&layer, &x);
         all = Some(match all {
             None => own,
@@ -453,6 +469,17 @@ impl Layout {
         let parameters = self.parameters.iter().enumerate();
         let mut found = parameters.map(|(i, parameter)| (parameter, found(i)));
         found.find(|(parameter, found)| parameter.len() != *found)
+    }
+
+    /// The `V` of all hidden layers as matrices of \[rows, columns\]: the number of each parameter, and its
+    /// shape with all dimensions but the last one together.
+    pub fn matrices(&self) -> impl Iterator<Item = (usize, [usize; 2])> {
+        let hidden = self.layers.iter().filter(|layer| layer.hidden);
+        hidden.map(|layer| {
+            let parameter = &self.parameters[layer.parameter];
+            let columns = parameter.shape[parameter.shape.len() - 1];
+            (layer.parameter, [parameter.len() / columns, columns])
+        })
     }
 
     /// Number of parameters.

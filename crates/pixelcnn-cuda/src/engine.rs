@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
-use pixelcnn_core::engine::{Batch, Engine, EngineError, State, expect_parameters};
-use pixelcnn_core::kernels::adam::{Adam, Rates};
+use pixelcnn_core::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
+use pixelcnn_core::kernels::adam::Rates;
+use pixelcnn_core::kernels::muon::{COEFFICIENTS, ITERATIONS, Muon, drawn_length};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{LayerKind, Layout, Parameter};
@@ -18,8 +19,8 @@ use pixelcnn_core::plan::{self, Operation, Plan};
 use pixelcnn_core::ranks::{self, Sharing, Tree};
 
 use crate::driver::Driver;
-use crate::gpu::{Gpu, Graph, Memory, usable};
-use crate::kernels::{self, Address, Norm};
+use crate::gpu::{Gpu, Graph, Memory, Plain, usable};
+use crate::kernels::{self, Address, Matrix, Norm, SUMMED, Span};
 use crate::pass::Pass;
 use crate::{CudaError, Precision};
 
@@ -50,6 +51,7 @@ pub struct Cuda {
     /// Values of all parameters together, gaps included.
     pub(crate) values: usize,
     norms: Norms,
+    moved: Moved,
     state: Option<Trained>,
     /// Whether the gradients of a batch are in the state's memory.
     has_gradients: bool,
@@ -85,6 +87,26 @@ struct Taken {
     maps: u64,
     images: usize,
     dropout: bool,
+}
+
+/// What the optimizer moves, for the kernels.
+struct Moved {
+    /// Spans of the parameters that Adam moves: of all, and of all that Muon doesn't.
+    all: Table,
+    rest: Table,
+    /// The matrices that Muon moves, of so many values, and of [longer, shorter] sides at most.
+    matrices: Table,
+    longest: i64,
+    widest: i64,
+    /// Sums of squares.
+    squares: Memory,
+}
+
+/// Entries in memory, and the values of the largest one.
+struct Table {
+    entries: Memory,
+    number: u32,
+    largest: i64,
 }
 
 /// The weight-normalised layers, for the kernels.
@@ -218,6 +240,7 @@ impl Cuda {
             }
         }
         let norms = Norms::new(&gpu, &layout, &evaluation, &starts)?;
+        let moved = Moved::new(&gpu, &layout, &starts, values)?;
         Ok(Cuda {
             config: config.clone(),
             training,
@@ -229,6 +252,7 @@ impl Cuda {
             sharing: None,
             values,
             norms,
+            moved,
             state: None,
             has_gradients: false,
             loaded: None,
@@ -462,6 +486,64 @@ pub(crate) fn branches(plan: &Plan) -> usize {
     branches.max().unwrap_or(0)
 }
 
+impl Table {
+    fn new<T: Plain>(
+        gpu: &Arc<dyn Gpu>,
+        entries: &[T],
+        values: impl Fn(&T) -> i64,
+    ) -> Result<Table, CudaError> {
+        // Not none at all.
+        let memory = Memory::zeroed(gpu, entries.len().max(1) * size_of::<T>())?;
+        memory.write(0, entries)?;
+        Ok(Table {
+            entries: memory,
+            number: entries.len() as u32,
+            largest: entries.iter().map(values).max().unwrap_or(0),
+        })
+    }
+}
+
+impl Moved {
+    /// Of parameters that begin at `starts` and are so many `values`.
+    fn new(
+        gpu: &Arc<dyn Gpu>,
+        layout: &Layout,
+        starts: &[usize],
+        values: usize,
+    ) -> Result<Moved, CudaError> {
+        let long = |n: usize| n as i64;
+        let matrix = |(parameter, shape): (usize, [usize; 2])| Matrix {
+            at: long(starts[parameter]),
+            rows: long(shape[0]),
+            columns: long(shape[1]),
+            length: drawn_length(shape),
+        };
+        let mut matrices: Vec<Matrix> = layout.matrices().map(matrix).collect();
+        matrices.sort_by_key(|matrix| matrix.at);
+        let (mut rest, mut start) = (Vec::new(), 0);
+        let span = |start: i64, end: i64| Span {
+            start,
+            count: end - start,
+        };
+        for matrix in &matrices {
+            rest.push(span(start, matrix.at));
+            start = matrix.at + matrix.rows * matrix.columns;
+        }
+        rest.push(span(start, long(values)));
+        let longest = matrices.iter().map(|m| m.rows.max(m.columns));
+        let widest = matrices.iter().map(|m| m.rows.min(m.columns));
+        let squares = matrices.len().max(1) * SUMMED * size_of::<f64>();
+        Ok(Moved {
+            all: Table::new(gpu, &[span(0, long(values))], |span| span.count)?,
+            rest: Table::new(gpu, &rest, |span| span.count)?,
+            longest: longest.max().unwrap_or(0),
+            widest: widest.max().unwrap_or(0),
+            squares: Memory::zeroed(gpu, squares)?,
+            matrices: Table::new(gpu, &matrices, |m| m.rows * m.columns)?,
+        })
+    }
+}
+
 impl Norms {
     fn new(
         gpu: &Arc<dyn Gpu>,
@@ -615,7 +697,7 @@ impl Engine for Cuda {
         &mut self,
         batch: Batch,
         dropout: Option<Dropout>,
-        adam: &Adam,
+        update: &Update,
     ) -> Result<f64, EngineError> {
         (self.loaded, self.has_gradients) = (None, false);
         self.train(batch, dropout, |nats, state| {
@@ -625,7 +707,7 @@ impl Engine for Cuda {
                 _ => None,
             };
             self.find_wrong(state)?;
-            self.move_parameters(state, adam)?;
+            self.move_parameters(state, update)?;
             let nats = known.map_or_else(nats, Ok)?;
             self.expect_numbers(state)?;
             Ok(nats)
@@ -639,14 +721,14 @@ impl Engine for Cuda {
         }
     }
 
-    fn update(&mut self, adam: &Adam) -> Result<(), EngineError> {
+    fn update(&mut self, update: &Update) -> Result<(), EngineError> {
         let state = self.state.as_ref();
         let state = state.ok_or(EngineError::NotLoaded("state"))?;
         if !std::mem::take(&mut self.has_gradients) {
             return Err(EngineError::NotLoaded("gradients"));
         }
         self.find_wrong(state)?;
-        self.move_parameters(state, adam)?;
+        self.move_parameters(state, update)?;
         self.expect_numbers(state)
     }
 
@@ -835,10 +917,15 @@ impl Cuda {
         unsafe { kernels::find_wrong(self.gpu.branch(0), gradients, self.values as i64, wrong) }
     }
 
-    /// Moves parameters, moments and average by the gradients, unless the flag is up.
-    fn move_parameters(&self, state: &Trained, adam: &Adam) -> Result<(), CudaError> {
-        state.step.write(0, &[adam.rates()])?;
-        // SAFETY: all are arrays of all parameters.
+    /// Moves parameters, moments and average by the gradients, unless the flag is up. What they were
+    /// computed from is lost.
+    fn move_parameters(&self, state: &Trained, update: &Update) -> Result<(), CudaError> {
+        state.step.write(0, &[update.adam.rates()])?;
+        let by_adam = match update.muon {
+            None => &self.moved.all,
+            Some(_) => &self.moved.rest,
+        };
+        // SAFETY: all are arrays of all parameters, of which the spans are some.
         unsafe {
             kernels::adam(
                 self.gpu.branch(0),
@@ -849,7 +936,69 @@ impl Cuda {
                 state.first.address(),
                 state.second.address(),
                 state.average.address(),
-                self.values as i64,
+                by_adam.entries.address(),
+                by_adam.number,
+                by_adam.largest,
+            )?;
+        }
+        update
+            .muon
+            .map_or(Ok(()), |muon| self.move_matrices(state, muon))
+    }
+
+    /// Moves the matrices as Muon does, in memory that the step has no more use for.
+    fn move_matrices(&self, state: &Trained, muon: Muon) -> Result<(), CudaError> {
+        let Moved {
+            matrices: ref table,
+            longest,
+            widest,
+            ref squares,
+            ..
+        } = self.moved;
+        let Table {
+            ref entries,
+            number,
+            largest,
+        } = *table;
+        let (branch, matrices) = (self.gpu.branch(0), entries.address());
+        let (rates, flag) = (state.step.address(), state.wrong.address());
+        let (parameters, average) = (state.weights.parameters.address(), state.average.address());
+        let (gradients, first) = (state.gradients.address(), state.first.address());
+        let squares = squares.address();
+        // Those by the weights, and the weights themselves, which the next step makes again.
+        let factor = state.weights.made.address();
+        let [mut y, mut other] = [state.sums[0].address(), gradients];
+        let [a, b, c] = COEFFICIENTS;
+        // SAFETY: all are arrays of all parameters, in which each matrix has room for all that is as large
+        // or smaller, but the squares, of which there are as many as blocks.
+        unsafe {
+            kernels::muon_momentum(
+                branch, rates, flag, gradients, first, squares, matrices, number,
+            )?;
+            kernels::muon_scale(branch, gradients, squares, y, matrices, number, largest)?;
+            for _ in 0..ITERATIONS {
+                let gram = other;
+                kernels::muon_gram(branch, y, gram, matrices, number, widest)?;
+                kernels::muon_product(
+                    branch, gram, gram, factor, b, c, 1, matrices, number, widest, widest,
+                )?;
+                kernels::muon_product(
+                    branch, y, factor, other, a, 1.0, 0, matrices, number, longest, widest,
+                )?;
+                (y, other) = (other, y);
+            }
+            let learning_rate = muon.learning_rate as f32;
+            kernels::muon(
+                branch,
+                rates,
+                flag,
+                learning_rate,
+                y,
+                parameters,
+                average,
+                matrices,
+                number,
+                largest,
             )
         }
     }

@@ -12,13 +12,14 @@ use crate::CudaError;
 use crate::gpu::{Argument, Branch, Plain};
 
 /// Their source, without what it begins with on a device.
-pub(crate) const SOURCES: [&str; 7] = [
+pub(crate) const SOURCES: [&str; 8] = [
     include_str!("kernels/numbers.cu"),
     include_str!("kernels/pointwise.cu"),
     include_str!("kernels/convolution.cu"),
     include_str!("kernels/likelihood.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/parameters.cu"),
+    include_str!("kernels/muon.cu"),
     include_str!("kernels/raster.cu"),
 ];
 
@@ -138,6 +139,33 @@ pub(crate) struct Norm {
 // SAFETY: ten numbers of eight bytes.
 unsafe impl Plain for Norm {}
 
+/// `Span` of `kernels/parameters.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Span {
+    pub start: i64,
+    pub count: i64,
+}
+
+// SAFETY: two numbers of eight bytes.
+unsafe impl Plain for Span {}
+
+/// `Matrix` of `kernels/muon.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Matrix {
+    pub at: i64,
+    pub rows: i64,
+    pub columns: i64,
+    pub length: f64,
+}
+
+// SAFETY: four numbers of eight bytes.
+unsafe impl Plain for Matrix {}
+
+/// `SUMMED` of `kernels/muon.cu`: blocks that sum the squares of a matrix.
+pub(crate) const SUMMED: usize = 32;
+
 // SAFETY: `Drop` of `kernels/pointwise.cu`: four numbers of four bytes.
 unsafe impl Plain for Dropped {}
 
@@ -214,6 +242,12 @@ fn blocks(threads: i64) -> [u32; 3] {
 fn columns(count: i64) -> u32 {
     let blocks = count.unsigned_abs().div_ceil(32);
     blocks.try_into().unwrap_or(u32::MAX)
+}
+
+/// Blocks of `TILE` rows or columns of `kernels/muon.cu`.
+fn tiles(count: i64) -> u32 {
+    let tiles = count.unsigned_abs().div_ceil(64);
+    tiles.try_into().unwrap_or(u32::MAX)
 }
 
 /// Parts into which `sum_pixels` divides pixels, each with sums of its own.
@@ -539,6 +573,50 @@ kernels! {
         first: Address,
         second: Address,
         average: Address,
-        count: i64,
-    ) in blocks(count);
+        spans: Address,
+        number: u32,
+        longest: i64,
+    ) in [blocks(longest)[0].min(1 << 16), number, 1];
+    fn muon_momentum(
+        rates: Address,
+        flag: Address,
+        gradients: Address,
+        first: Address,
+        squares: Address,
+        matrices: Address,
+        number: u32,
+    ) in [SUMMED as u32, number, 1];
+    fn muon_scale(
+        gradients: Address,
+        squares: Address,
+        y: Address,
+        matrices: Address,
+        number: u32,
+        largest: i64,
+    ) in [blocks(largest)[0].min(1024), number, 1];
+    fn muon_gram(y: Address, gram: Address, matrices: Address, number: u32, shorter: i64)
+        in [tiles(shorter), tiles(shorter), number];
+    fn muon_product(
+        x: Address,
+        factor: Address,
+        out: Address,
+        scale: f32,
+        by_product: f32,
+        square: i32,
+        matrices: Address,
+        number: u32,
+        rows: i64,
+        shorter: i64,
+    ) in [tiles(shorter), tiles(rows), number];
+    fn muon(
+        rates: Address,
+        flag: Address,
+        learning_rate: f32,
+        y: Address,
+        parameters: Address,
+        average: Address,
+        matrices: Address,
+        number: u32,
+        largest: i64,
+    ) in [blocks(largest)[0].min(1024), number, 1];
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use pixelcnn_core::engine::{Batch, Engine, EngineError};
-use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::engine::{Batch, Engine, EngineError, Update};
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::{ModelConfig, reference};
 
@@ -43,7 +42,7 @@ fn every_shape_of_model_is_the_reference() {
 }
 
 #[test]
-fn steps_are_adams() {
+fn steps_are_the_optimizers() {
     if !emulator::can_run() {
         return;
     }
@@ -65,8 +64,8 @@ fn steps_on_two_branches_give_the_same_bits() {
             let emulator = Emulator::with_late_branch(1 << 30, Precision::F32, late, pace);
             let mut engine = Cuda::on(emulator, &config).unwrap();
             engine.load(suite::state(&parameters)).unwrap();
-            let adam = Adam::default();
-            let step = |_| engine.step(batch, Some(suite::DROPOUT), &adam).unwrap();
+            let update = Update::default();
+            let step = |_| engine.step(batch, Some(suite::DROPOUT), &update).unwrap();
             let nats: Vec<f64> = (0..2).map(step).collect();
             (nats, engine.unload().unwrap())
         };
@@ -190,7 +189,7 @@ fn little_memory_is_enough_or_said_to_be_too_little() {
         labels: &images.labels[..room],
         ..Batch::default()
     };
-    engine.step(fits, None, &Adam::default()).unwrap();
+    engine.step(fits, None, &Update::default()).unwrap();
 }
 
 /// A step is its parts, taken for the first time, for the second and after another state; and the
@@ -214,15 +213,13 @@ fn a_step_is_its_parts() {
                 seed: step,
                 ..suite::DROPOUT
             });
-            let adam = Adam {
-                step,
-                ..Adam::default()
-            };
+            let mut update = suite::muon();
+            update.adam.step = step;
             nats.push(match whole {
-                true => engine.step(batch, dropout, &adam).unwrap(),
+                true => engine.step(batch, dropout, &update).unwrap(),
                 false => {
                     let nats = engine.backward(batch, dropout).unwrap();
-                    engine.update(&adam).unwrap();
+                    engine.update(&update).unwrap();
                     nats
                 }
             });

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::{Device, Precision, on_threads};
-use pixelcnn::engine::{Engine, EngineError, State};
+use pixelcnn::engine::{Engine, EngineError, State, Update};
 use pixelcnn::kernels::adam::Adam;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::{Batch, Layout, draw_parameters};
@@ -272,15 +272,15 @@ fn steps(
                 seed: step,
                 ..DROPOUT
             });
-            let adam = Adam {
+            let update = Update::from(Adam {
                 step,
                 ..Adam::default()
-            };
+            });
             match whole {
-                true => engine.step(batch, dropout, &adam).map(drop)?,
+                true => engine.step(batch, dropout, &update).map(drop)?,
                 false => {
                     engine.backward(batch, dropout)?;
-                    engine.update(&adam)?;
+                    engine.update(&update)?;
                 }
             }
         }
@@ -501,11 +501,11 @@ fn ranks() -> Result {
 fn step_of(engine: &mut dyn Engine, parameters: &[Vec<f32>], batch: Batch) -> Result<f64> {
     engine.load(state(parameters))?;
     // So small that the loss stays a number, whatever the parameters are.
-    let adam = Adam {
+    let update = Update::from(Adam {
         learning_rate: 1e-9,
         ..Adam::default()
-    };
-    let mut step = || engine.step(batch, Some(DROPOUT), &adam).map(drop);
+    });
+    let mut step = || engine.step(batch, Some(DROPOUT), &update).map(drop);
     // Everything is chosen in the first, and recorded in the second.
     median(3, &mut step)
 }

@@ -171,10 +171,10 @@ fn time_training(start: State, runs: usize) -> Timing {
             seed: run as u64,
             first: 0,
         };
-        let adam = next_step(&state, &TrainConfig::default(), None);
-        let nats = engine.step(of_images(&start.images), Some(dropout), &adam);
+        let update = next_step(&state, &TrainConfig::default(), None);
+        let nats = engine.step(of_images(&start.images), Some(dropout), &update);
         black_box(nats.expect("a number"));
-        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
+        (state.step, state.learning_rate) = (update.adam.step, update.adam.learning_rate);
     })
 }
 
@@ -296,10 +296,10 @@ fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
     } = start(size);
     let mut state = train_state(&config, parameters.clone());
     let mut engine = engine(&mut state);
-    let adam = next_step(&state, &TrainConfig::default(), None);
+    let update = next_step(&state, &TrainConfig::default(), None);
     let nats = engine.backward(of_images(&images), None)?;
     let gradients = engine.gradients()?;
-    engine.update(&adam)?;
+    engine.update(&update)?;
     state.take_arrays(engine.unload()?);
 
     let image_shape = vec![size[3], config.height, config.width, config.channels];

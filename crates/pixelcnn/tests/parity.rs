@@ -243,11 +243,11 @@ fn three_steps_and_their_averages() {
             labels: &[],
             ..Batch::default()
         };
-        let adam = next_step(&state, &train, None);
+        let update = next_step(&state, &train, None);
         engine.load(state.lend_arrays()).unwrap();
-        engine.step(batch, None, &adam).unwrap();
+        engine.step(batch, None, &update).unwrap();
         state.take_arrays(engine.unload().unwrap());
-        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
+        (state.step, state.learning_rate) = (update.adam.step, update.adam.learning_rate);
         if k == 2 {
             continue;
         }

@@ -12,7 +12,7 @@ use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device::Device;
 use pixelcnn::ranks::{Alone, RankError, Ranks};
 use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::train::config::{Optimizer, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::train::metrics::Record;
 use pixelcnn::train::ranks::{announce, announced};
 use pixelcnn::train::state::TrainState;
@@ -38,6 +38,7 @@ fn prepared(seed: u8) -> (TempDir, RunConfig) {
         steps: STEPS,
         warmup_steps: 4,
         cooldown: 0.3,
+        optimizer: Optimizer::Muon,
         polyak_start: PolyakStart::Growing,
         ..TrainConfig::default()
     };

@@ -10,7 +10,7 @@ use lab::{last_state, records};
 use pixelcnn::data::Dataset;
 use pixelcnn::device::Device;
 use pixelcnn::train::checkpoints::Checkpoints;
-use pixelcnn::train::config::{PolyakStart, RunConfig, TrainConfig};
+use pixelcnn::train::config::{Optimizer, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::train::metrics::Record;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
@@ -52,6 +52,7 @@ impl Lab {
             steps: STEPS,
             warmup_steps: 4,
             cooldown: 0.3,
+            optimizer: Optimizer::Muon,
             polyak_start: PolyakStart::Growing,
             ..TrainConfig::default()
         };

@@ -211,9 +211,9 @@ fn three_steps(state: &mut TrainState) {
             labels: &[],
             ..Batch::default()
         };
-        let adam = next_step(state, &TrainConfig::default(), None);
-        engine.step(batch, None, &adam).unwrap();
-        (state.step, state.learning_rate) = (adam.step, adam.learning_rate);
+        let update = next_step(state, &TrainConfig::default(), None);
+        engine.step(batch, None, &update).unwrap();
+        (state.step, state.learning_rate) = (update.adam.step, update.adam.learning_rate);
     }
     state.take_arrays(engine.unload().unwrap());
 }

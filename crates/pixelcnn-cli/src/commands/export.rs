@@ -7,17 +7,19 @@ use clap::{Args, ValueEnum};
 use pixelcnn::data::Split;
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
-use pixelcnn::network::Network;
+use pixelcnn::network::{Layout, Network};
 use pixelcnn::ranks::Alone;
-use pixelcnn::train::config::TrainConfig;
+use pixelcnn::train::config::{Optimizer, TrainConfig};
+use pixelcnn::train::state::Moments;
 use pixelcnn::weights::hub::{Card, Measured};
+use pixelcnn::weights::original::Optimized;
 use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
 use crate::measuring::measure;
 use crate::output::Overwrite;
 use crate::settings::DataFlags;
-use crate::terminal::{Result, catch_interrupts, opening, say};
+use crate::terminal::{Result, catch_interrupts, note, opening, say};
 use crate::trained::Trained;
 
 /// Write a model's weights for use elsewhere.
@@ -148,6 +150,7 @@ impl Export {
         files
             .iter()
             .try_for_each(|file| self.overwrite.expect_free(&folder.join(file)))?;
+        let mut begins_anew = false;
         let file = match self.format {
             Format::Safetensors => {
                 let precision = match self.half {
@@ -200,14 +203,31 @@ impl Export {
                     return Err(WeightsError::NoMoments.into());
                 };
                 let train = run.config.as_ref().map(|config| &config.train);
-                let batch_size = train.unwrap_or(&TrainConfig::default()).batch_size;
-                let variables =
-                    original::variables(run.state.optimized()?, batch_size, self.nr_gpu.into())?;
+                let default = TrainConfig::default();
+                let train = train.unwrap_or(&default);
+                let mut state = run.state.optimized()?;
+                let anew;
+                begins_anew = train.optimizer == Optimizer::Muon;
+                if begins_anew {
+                    note(format_args!(
+                        "the run was trained with Muon, which the original does not have: in what is \
+                         written Adam begins anew, at step 0"
+                    ));
+                    anew = Moments::zeros(&Layout::new(model));
+                    state = Optimized {
+                        step: 0,
+                        first: &anew.first,
+                        second: &anew.second,
+                        ..state
+                    };
+                }
+                let variables = original::variables(state, train.batch_size, self.nr_gpu.into())?;
                 tensorflow::write_v2(&folder, checkpoint, variables)?;
                 checkpoint
             }
         };
         let weights = match self.format {
+            Format::Tensorflow if begins_anew => "all but the optimizer's state".into(),
             Format::Tensorflow => "whole state".into(),
             _ => format!("{} weights", trained.kind(self.raw)),
         };

@@ -12,7 +12,7 @@ mod sums;
 mod tests;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,8 +23,7 @@ use std::thread;
 use rayon::prelude::*;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::engine::{Batch, Engine, EngineError, State, expect_parameters};
-use crate::kernels::adam::Adam;
+use crate::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
 use crate::kernels::pointwise::Dropout;
 use crate::likelihood::{Likelihood, per_image};
 use crate::network::Layout;
@@ -371,23 +370,30 @@ impl Engine for Cpu {
         gradients.ok_or(EngineError::NotLoaded("gradients"))
     }
 
-    fn update(&mut self, adam: &Adam) -> Result<(), EngineError> {
+    fn update(&mut self, update: &Update) -> Result<(), EngineError> {
         let state = self.state.as_mut();
         let state = state.ok_or(EngineError::NotLoaded("state"))?;
         let gradients = self.gradients.take();
-        let gradients = gradients.ok_or(EngineError::NotLoaded("gradients"))?;
+        let mut gradients = gradients.ok_or(EngineError::NotLoaded("gradients"))?;
         let finite = |values: &Vec<f32>| values.iter().all(|value| value.is_finite());
         let finite = gradients.par_iter().all(finite);
         if finite {
-            for (i, gradient) in gradients.iter().enumerate() {
-                adam.update(
-                    &mut state.parameters[i],
-                    gradient,
-                    &mut state.first[i],
-                    &mut state.second[i],
-                    &mut state.average[i],
-                );
-            }
+            let matrices = update.muon.iter().flat_map(|_| self.layout.matrices());
+            let matrices: HashMap<usize, [usize; 2]> = matrices.collect();
+            let moments = state.first.par_iter_mut().zip(&mut state.second);
+            let of_each = state.parameters.par_iter_mut().zip(&mut gradients);
+            let of_each = of_each.zip(moments).zip(&mut state.average).enumerate();
+            of_each.for_each(|(i, (((parameter, gradient), (first, second)), average))| {
+                match (update.muon, matrices.get(&i)) {
+                    (Some(muon), Some(&shape)) => {
+                        let rates = update.adam.rates();
+                        muon.update(rates, shape, parameter, gradient, first, average);
+                    }
+                    _ => update
+                        .adam
+                        .update(parameter, gradient, first, second, average),
+                }
+            });
         }
         self.take_back(gradients);
         match finite {

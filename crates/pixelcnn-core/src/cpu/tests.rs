@@ -25,7 +25,7 @@ fn every_shape_of_model_is_the_reference() {
 }
 
 #[test]
-fn steps_are_adams() {
+fn steps_are_the_optimizers() {
     steps_move_the_state_by_the_gradients(make);
 }
 
@@ -84,11 +84,11 @@ fn parts_and_threads_do_not_change_the_results() {
                     engine.nats_per_image(batch(&images)).unwrap(),
                     engine.logits(batch(&images)).unwrap(),
                 );
-                let adam = Adam::default();
+                let update = muon();
                 let mut nats = Vec::new();
                 // Over memory that the step before has left.
                 for _ in 0..2 {
-                    nats.push(engine.step(batch(&images), Some(DROPOUT), &adam).unwrap());
+                    nats.push(engine.step(batch(&images), Some(DROPOUT), &update).unwrap());
                 }
                 engine.backward(batch(&images), Some(DROPOUT)).unwrap();
                 let gradients = engine.gradients().unwrap();

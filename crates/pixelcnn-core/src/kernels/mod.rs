@@ -8,6 +8,7 @@ pub mod attention;
 pub mod conv;
 pub mod gated_resnet;
 pub mod math;
+pub mod muon;
 pub mod pointwise;
 pub(crate) mod vector;
 pub mod weight_norm;

@@ -126,21 +126,30 @@ struct Rates {
     float take_1, take_2, rate, correction_2, epsilon, take_average;
 };
 
-// Adam's step and the Polyak average, unless the flag is up.
+// Some of all parameters.
+struct Span {
+    i64 start, count;
+};
+
+// Adam's step and the Polyak average, unless the flag is up: a thread takes some values of the span
+// blockIdx.y.
 KERNEL adam(
     const Rates* rates, const u32* flag, float* parameters, const float* gradients, float* first,
-    float* second, float* average, i64 count
+    float* second, float* average, const Span* spans
 ) {
-    i64 at = index();
-    if (at >= count || *flag) return;
-    float gradient = gradients[at];
-    float mean = first[at] + rates->take_1 * (gradient - first[at]);
-    float square = second[at] + rates->take_2 * (gradient * gradient - second[at]);
-    float root = sqrtf(square * rates->correction_2 + rates->epsilon);
-    float parameter = parameters[at] - rates->rate * mean / root;
-    first[at] = mean;
-    second[at] = square;
-    parameters[at] = parameter;
-    average[at] += rates->take_average * (parameter - average[at]);
+    if (*flag) return;
+    const Span* span = spans + blockIdx.y;
+    i64 end = span->start + span->count;
+    for (i64 at = span->start + index(); at < end; at += (i64)gridDim.x * blockDim.x) {
+        float gradient = gradients[at];
+        float mean = first[at] + rates->take_1 * (gradient - first[at]);
+        float square = second[at] + rates->take_2 * (gradient * gradient - second[at]);
+        float root = sqrtf(square * rates->correction_2 + rates->epsilon);
+        float parameter = parameters[at] - rates->rate * mean / root;
+        first[at] = mean;
+        second[at] = square;
+        parameters[at] = parameter;
+        average[at] += rates->take_average * (parameter - average[at]);
+    }
 }
 EXPORT(adam)

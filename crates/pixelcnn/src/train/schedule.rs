@@ -1,22 +1,29 @@
 //! How long a run is, and what becomes of its learning rate and its Polyak average on the way.
 
+use pixelcnn_core::engine::Update;
 use pixelcnn_core::kernels::adam::Adam;
+use pixelcnn_core::kernels::muon::Muon;
 
-use super::config::{CooldownShape, PolyakStart, TrainConfig};
+use super::config::{CooldownShape, MUON_FACTOR, Optimizer, PolyakStart, TrainConfig};
 use super::state::TrainState;
 
 /// The next step of a state, whose learning rate decays before it (the original's order). A cool-down
 /// needs `last_step`, the one after which the run ends. The state keeps the decayed rate, without what
 /// warm-up and cool-down make of it.
-pub fn next_step(state: &TrainState, config: &TrainConfig, last_step: Option<u64>) -> Adam {
+pub fn next_step(state: &TrainState, config: &TrainConfig, last_step: Option<u64>) -> Update {
     let step = state.step + 1;
     let decayed = state.learning_rate * config.learning_rate_decay;
-    Adam {
-        learning_rate: decayed * config.learning_rate_factor(step, last_step),
+    let learning_rate = decayed * config.learning_rate_factor(step, last_step);
+    let adam = Adam {
+        learning_rate,
         step,
         polyak_decay: config.polyak_decay_at(step),
         ..Adam::default()
-    }
+    };
+    let muon = (config.optimizer == Optimizer::Muon).then_some(Muon {
+        learning_rate: MUON_FACTOR * learning_rate,
+    });
+    Update { adam, muon }
 }
 
 impl TrainConfig {
@@ -146,7 +153,11 @@ mod tests {
             polyak_decay: 0.99,
             ..TrainConfig::default()
         };
-        let decay = |step: u64| next_step(&state(step - 1, 0.0), &config, None).polyak_decay;
+        let decay = |step: u64| {
+            next_step(&state(step - 1, 0.0), &config, None)
+                .adam
+                .polyak_decay
+        };
         assert_eq!([1, 80, 5000].map(decay), [2.0 / 11.0, 0.9, 0.99]);
     }
 

@@ -205,23 +205,23 @@ impl<'a> Trainer<'a> {
         let augmentations = augment::draw(model, train.seed, step, self.own.clone());
         augment::apply(model, &augmentations, &mut self.images);
         let dropout = dropout(train, step);
-        let adam = next_step(&self.state, train, self.last_step());
+        let update = next_step(&self.state, train, self.last_step());
         let batch = Batch {
             images: &self.images,
             labels: &self.labels,
             augmentations: &augmentations,
         };
-        let nats = match self.network.engine().step(batch, dropout, &adam) {
+        let nats = match self.network.engine().step(batch, dropout, &update) {
             Err(EngineError::NotANumber) => {
                 return Err(TrainError::NotANumber {
-                    step: adam.step,
+                    step: update.adam.step,
                     last_good: None,
                 });
             }
             nats => nats?,
         };
         let state = &mut self.state;
-        state.step = adam.step;
+        state.step = update.adam.step;
         state.learning_rate *= train.learning_rate_decay;
         state.images_seen += train.batch_size as u64;
         state.position += train.batch_size as u64;
@@ -243,7 +243,7 @@ impl<'a> Trainer<'a> {
             step: self.state.step,
             epoch: self.state.epoch,
             bits_per_dim,
-            learning_rate: adam.learning_rate,
+            learning_rate: update.adam.learning_rate,
             seconds,
             last_step: train.expected_last_step(self.steps_per_epoch(), &self.state),
         })

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::*;
 use crate::data::DataConfig;
-use crate::train::config::PolyakStart;
+use crate::train::config::{Optimizer, PolyakStart};
 use crate::weights::safetensors::{Checksum, MAX_HEADER};
 use ::safetensors::Dtype;
 use proptest::prelude::*;
@@ -97,6 +97,7 @@ fn run(model: ModelConfig) -> RunConfig {
             dropout: 0.1,
             learning_rate_decay: 1.0 - f64::EPSILON,
             cooldown: 1.0 / 3.0,
+            optimizer: Optimizer::Muon,
             polyak_start: PolyakStart::Growing,
             ..TrainConfig::default()
         },
