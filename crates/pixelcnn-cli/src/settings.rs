@@ -56,6 +56,7 @@ pub struct ModelSettings {
     nr_channel_resnet: usize,
     augmentation: Augmentation,
     attention: [usize; 3],
+    energy_distance: bool,
     // What the data are.
     nr_codes: usize,
     nr_coarse_codes: usize,
@@ -78,6 +79,7 @@ impl Default for ModelSettings {
             nr_channel_resnet: original.nr_channel_resnet,
             augmentation: original.augmentation,
             attention: original.attention,
+            energy_distance: original.energy_distance,
             nr_codes: original.nr_codes,
             nr_coarse_codes: original.nr_coarse_codes,
             height: None,
@@ -130,6 +132,7 @@ impl Settings {
             attention: model.attention,
             nr_codes: model.nr_codes,
             nr_coarse_codes: model.nr_coarse_codes,
+            energy_distance: model.energy_distance,
         }
     }
 
@@ -318,6 +321,11 @@ pub struct Flags {
     /// Heads of causal self-attention at full, half and quarter resolution, such as 0,4,4; 0 for none
     #[arg(long, value_name = "N,N,N", help_heading = "Model", value_parser = heads)]
     attention: Option<[usize; 3]>,
+    /// Train by the energy distance between samples and images in place of the likelihood, as the original
+    /// does so: the model draws samples, and has no likelihood
+    #[arg(long, value_name = "BOOL", help_heading = "Model")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    energy_distance: Option<bool>,
 
     /// The data are maps of so many codes, such as a VQ-VAE's, in a .npy or .npz file (codes_train and
     /// codes_test, or codes: whole numbers [N, H, W]); 0 for images
@@ -464,6 +472,7 @@ impl Flags {
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
         set(&mut model.attention, &self.attention);
+        set(&mut model.energy_distance, &self.energy_distance);
         set(&mut model.nr_codes, &self.nr_codes);
         set(&mut model.nr_coarse_codes, &self.nr_coarse_codes);
         if let Some(conditional) = self.class_conditional {
@@ -540,6 +549,7 @@ impl Flags {
         set(&mut model.nr_channel_resnet, &self.nr_channel_resnet);
         set(&mut model.augmentation, &self.augmentation);
         set(&mut model.attention, &self.attention);
+        set(&mut model.energy_distance, &self.energy_distance);
         set(&mut model.nr_codes, &self.nr_codes);
         set(&mut model.nr_coarse_codes, &self.nr_coarse_codes);
         self.apply_training(&mut config.train);
@@ -647,7 +657,7 @@ mod tests {
             };
             let every = toml::Value::try_from(TrainConfig::default()).unwrap();
             assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
-            assert_eq!(preset["model"].as_table().unwrap().len(), 8, "{name}");
+            assert_eq!(preset["model"].as_table().unwrap().len(), 9, "{name}");
         }
     }
 

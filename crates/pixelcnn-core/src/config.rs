@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::likelihood::Mixture;
+use crate::likelihood::{FEATURES, Mixture};
 
 /// The nonlinearity between the layers of a gated resnet block (paper, section 2; the original's
 /// `--resnet_nonlinearity`).
@@ -109,6 +109,14 @@ pub struct ModelConfig {
     /// Codes of a second, coarser map that is given; 0 without one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub nr_coarse_codes: usize,
+    /// Whether the model is trained by the [energy distance](crate::likelihood::EnergyDistance) in place of
+    /// its likelihood (the original's `--energy_distance`): it draws samples, and has no likelihood.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub energy_distance: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn has_none(heads: &[usize; 3]) -> bool {
@@ -136,6 +144,7 @@ impl Default for ModelConfig {
             attention: [0; 3],
             nr_codes: 0,
             nr_coarse_codes: 0,
+            energy_distance: false,
         }
     }
 }
@@ -179,6 +188,17 @@ pub enum ConfigError {
         coarse: usize,
         /// Channels of a pixel.
         channels: usize,
+        /// Blocks that predict channels one after another.
+        blocks: usize,
+    },
+    /// What makes samples by the energy distance predicts all channels of an image together.
+    #[error(
+        "energy_distance with {codes} codes and {blocks} blocks for channels: it is for images, whose channels \
+         are predicted together"
+    )]
+    Energy {
+        /// Number of codes.
+        codes: usize,
         /// Blocks that predict channels one after another.
         blocks: usize,
     },
@@ -268,6 +288,10 @@ impl ModelConfig {
                 blocks: self.nr_channel_resnet,
             });
         }
+        if self.energy_distance && (codes > 0 || self.nr_channel_resnet > 0) {
+            let blocks = self.nr_channel_resnet;
+            return Err(ConfigError::Energy { codes, blocks });
+        }
         let filters = self.nr_filters;
         let fits = |heads: &usize| *heads <= MAX_HEADS && filters.is_multiple_of((*heads).max(1));
         match self.attention.into_iter().find(|heads| !fits(heads)) {
@@ -276,11 +300,9 @@ impl ModelConfig {
         }
     }
 
-    /// The settings that the original does not have, where they are not off: the name of each, its value,
-    /// and a number that stands for it in hashes.
-    pub fn beyond_the_original(
-        &self,
-    ) -> impl Iterator<Item = (&'static str, String, usize)> + use<> {
+    /// The settings that came after the first models, where they are not off: the name of each, its value,
+    /// and a number that stands for it in hashes. The original has none of them but `energy_distance`.
+    pub fn later_settings(&self) -> impl Iterator<Item = (&'static str, String, usize)> + use<> {
         let (channels, augmentation) = (self.nr_channel_resnet, self.augmentation);
         let later = [
             ("nr_channel_resnet", channels.to_string(), channels),
@@ -302,6 +324,11 @@ impl ModelConfig {
                 self.nr_coarse_codes.to_string(),
                 self.nr_coarse_codes,
             ),
+            (
+                "energy_distance",
+                self.energy_distance.to_string(),
+                self.energy_distance.into(),
+            ),
         ];
         later.into_iter().filter(|(.., number)| *number > 0)
     }
@@ -312,9 +339,11 @@ impl ModelConfig {
     }
 
     /// Channels of the network's output: per component one weight, a mean and a log-scale for each
-    /// channel, and with three channels three coefficients (paper, equation 3); or a logit for each code.
+    /// channel, and with three channels three coefficients (paper, equation 3); or a logit for each code; or
+    /// the features that samples are made of.
     pub fn output_channels(&self) -> usize {
         match self.nr_codes {
+            _ if self.energy_distance => FEATURES,
             0 => Mixture::of(self).logits_per_pixel(),
             codes => codes,
         }
@@ -323,8 +352,8 @@ impl ModelConfig {
     /// Which of a pixel's outputs are needed for some channels and for none before them.
     pub fn outputs_of(&self, channels: Range<usize>) -> Range<usize> {
         match self.nr_codes {
-            0 => Mixture::of(self).logits_of(channels),
-            codes => 0..codes,
+            0 if !self.energy_distance => Mixture::of(self).logits_of(channels),
+            _ => 0..self.output_channels(),
         }
     }
 

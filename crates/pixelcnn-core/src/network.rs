@@ -4,7 +4,7 @@
 //! ([`reference`](crate::reference)).
 
 use crate::config::{ModelConfig, Nonlinearity};
-use crate::likelihood::Mixture;
+use crate::likelihood::{FEATURES, Mixture, NOISE, SAMPLES};
 
 /// How a convolution's two maps lie over each other: tap `k` joins pixel `c` of the coarser map
 /// with pixel `c * stride + k - offset` of the finer one, in each direction.
@@ -124,6 +124,11 @@ pub struct GatedResnet {
     pub number: usize,
 }
 
+/// What makes samples of the features of a pixel where a model is trained by the
+/// [energy distance](crate::likelihood::EnergyDistance): the layers on the noise, on that and the features
+/// together, and on what comes of it.
+pub type Head = [Layer; 3];
+
 /// A meaning for the network's layers.
 pub trait Pass {
     /// A feature map \[N, H, W, C\].
@@ -163,6 +168,8 @@ pub trait Pass {
         queries: &Self::Map,
         keys_values: &Self::Map,
     ) -> Self::Map;
+    /// Told of what the energy distance has behind the output, all of which the pass then gives.
+    fn head(&mut self, _head: &Head) {}
     /// Told of every feature map of the two stacks that the original records, in its order.
     fn record(&mut self, _map: &Self::Map) {}
 }
@@ -240,7 +247,7 @@ impl Builder<'_> {
 }
 
 /// Runs the network on an `image` \[N, H, W, channels\], scaled to \[-1, 1\], or on codes; gives the
-/// mixture's parameters, or the codes' logits, \[N, H, W, [`ModelConfig::output_channels`]\].
+/// mixture's parameters, the codes' logits or the features that samples are made of, \[N, H, W, [`ModelConfig::output_channels`]\].
 pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P::Map {
     let mut build = Builder {
         config,
@@ -343,6 +350,20 @@ pub fn pixelcnn<P: Pass>(config: &ModelConfig, pass: &mut P, image: P::Map) -> P
         return channel_by_channel(&mut build, pass, &image, &ul);
     }
     let ul = pass.elu(ul);
+    if config.energy_distance {
+        let layer = build.dense(filters, FEATURES);
+        let features = pass.layer(&layer, &ul);
+        let head = [
+            build.outer_dense(NOISE, FEATURES),
+            build.dense(2 * FEATURES, FEATURES),
+            Layer {
+                init_scale: 0.1,
+                ..build.outer_dense(2 * FEATURES, config.channels)
+            },
+        ];
+        pass.head(&head);
+        return features;
+    }
     let layer = build.outer_dense(filters, config.output_channels());
     pass.layer(&layer, &ul)
 }
@@ -445,6 +466,8 @@ pub struct Layout {
     pub parameters: Vec<Parameter>,
     /// All layers, those inside of gated resnet blocks included, in the same order.
     pub layers: Vec<Layer>,
+    /// Those of them behind the network's output.
+    pub head: Option<Head>,
     /// Multiply-adds of one forward pass over one image.
     pub multiply_adds: u64,
 }
@@ -457,6 +480,7 @@ impl Layout {
             nonlinearity: config.nonlinearity,
             conditions: config.nr_conditions(),
             filters: config.nr_filters,
+            size: [config.height, config.width],
         };
         pixelcnn(config, &mut pass, [config.height, config.width]);
         pass.layout
@@ -493,6 +517,8 @@ struct LayoutPass {
     nonlinearity: Nonlinearity,
     conditions: usize,
     filters: usize,
+    /// Of an image.
+    size: [usize; 2],
 }
 
 impl LayoutPass {
@@ -590,6 +616,16 @@ impl Pass for LayoutPass {
 
     fn elu(&mut self, x: Self::Map) -> Self::Map {
         x
+    }
+
+    fn head(&mut self, head: &Head) {
+        let before = self.layout.multiply_adds;
+        for layer in head {
+            self.layer(layer, &self.size.clone());
+        }
+        let of_a_sample = self.layout.multiply_adds - before;
+        self.layout.multiply_adds = before + SAMPLES as u64 * of_a_sample;
+        self.layout.head = Some(head.clone());
     }
 
     fn attention(&mut self, _heads: usize, queries: &Self::Map, _: &Self::Map) -> Self::Map {

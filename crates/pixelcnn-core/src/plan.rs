@@ -18,7 +18,7 @@ use std::mem;
 use std::ops::{Range, RangeInclusive};
 
 use crate::config::ModelConfig;
-use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
+use crate::network::{GatedResnet, Head, Layer, LayerKind, Layout, Pass, pixelcnn};
 
 /// The operations of a model, and the buffers between them.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +29,8 @@ pub struct Plan {
     pub logits: usize,
     /// Buffer of the gradient by them; none in an evaluation.
     pub d_logits: Option<usize>,
+    /// Layers that the likelihood has of its own, and whose gradients it writes: of the energy distance.
+    pub head: Option<Head>,
     /// The backward pass; empty in an evaluation.
     pub backward: Vec<Backward>,
     /// All buffers.
@@ -227,8 +229,12 @@ impl Plan {
     /// by the weight.
     pub fn buckets(&self, layout: &Layout, values: usize) -> Vec<Bucket> {
         let (mut buckets, mut bucket, mut held) = (Vec::new(), Bucket::default(), 0);
+        // The likelihood's are there before the first step.
+        let head = self.head.iter().flatten().flat_map(parameters_of);
+        let mut head: Vec<usize> = head.collect();
         for (step, backward) in self.backward.iter().enumerate() {
-            let parameters = self.forward[backward.operation].parameters();
+            let mut parameters = mem::take(&mut head);
+            parameters.extend(self.forward[backward.operation].parameters());
             let sizes = parameters.iter();
             held += sizes
                 .map(|&parameter| layout.parameters[parameter].len())
@@ -274,6 +280,7 @@ impl Planner<'_> {
                 forward: Vec::new(),
                 logits: 0,
                 d_logits: None,
+                head: None,
                 backward: Vec::new(),
                 buffers: Vec::new(),
                 slots: Vec::new(),
@@ -604,12 +611,13 @@ impl Operation {
 
     /// The parameters that its backward pass writes gradients of, but for `g`.
     fn parameters(&self) -> Vec<usize> {
-        let of = |layer: &Layer| [layer.parameter, layer.parameter + 2];
         match self {
-            Operation::Layer { layer, .. } | Operation::Embed { layer, .. } => of(layer).to_vec(),
+            Operation::Layer { layer, .. } | Operation::Embed { layer, .. } => {
+                parameters_of(layer).to_vec()
+            }
             Operation::GatedResnet { block, .. } => {
                 let layers = [Some(&block.conv_1), block.nin.as_ref(), Some(&block.conv_2)];
-                let layers = layers.into_iter().flatten().flat_map(of);
+                let layers = layers.into_iter().flatten().flat_map(parameters_of);
                 layers.chain(block.conditional).collect()
             }
             _ => Vec::new(),
@@ -633,6 +641,11 @@ impl Operation {
             | Operation::Concat { .. } => vec![],
         }
     }
+}
+
+/// The weight and the bias of a layer.
+fn parameters_of(layer: &Layer) -> [usize; 2] {
+    [layer.parameter, layer.parameter + 2]
 }
 
 /// The buffer of a map that is not a concatenation.
@@ -733,6 +746,10 @@ impl Pass for Planner<'_> {
         vec![to]
     }
 
+    fn head(&mut self, head: &Head) {
+        self.plan.head = Some(head.clone());
+    }
+
     fn record(&mut self, map: &Maps) {
         self.plan.recorded.push(one(map));
     }
@@ -759,6 +776,10 @@ mod tests {
         configs.push(ModelConfig {
             nr_channel_resnet: 1,
             attention: [4, 5, 8],
+            ..ModelConfig::default()
+        });
+        configs.push(ModelConfig {
+            energy_distance: true,
             ..ModelConfig::default()
         });
         configs.into_iter().flat_map(move |config| plans(&config))

@@ -213,6 +213,10 @@ impl Cuda {
     /// An engine on whatever is a GPU.
     pub(crate) fn on(gpu: Arc<dyn Gpu>, config: &ModelConfig) -> Result<Cuda, EngineError> {
         config.validate()?;
+        if config.energy_distance {
+            let reason = "the energy distance is computed on CPUs alone: choose the CPU";
+            return Err(EngineError::Device(reason.into()));
+        }
         let layout = Layout::new(config);
         let (training, evaluation) = (Plan::training(config), Plan::evaluation(config));
         let mut starts = vec![usize::MAX; layout.parameters.len()];

@@ -13,6 +13,7 @@ use pixelcnn_core::ModelConfig;
 use pixelcnn_core::engine::{EngineError, expect_parameters};
 use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
 use pixelcnn_core::incremental::weights::PackedWeights;
+use pixelcnn_core::likelihood::EnergyDistance;
 use pixelcnn_core::network::Layout;
 
 use crate::driver::Driver;
@@ -40,6 +41,7 @@ struct Model {
     taps: Memory,
     /// Where those of a sum's phase begin.
     starts: HashMap<(usize, usize, bool), usize>,
+    head: Option<EnergyDistance>,
 }
 
 impl CudaEvaluator {
@@ -96,8 +98,14 @@ impl CudaEvaluator {
                 embedding,
                 taps,
                 starts,
+                head: EnergyDistance::of_parameters(config, parameters),
             }),
         })
+    }
+
+    /// What makes samples of the output, of a model that is trained by the energy distance.
+    pub fn head(&self) -> Option<&EnergyDistance> {
+        self.model.head.as_ref()
     }
 
     /// The model's shape.

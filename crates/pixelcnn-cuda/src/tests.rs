@@ -25,12 +25,27 @@ fn make(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(on(1 << 30, Precision::F32, config)?))
 }
 
+fn kinds() -> Vec<ModelConfig> {
+    [suite::configs(), suite::configs_of_codes()].concat()
+}
+
+/// The engine has no energy distance.
+#[test]
+fn what_it_cannot_do_is_said() {
+    for config in suite::configs_of_energy() {
+        let Err(EngineError::Device(reason)) = make(&config) else {
+            panic!("{config:?}");
+        };
+        assert!(reason.contains("energy distance"), "{reason}");
+    }
+}
+
 #[test]
 fn every_kind_of_model_is_the_reference() {
     if !emulator::can_run() {
         return;
     }
-    suite::every_kind_is_the_reference(make);
+    suite::every_kind_is_the_reference(make, &kinds());
 }
 
 #[test]
@@ -56,7 +71,7 @@ fn steps_on_two_branches_give_the_same_bits() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(19);
-    for config in [suite::configs(), suite::configs_of_codes()].concat() {
+    for config in kinds() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 3, &mut random);
         let batch = suite::batch(&images);
@@ -103,7 +118,7 @@ fn initialised_again_nothing_changes() {
     if !emulator::can_run() {
         return;
     }
-    suite::initialisation_is_done_once(make);
+    suite::initialisation_is_done_once(make, &kinds());
 }
 
 #[test]
@@ -121,7 +136,7 @@ fn bf16_is_near_the_reference() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(3);
-    for config in [suite::configs(), suite::configs_of_codes()].concat() {
+    for config in kinds() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 4, &mut random);
         let batch = suite::batch(&images);
@@ -291,7 +306,7 @@ fn pixel_by_pixel_it_is_the_reference() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    for config in [suite::configs(), suite::configs_of_codes()].concat() {
+    for config in kinds() {
         let parameters = suite::parameters(&config, &mut random);
         let images = suite::Images::random(&config, 3, &mut random);
         let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);

@@ -6,6 +6,7 @@
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::go_on;
+use pixelcnn_core::incremental::EvaluatorError;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Dataset;
@@ -100,6 +101,7 @@ pub fn classify(
     progress: &mut dyn FnMut(&Classification) -> ControlFlow<()>,
 ) -> Result<Classification, EvaluateError> {
     let config = network.config();
+    EvaluatorError::unless_likelihood(config)?;
     let nr_classes = config.nr_classes;
     if nr_classes == 0 {
         return Err(EvaluateError::Unconditional);

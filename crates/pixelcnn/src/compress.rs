@@ -149,7 +149,7 @@ pub enum Damage {
 ///
 /// Hashed are as 64-bit numbers height, width, channels, `nr_resnet`, `nr_filters`,
 /// `nr_logistic_mix`, the nonlinearity (0 `concat_elu`, 1 `elu`, 2 `relu`) and `nr_classes`, then
-/// what is [beyond the original](ModelConfig::beyond_the_original), each name and number, then all
+/// the [later settings](ModelConfig::later_settings), each name and number, then all
 /// parameters in the layout's order as 32-bit floats; all of them little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModelHash(pub [u8; 16]);
@@ -186,7 +186,7 @@ impl ModelHash {
         ] {
             hash.update((number as u64).to_le_bytes());
         }
-        for (name, _, number) in config.beyond_the_original() {
+        for (name, _, number) in config.later_settings() {
             hash.update(name);
             hash.update((number as u64).to_le_bytes());
         }

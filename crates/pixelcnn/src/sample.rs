@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
-use pixelcnn_core::likelihood::{Likelihood, Mixture, from_level, to_level};
+use pixelcnn_core::likelihood::{EnergyDistance, Likelihood, Mixture, NOISE, from_level, to_level};
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
 #[cfg(feature = "cuda")]
 use pixelcnn_cuda::{CudaEvaluator, CudaRaster};
@@ -72,6 +72,15 @@ impl Sampler {
             On::Cpu(evaluator) => evaluator.config(),
             #[cfg(feature = "cuda")]
             On::Cuda(evaluator) => evaluator.config(),
+        }
+    }
+
+    /// What makes samples of the output, of a model that is trained by the energy distance.
+    fn head(&self) -> Option<&EnergyDistance> {
+        match &self.0 {
+            On::Cpu(evaluator) => evaluator.head(),
+            #[cfg(feature = "cuda")]
+            On::Cuda(evaluator) => evaluator.head(),
         }
     }
 
@@ -262,6 +271,8 @@ pub struct Rows {
     failed: bool,
     config: ModelConfig,
     likelihood: Likelihood,
+    /// In place of the likelihood, of a model that is trained by the energy distance.
+    head: Option<EnergyDistance>,
     temperature: f32,
     pixels: Vec<Pixel>,
     /// What is known of the images \[images, H, W, C\], and which pixels are \[H, W\]; none.
@@ -331,6 +342,7 @@ impl Rows {
             failed: false,
             config: config.clone(),
             likelihood: Likelihood::of(config),
+            head: sampler.head().cloned(),
             temperature,
             pixels: generators.into_iter().map(Pixel::new).collect(),
             given: given.images.to_vec(),
@@ -382,8 +394,15 @@ impl Rows {
             let pixels = self.pixels.iter_mut().zip(logits);
             for ((pixel, logits), drawn) in pixels.zip(drawn.chunks_exact_mut(due.len())) {
                 // Known pixels take their random numbers too: the others' do not hang on them.
-                match self.likelihood {
-                    Likelihood::Mixture(mixture) => {
+                match (&self.head, self.likelihood) {
+                    (Some(head), _) => {
+                        let mut noise = || pixel.random.random_range(-1.0..1.0);
+                        let noise = [(); NOISE].map(|()| self.temperature * noise());
+                        for (level, value) in drawn.iter_mut().zip(head.draw(logits, noise)) {
+                            *level = to_level(value);
+                        }
+                    }
+                    (None, Likelihood::Mixture(mixture)) => {
                         if channel == 0 {
                             pixel.begin(mixture, logits, self.temperature);
                         }
@@ -391,7 +410,7 @@ impl Rows {
                             *level = pixel.draw(mixture, logits, self.temperature);
                         }
                     }
-                    Likelihood::Categorical(codes) => {
+                    (None, Likelihood::Categorical(codes)) => {
                         let uniform = pixel.random.random_range(0.0..1.0);
                         let code = codes.draw(logits, uniform, self.temperature);
                         drawn.copy_from_slice(&code.to_le_bytes());

@@ -178,7 +178,7 @@ pub fn score(
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
 ) -> Result<Scores, ScoreError> {
-    EvaluatorError::unless_of_images(network.config())?;
+    EvaluatorError::unless_likelihood_of_images(network.config())?;
     let shape = [data.height(), data.width(), data.channels()];
     let dims = shape.iter().product();
     let mut scores = Scores::default();
@@ -217,7 +217,7 @@ pub fn maps(
     batch_size: usize,
 ) -> Result<Vec<Map>, EvaluateError> {
     let config = network.config();
-    EvaluatorError::unless_of_images(config)?;
+    EvaluatorError::unless_likelihood_of_images(config)?;
     let mut maps = Vec::new();
     in_batches(config, data, indices.iter().copied(), batch_size, |batch| {
         let nats = network.nats_per_pixel(batch)?;

@@ -863,7 +863,7 @@ fn other_models_are_refused_by_name() {
                     t.insert(format!("model/dense_{n}/V"), tensor);
                 }
             },
-            "energy-distance head (layers dense_13 to dense_16)",
+            "dense_13/V",
         ),
     ];
     let tensors = named(&tiny());
@@ -876,6 +876,15 @@ fn other_models_are_refused_by_name() {
             .to_string();
         assert!(error.contains(part), "{error}");
     }
+
+    // With the head of the energy distance.
+    let energy = ModelConfig {
+        energy_distance: true,
+        nr_logistic_mix: 10,
+        ..tiny()
+    };
+    let state = original::state(named(&energy), &of(&energy)).unwrap();
+    assert_eq!(state.config, energy);
 
     // Weights alone, without averages or optimizer.
     let mut alone = tensors.clone();

@@ -65,7 +65,7 @@ impl Codec {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<u8>>, CodecError> {
         let config = self.evaluator.config();
-        EvaluatorError::unless_of_images(config)?;
+        EvaluatorError::unless_likelihood_of_images(config)?;
         let dims = config.dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
         let images = images.chunks_exact(dims);
@@ -101,7 +101,7 @@ impl Codec {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
         let config = self.evaluator.config();
-        EvaluatorError::unless_of_images(config)?;
+        EvaluatorError::unless_likelihood_of_images(config)?;
         let dims = config.dims();
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
         let streams = streams.iter();

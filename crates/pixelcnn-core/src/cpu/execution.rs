@@ -12,7 +12,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::conv::Conv;
 use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
 use crate::kernels::pointwise::{Dropout, elu, elu_backward};
-use crate::likelihood::{Likelihood, from_level};
+use crate::likelihood::{EnergyDistance, Likelihood, Noise, from_level, per_image};
 use crate::network::{self, Layer, LayerKind};
 use crate::plan::{Backward, Buffer, Gradient, Operation, Plan};
 
@@ -75,20 +75,39 @@ impl<'a> Execution<'a> {
         }
     }
 
-    /// The nats of all images; writes the gradient by the logits.
-    pub fn likelihood(&mut self) -> f64 {
+    /// The nats of all images; writes the gradient by the logits, and among `gradients` those by the layers
+    /// that the likelihood has of its own.
+    pub fn likelihood(&mut self, gradients: &mut Arrays) -> f64 {
         let pixels = self.config.height * self.config.width;
-        let likelihood = Likelihood::of(self.config);
         let (logits, d_logits) = (self.plan.logits, self.plan.d_logits);
         let d_logits = d_logits.expect("a plan of training has it");
-        let [mut gradient] = self.take([d_logits]);
-        let nats = likelihood.nats_and_gradient(
-            pixels,
-            self.part.batch.images,
-            self.values(logits),
-            &mut gradient[..self.len(d_logits)],
-        );
-        self.give([d_logits], [gradient]);
+        let [mut memory] = self.take([d_logits]);
+        let (logits, gradient) = (self.values(logits), &mut memory[..self.len(d_logits)]);
+        let images = self.part.batch.images;
+        let nats = match &self.plan.head {
+            None => {
+                let likelihood = Likelihood::of(self.config);
+                likelihood.nats_and_gradient(pixels, images, logits, gradient)
+            }
+            Some(head) => {
+                let mut by_layers = head
+                    .each_ref()
+                    .map(|layer| take_gradients(gradients, layer));
+                let distances = EnergyDistance::of(self.config, head, self.weights).with_gradients(
+                    Noise::of(self.dropout),
+                    self.part.first,
+                    images,
+                    logits,
+                    gradient,
+                    &mut by_layers,
+                );
+                for (layer, found) in head.iter().zip(by_layers) {
+                    give_gradients(gradients, layer, found);
+                }
+                per_image(pixels, &distances)
+            }
+        };
+        self.give([d_logits], [memory]);
         nats.iter().sum()
     }
 

@@ -3,6 +3,7 @@
 
 use super::execution::{Execution, add, conv_of};
 use crate::kernels::pointwise::{Channels, gate, nonlinearity};
+use crate::likelihood::{EnergyDistance, Noise};
 use crate::network::{GatedResnet, Layer, LayerKind};
 use crate::plan::Operation;
 
@@ -42,6 +43,13 @@ pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>])
             }
             _ => execution.operation(number),
         }
+    }
+    if let Some(head) = &execution.plan.head {
+        let distance = EnergyDistance::of(execution.config, head, execution.weights);
+        let features = execution.values(execution.plan.logits);
+        distance.walk(Noise::of(execution.dropout), features, |n, values| {
+            normalise(parameters, &head[n], None, values);
+        });
     }
 }
 

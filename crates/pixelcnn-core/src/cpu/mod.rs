@@ -25,7 +25,7 @@ use rayon::prelude::*;
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
 use crate::kernels::pointwise::Dropout;
-use crate::likelihood::{Likelihood, per_image};
+use crate::likelihood::{EnergyDistance, Likelihood, Noise, per_image};
 use crate::network::Layout;
 use crate::plan::Plan;
 use crate::ranks::{self, Sharing, Tree, share};
@@ -194,8 +194,9 @@ impl Cpu {
     fn bands<'b>(&self, part: Part<'b>) -> Vec<Part<'b>> {
         let ModelConfig { height, width, .. } = self.config;
         let rows = PIXELS.div_ceil(width).next_multiple_of(BAND_ROWS);
-        // Attention sees all of the image above, and the coarser map is seen below.
-        let whole = self.config.attends() || self.config.nr_coarse_codes > 0;
+        // Attention sees all of the image above, the coarser map is seen below, and noise is that of a place.
+        let whole =
+            self.config.attends() || self.config.nr_coarse_codes > 0 || self.config.energy_distance;
         if part.images != 1 || rows >= height || whole {
             return vec![part];
         }
@@ -320,7 +321,7 @@ impl Engine for Cpu {
                 let mut execution = self.execution(&self.training, &weights, parts[number]);
                 execution.dropout = dropout;
                 execution.forward();
-                *lock(&nats[number]) = execution.likelihood();
+                *lock(&nats[number]) = execution.likelihood(&mut gradients);
                 execution.backward(&mut gradients, |step, gradients| {
                     sums.add(number, step, gradients);
                 });
@@ -420,8 +421,15 @@ impl Engine for Cpu {
 
     fn nats_per_pixel(&self, batch: Batch) -> Result<Vec<f32>, EngineError> {
         let likelihood = Likelihood::of(&self.config);
-        self.evaluate(batch, |part, logits| {
-            likelihood.nats_per_pixel(part.batch.images, logits)
+        let weights = self.loaded_weights()?;
+        let distance = |head| EnergyDistance::of(&self.config, head, weights);
+        let distance = self.evaluation.head.as_ref().map(distance);
+        self.evaluate(batch, |part, logits| match &distance {
+            None => likelihood.nats_per_pixel(part.batch.images, logits),
+            Some(distance) => {
+                let images = part.batch.images;
+                distance.per_pixel(Noise::of(None), part.first, images, logits)
+            }
         })
     }
 

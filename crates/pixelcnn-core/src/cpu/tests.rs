@@ -14,9 +14,13 @@ fn make(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(Cpu::new(config)?))
 }
 
+fn all() -> Vec<ModelConfig> {
+    [configs(), configs_of_codes(), configs_of_energy()].concat()
+}
+
 #[test]
 fn every_kind_of_model_is_the_reference() {
-    every_kind_is_the_reference(make);
+    every_kind_is_the_reference(make, &all());
 }
 
 #[test]
@@ -31,7 +35,7 @@ fn steps_are_the_optimizers() {
 
 #[test]
 fn initialised_again_nothing_changes() {
-    initialisation_is_done_once(make);
+    initialisation_is_done_once(make, &all());
 }
 
 #[test]
@@ -71,7 +75,12 @@ fn a_share_of_another_size_is_refused() {
 #[test]
 fn parts_and_threads_do_not_change_the_results() {
     let mut random = ChaCha8Rng::seed_from_u64(4);
-    let configs = [&configs()[..2], &configs_of_codes()[1..2]].concat();
+    let configs = [
+        &configs()[..2],
+        &configs_of_codes()[1..2],
+        &configs_of_energy()[1..],
+    ]
+    .concat();
     for config in &configs {
         let pixels = config.height * config.width;
         let images = Images::random(config, 4 * PIXELS / pixels + 7, &mut random);

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::{ConfigError, ModelConfig, Nonlinearity};
 use crate::kernels::attention;
 use crate::kernels::simd::{self, Level};
-use crate::likelihood::from_level;
+use crate::likelihood::{EnergyDistance, from_level};
 use crate::network::Layout;
 use program::{Attention, Program, Ring, Step, Sum, Tap, When};
 use team::{Member, Team};
@@ -79,6 +79,12 @@ pub enum EvaluatorError {
     /// A model of codes, where one of images is needed.
     #[error("the model is one of codes, not of images: take one that was trained on images")]
     NotImages,
+    /// A model that draws samples alone, where a likelihood is needed.
+    #[error(
+        "the model was trained by the energy distance, and has no likelihood: take one that was trained \
+         without it"
+    )]
+    NoLikelihood,
     /// A code beyond the model's.
     #[error("code {code} in a coarser map: the model has {codes}, from 0 on")]
     Code {
@@ -98,14 +104,25 @@ pub enum EvaluatorError {
 }
 
 impl EvaluatorError {
-    /// Checks that a model is one of images.
+    /// Checks that a model gives images a likelihood.
     ///
     /// # Errors
-    /// [`EvaluatorError::NotImages`].
-    pub fn unless_of_images(config: &ModelConfig) -> Result<(), EvaluatorError> {
+    /// [`EvaluatorError::NotImages`] and [`EvaluatorError::NoLikelihood`].
+    pub fn unless_likelihood_of_images(config: &ModelConfig) -> Result<(), EvaluatorError> {
         match config.nr_codes {
-            0 => Ok(()),
+            0 => EvaluatorError::unless_likelihood(config),
             _ => Err(EvaluatorError::NotImages),
+        }
+    }
+
+    /// Checks that a model has a likelihood.
+    ///
+    /// # Errors
+    /// [`EvaluatorError::NoLikelihood`].
+    pub fn unless_likelihood(config: &ModelConfig) -> Result<(), EvaluatorError> {
+        match config.energy_distance {
+            false => Ok(()),
+            true => Err(EvaluatorError::NoLikelihood),
         }
     }
 }
@@ -121,6 +138,7 @@ struct Model {
     config: ModelConfig,
     program: Program,
     weights: PackedWeights,
+    head: Option<EnergyDistance>,
 }
 
 impl Evaluator {
@@ -148,8 +166,14 @@ impl Evaluator {
                 config: config.clone(),
                 program,
                 weights,
+                head: EnergyDistance::of_parameters(config, parameters),
             }),
         })
+    }
+
+    /// What makes samples of the output, of a model that is trained by the energy distance.
+    pub fn head(&self) -> Option<&EnergyDistance> {
+        self.model.head.as_ref()
     }
 
     /// The model's shape.
@@ -175,6 +199,7 @@ impl Evaluator {
             config,
             program,
             weights,
+            ..
         } = &*self.model;
         let turns = (0..config.channels).step_by(config.channels_together());
         let steps = turns.flat_map(move |known| program.steps([y, x], known));
@@ -316,6 +341,7 @@ impl Raster {
             config,
             program,
             weights,
+            ..
         } = &*self.model;
         let Some(ring) = program.coarse.map(|ring| &program.rings[ring]) else {
             return Ok(());

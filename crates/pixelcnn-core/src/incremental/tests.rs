@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::reference;
-use crate::suite::{Images, as_they_are, configs, configs_of_codes, parameters};
+use crate::suite::{Images, as_they_are, configs, configs_of_codes, configs_of_energy, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -50,7 +50,7 @@ fn forced(
 #[test]
 fn logits_are_those_of_the_network_written_plainly() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    for config in [configs(), configs_of_codes()].concat() {
+    for config in [configs(), configs_of_codes(), configs_of_energy()].concat() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 3, &mut random);
@@ -87,7 +87,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 #[test]
 fn neighbours_threads_and_vectors_do_not_change_a_bit() {
     let mut random = ChaCha8Rng::seed_from_u64(2);
-    for config in [configs(), configs_of_codes()].concat() {
+    for config in [configs(), configs_of_codes(), configs_of_energy()].concat() {
         let parameters = parameters(&config, &mut random);
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = Images::random(&config, 64, &mut random);

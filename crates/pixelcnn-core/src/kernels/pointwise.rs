@@ -44,15 +44,28 @@ impl Dropout {
 
     /// What the values' places are hashed with.
     pub fn factors(self) -> Dropped {
+        let [first, second] = keys(self.seed);
         Dropped {
-            keys: [
-                (mix(self.seed) as u32).wrapping_add(self.first as u32),
-                (mix(self.seed) >> 32) as u32,
-            ],
+            keys: [first.wrapping_add(self.first as u32), second],
             threshold: (self.rate * 2f32.powi(24)) as u32,
             scale: 1.0 / (1.0 - self.rate),
         }
     }
+}
+
+/// What [`hash`] takes of a seed.
+pub fn keys(seed: u64) -> [u32; 2] {
+    [mix(seed) as u32, (mix(seed) >> 32) as u32]
+}
+
+/// A hash of 24 bits of an index (Wellons' "lowbias32" with a key before each round).
+#[inline(always)]
+pub fn hash(keys: [u32; 2], index: u32) -> u32 {
+    let h = index.wrapping_add(keys[0]);
+    let h = (h ^ (h >> 16)).wrapping_mul(0x7feb_352d);
+    let h = h ^ (h >> 15) ^ keys[1];
+    let h = h.wrapping_mul(0x846c_a68b);
+    (h ^ (h >> 16)) >> 8
 }
 
 /// A bijection in which every bit of the result hangs on every bit of the seed (SplitMix64).
@@ -78,15 +91,13 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// A hash of the index (Wellons' "lowbias32" with a key before each round), cut to 24 bits.
+    /// The factor of a value in some place.
     #[inline(always)]
     pub fn at(self, index: u32) -> f32 {
-        let h = index.wrapping_add(self.keys[0]);
-        let h = (h ^ (h >> 16)).wrapping_mul(0x7feb_352d);
-        let h = h ^ (h >> 15) ^ self.keys[1];
-        let h = h.wrapping_mul(0x846c_a68b);
-        let h = (h ^ (h >> 16)) >> 8;
-        if h < self.threshold { 0.0 } else { self.scale }
+        match hash(self.keys, index) < self.threshold {
+            true => 0.0,
+            false => self.scale,
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 
 mod categorical;
 mod channel;
+mod energy;
 pub mod reference;
 
 pub use categorical::Categorical;
 pub use channel::ChannelMixture;
 pub(crate) use channel::padded;
+pub use energy::{EnergyDistance, FEATURES, NOISE, Noise, SAMPLES};
 
 use std::ops::Range;
 

@@ -40,6 +40,22 @@ pub fn nats_of_code(code: usize, logits: &[f64]) -> f64 {
     log_sum_exp(logits) - logits[code]
 }
 
+/// The original's `energy_distance` of one pixel: `x` \[channels\], `samples` \[samples, channels\] before their
+/// tanh.
+pub fn energy(x: &[f64], samples: &[f64]) -> f64 {
+    let samples: Vec<f64> = samples.iter().map(|sample| sample.tanh()).collect();
+    let samples: Vec<&[f64]> = samples.chunks(x.len()).collect();
+    let distance = |a: &[f64], b: &[f64]| {
+        let squares = a.iter().zip(b).map(|(a, b)| (127.5 * (a - b)).powi(2));
+        (1e-10 + squares.sum::<f64>()).powf(0.75)
+    };
+    let count = samples.len() as f64;
+    let to_x: f64 = samples.iter().map(|sample| distance(x, sample)).sum();
+    let pairs = samples.iter().enumerate();
+    let pairs = pairs.flat_map(|(n, a)| samples[n + 1..].iter().map(|b| distance(a, b)));
+    2.0 * to_x / count - pairs.sum::<f64>() / (count * (count - 1.0) / 2.0)
+}
+
 /// Nats of one pixel: `x` \[channels\], `logits` \[[`Mixture::logits_per_pixel`]\].
 pub fn nats(mixture: Mixture, x: &[f64], logits: &[f64]) -> f64 {
     let nr_mix = mixture.components;

@@ -14,9 +14,9 @@ use crate::config::{ModelConfig, Nonlinearity};
 use crate::engine::{Batch, EngineError};
 use crate::kernels::pointwise::Dropout;
 use crate::kernels::weight_norm::WeightNorm;
-use crate::likelihood::reference::{nats, nats_of_code};
-use crate::likelihood::{Mixture, from_level};
-use crate::network::{GatedResnet, Layer, LayerKind, Layout, Pass, pixelcnn};
+use crate::likelihood::reference::{energy, nats, nats_of_code};
+use crate::likelihood::{Mixture, NOISE, Noise, SAMPLES, from_level};
+use crate::network::{GatedResnet, Head, Layer, LayerKind, Layout, Pass, pixelcnn};
 
 /// What a batch gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,9 +72,9 @@ pub fn run(
         }
         let values = &tape.maps[logits].1.values;
         outcome.logits.extend(values);
-        let (total, gradient) = likelihood(config, &x, values);
+        let (last, total, gradient) = tape.judged(&x, logits);
         outcome.nats.push(total);
-        tape.backward(logits, gradient, &mut outcome.gradients);
+        tape.backward(last, gradient, &mut outcome.gradients);
     }
     Ok(outcome)
 }
@@ -105,11 +105,12 @@ fn input(config: &ModelConfig, image: &[u8]) -> Map {
     Map::new(size, values.len() / (size[0] * size[1]), values)
 }
 
-/// Nats of an image, and their gradient by the logits: a central difference for each, within 1e-7 of
+/// Nats of an image, and their gradient by the logits, or by samples before their tanh: a central difference for each, within 1e-7 of
 /// the slope.
 fn likelihood(config: &ModelConfig, x: &Map, logits: &[f64]) -> (f64, Vec<f64>) {
     const STEP: f64 = 1e-6;
     let nats = |x: &[f64], logits: &[f64]| match config.nr_codes {
+        _ if config.energy_distance => energy(x, logits),
         0 => nats(Mixture::of(config), x, logits),
         codes => {
             let code = x[..codes].iter().position(|&x| x == 1.0);
@@ -117,7 +118,8 @@ fn likelihood(config: &ModelConfig, x: &Map, logits: &[f64]) -> (f64, Vec<f64>) 
         }
     };
     let (mut total, mut gradient) = (0.0, Vec::new());
-    for (x, logits) in x.pixels().zip(logits.chunks(config.output_channels())) {
+    let width = logits.len() / (x.size[0] * x.size[1]);
+    for (x, logits) in x.pixels().zip(logits.chunks(width)) {
         total += nats(x, logits);
         for i in 0..logits.len() {
             let moved = |by: f64| {
@@ -290,6 +292,44 @@ impl Tape<'_> {
 
     fn map(&self, map: usize) -> &Map {
         &self.maps[map].1
+    }
+
+    /// The nats of an image `x`, for which the network gives a map: the last map that they are computed from,
+    /// and their gradient by it.
+    fn judged(&mut self, x: &Map, output: usize) -> (usize, f64, Vec<f64>) {
+        let last = match Layout::new(self.config).head {
+            None => output,
+            Some(head) => self.samples(&head, output),
+        };
+        let (total, gradient) = likelihood(self.config, x, &self.map(last).values);
+        (last, total, gradient)
+    }
+
+    /// The samples that a head makes of features, before their tanh.
+    fn samples(&mut self, head: &Head, features: usize) -> usize {
+        let Map { size, .. } = *self.map(features);
+        let pixels = size[0] * size[1];
+        let (dropout, image) = self
+            .dropout
+            .map_or((None, 0), |(d, image)| (Some(d), image));
+        let noise = Noise::of(dropout);
+        let mut all = None;
+        for sample in 0..SAMPLES {
+            let values = (0..pixels).flat_map(|pixel| {
+                let row = pixel * SAMPLES + sample;
+                (0..NOISE).map(move |number| noise.at(image, pixels, row, number).into())
+            });
+            let drawn = Map::new(size, NOISE, values.collect());
+            let drawn = self.note(Origin::Image, drawn);
+            let moved = self.layer(&head[0], &drawn);
+            let mut map = self.add(features, moved);
+            for layer in &head[1..] {
+                let bent = self.bent(Nonlinearity::ConcatElu, map);
+                map = self.layer(layer, &bent);
+            }
+            all = Some(all.map_or(map, |all| self.concat(&all, &map)));
+        }
+        all.expect("a sample at least")
     }
 
     fn weight(&self, layer: &Layer) -> Weight {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::plan::{Operation, Plan, Turn};
-use crate::suite::{self, Images, configs, configs_of_codes, parameters};
+use crate::suite::{self, Images, configs, configs_of_codes, configs_of_energy, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -45,28 +45,37 @@ impl Carried<'_> {
         if step < forward {
             self.forward(step);
         } else if step == forward {
-            let logits = self.read(self.plan.logits).values;
-            let (nats, gradient) = likelihood(self.config, self.x, &logits);
-            self.nats = nats;
+            let mut tape = self.tape();
+            let logits = tape.note(Origin::Image, self.read(self.plan.logits));
+            let (last, nats, gradient) = tape.judged(self.x, logits);
             if let Some(buffer) = self.plan.d_logits {
-                self.write(buffer, &gradient);
+                let mut gradients = self.gradients.clone();
+                let by_maps = tape.backward(last, gradient, &mut gradients);
+                self.gradients = gradients;
+                self.write(buffer, &by_maps[logits]);
             }
+            self.nats = nats;
         } else {
             self.backward(step - forward - 1);
         }
     }
 
-    /// An operation on what its buffers hold: the tape, the numbers on it of what it reads in the
-    /// order of [`Backward::inputs`](crate::plan::Backward::inputs), and of its result.
-    fn taped(&self, operation: &Operation) -> (Tape<'_>, Vec<usize>, usize) {
-        let mut tape = Tape {
+    /// An empty tape.
+    fn tape(&self) -> Tape<'_> {
+        Tape {
             config: self.config,
             parameters: self.parameters,
             conditions: self.conditions.clone(),
             dropout: self.dropout,
             maps: Vec::new(),
             recorded: Vec::new(),
-        };
+        }
+    }
+
+    /// An operation on what its buffers hold: the tape, the numbers on it of what it reads in the
+    /// order of [`Backward::inputs`](crate::plan::Backward::inputs), and of its result.
+    fn taped(&self, operation: &Operation) -> (Tape<'_>, Vec<usize>, usize) {
+        let mut tape = self.tape();
         let mut note = |buffer: &usize| tape.note(Origin::Image, self.read(*buffer));
         let (read, to) = match operation {
             Operation::Images { to } => {
@@ -206,7 +215,7 @@ fn order(turns: &[Turn], first: usize) -> Vec<usize> {
 fn carried_out_in_any_order_plans_give_what_the_walk_gives() {
     let mut random = ChaCha8Rng::seed_from_u64(17);
     let drops = [Some(suite::DROPOUT), None].into_iter().cycle();
-    let configs = [configs(), configs_of_codes()].concat();
+    let configs = [configs(), configs_of_codes(), configs_of_energy()].concat();
     for (config, dropout) in configs.iter().zip(drops) {
         let parameters = suite::widened(&parameters(config, &mut random));
         let images = Images::random(config, 2, &mut random);

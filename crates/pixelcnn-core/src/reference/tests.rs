@@ -1,7 +1,7 @@
 //! The judge judged: its gradients are slopes of its nats.
 
 use super::*;
-use crate::suite::{Images, batch, configs, configs_of_codes, parameters};
+use crate::suite::{Images, batch, configs, configs_of_codes, configs_of_energy, parameters};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -13,7 +13,7 @@ fn gradients_are_the_slopes_of_the_nats() {
         seed: 3,
         first: 0,
     };
-    for (config, dropout) in [configs(), configs_of_codes()]
+    for (config, dropout) in [configs(), configs_of_codes(), configs_of_energy()]
         .concat()
         .into_iter()
         .zip([None, Some(dropout)].into_iter().cycle())

@@ -21,6 +21,7 @@ pub fn configs() -> Vec<ModelConfig> {
         attention: [0; 3],
         nr_codes: 0,
         nr_coarse_codes: 0,
+        energy_distance: false,
     };
     vec![
         base.clone(),
@@ -97,6 +98,30 @@ pub fn configs() -> Vec<ModelConfig> {
             nr_filters: 18,
             nr_channel_resnet: 1,
             attention: [2, 3, 6],
+            ..base
+        },
+    ]
+}
+
+/// Small models that are trained by the energy distance.
+pub fn configs_of_energy() -> Vec<ModelConfig> {
+    let base = ModelConfig {
+        energy_distance: true,
+        ..configs()[0].clone()
+    };
+    vec![
+        ModelConfig {
+            nr_classes: 2,
+            attention: [0, 0, 5],
+            augmentation: Augmentation::Flips,
+            ..base.clone()
+        },
+        // More pixels than are taken at a time.
+        ModelConfig {
+            channels: 1,
+            nonlinearity: Nonlinearity::Relu,
+            height: 16,
+            width: 20,
             ..base
         },
     ]

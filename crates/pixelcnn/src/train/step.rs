@@ -10,7 +10,7 @@ use pixelcnn_core::ranks::{Ranks, Sharing};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use super::config::{PolyakStart, RunConfig, TrainConfig};
+use super::config::{PolyakStart, RunConfig};
 use super::metrics::Record;
 use super::schedule::next_step;
 use super::state::{TrainState, Unrecorded};
@@ -39,7 +39,7 @@ pub(super) fn new_state(
         ..Batch::default()
     };
     let mut parameters = drawn.clone();
-    let dropout = dropout(train, 0);
+    let dropout = dropout(config, 0);
     initialise(model, &mut parameters, batch, dropout, &device)?;
     let average = match train.polyak_start {
         PolyakStart::Initialised | PolyakStart::Growing => parameters.clone(),
@@ -51,11 +51,12 @@ pub(super) fn new_state(
     })
 }
 
-/// Dropout of a step: the initialisation pass is step 0.
-fn dropout(config: &TrainConfig, step: u64) -> Option<Dropout> {
-    let mut random = generator(config.seed, Purpose::Dropout, step);
-    (config.dropout > 0.0).then(|| Dropout {
-        rate: config.dropout,
+/// Dropout of a step: the initialisation pass is step 0. The noise of the energy distance has its seed too.
+fn dropout(config: &RunConfig, step: u64) -> Option<Dropout> {
+    let RunConfig { model, train, .. } = config;
+    let mut random = generator(train.seed, Purpose::Dropout, step);
+    (train.dropout > 0.0 || model.energy_distance).then(|| Dropout {
+        rate: train.dropout,
         seed: random.random(),
         first: 0,
     })
@@ -204,7 +205,7 @@ impl<'a> Trainer<'a> {
         let model = &self.config.model;
         let augmentations = augment::draw(model, train.seed, step, self.own.clone());
         augment::apply(model, &augmentations, &mut self.images);
-        let dropout = dropout(train, step);
+        let dropout = dropout(self.config, step);
         let update = next_step(&self.state, train, self.last_step());
         let batch = Batch {
             images: &self.images,

@@ -189,7 +189,7 @@ impl Card {
             "cifar10" | "imagenet32" | "imagenet64" => "",
             _ => " --data DATA",
         };
-        let beyond = config.beyond_the_original();
+        let beyond = config.later_settings();
         let beyond: String = beyond
             .map(|(name, value, _)| format!("| {name} | {value} |\n"))
             .collect();
@@ -197,9 +197,16 @@ impl Card {
             None => "not measured".into(),
             Some(measured) => measured.to_string(),
         };
+        let (tag, trained) = match config.energy_distance {
+            false => (", likelihood", "with an exact likelihood"),
+            true => ("", "trained by the energy distance, without a likelihood"),
+        };
         let (unit, kind, what) = match config.nr_codes {
             0 => (
-                "bits/dim",
+                match config.energy_distance {
+                    false => "bits/dim",
+                    true => "energy",
+                },
                 "images",
                 format!("images | {width}x{height}, {channels} channels, 8 bits"),
             ),
@@ -214,12 +221,12 @@ impl Card {
 ---
 library_name: pixelcnn
 pipeline_tag: unconditional-image-generation
-tags: [pixelcnn, pixelcnn++, image-generation, likelihood]
+tags: [pixelcnn, pixelcnn++, image-generation{tag}]
 ---
 # {name}
 
 A PixelCNN++ (Salimans, Karpathy, Chen, Kingma, Bulatov, [2017](https://arxiv.org/abs/1701.05517)):
-a model of {kind} with an exact likelihood.
+a model of {kind} {trained}.
 
 | | |
 |---|---|

@@ -60,13 +60,8 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
     let nr_resnet = (directions.count().saturating_sub(15 - 12) / 24).max(1);
     // A projection in each block but those of the vertical stack's up pass.
     let last = 9 * nr_resnet + 4;
-    if layers("dense") > last + 1 {
-        return Err(Fault::Refused(format!(
-            "it has the energy-distance head (layers dense_{last} to dense_{}), \
-             which gives samples but no likelihood",
-            layers("dense") - 1
-        )));
-    }
+    // Behind it is the head of the energy distance.
+    let energy_distance = layers("dense") > last + 1;
     let name = format!("model/dense_{last}/V");
     let &[_, outputs] = shape(&name)? else {
         return Err(misfit(name, "is not a dense layer"));
@@ -101,12 +96,15 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
         channels: inputs - 1,
         nr_resnet,
         nr_filters,
-        nr_logistic_mix: 1,
         nonlinearity,
         nr_classes,
+        energy_distance,
         ..ModelConfig::default()
     };
-    config.nr_logistic_mix = outputs / config.output_channels();
+    if !energy_distance {
+        config.nr_logistic_mix = 1;
+        config.nr_logistic_mix = outputs / config.output_channels();
+    }
     config.validate()?;
     Ok(config)
 }
@@ -331,7 +329,8 @@ pub fn variables(
     batch_size: usize,
     nr_gpu: usize,
 ) -> Result<Vec<Variable<'_>>, WeightsError> {
-    if let Some((setting, value, _)) = state.config.beyond_the_original().next() {
+    let mut later = state.config.later_settings();
+    if let Some((setting, value, _)) = later.find(|(name, ..)| *name != "energy_distance") {
         return Err(WeightsError::BeyondTheOriginal { setting, value });
     }
     let layout = Layout::new(state.config);

@@ -1,0 +1,330 @@
+//! The original's `--energy_distance`, in place of a likelihood: the network's output is features, of
+//! which a head of three dense layers and noise make samples of the pixel, and what is trained is how far
+//! they are from the pixel and from one another (Székely & Rizzo, 2013).
+
+use super::{CHUNK, from_level};
+use crate::config::{ModelConfig, Nonlinearity};
+use crate::kernels::conv::Conv;
+use crate::kernels::math::tanh;
+use crate::kernels::pointwise::{Dropout, hash, keys, nonlinearity, nonlinearity_backward};
+use crate::kernels::weight_norm::WeightNorm;
+use crate::network::{Head, Layer, Layout, Window};
+
+/// Samples of each pixel that are compared.
+pub const SAMPLES: usize = 10;
+/// Channels of the features, and of the head's hidden layers.
+pub const FEATURES: usize = 64;
+/// Numbers between -1 and 1 that a sample is made of.
+pub const NOISE: usize = 4;
+
+/// Added to squared distances, so that their root has a slope at 0.
+const EPSILON: f32 = 1e-10;
+/// From the scale of the network to levels.
+const LEVELS: f32 = 127.5;
+
+/// The noise of samples, a function of a seed and the sample's place. In an evaluation that is the same for
+/// all images, so that no image's distance hangs on others; in training each has its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Noise {
+    keys: [u32; 2],
+    whole_batch: bool,
+}
+
+impl Noise {
+    /// Of a step, or of an evaluation, which has no dropout.
+    pub fn of(dropout: Option<Dropout>) -> Noise {
+        // No block's dropout has this seed.
+        let seed = dropout.map_or(0, |dropout| dropout.seed.wrapping_sub(1));
+        Noise {
+            keys: keys(seed),
+            whole_batch: dropout.is_some(),
+        }
+    }
+
+    /// One number of a sample of a pixel, of an image by its place in the whole batch.
+    pub fn at(self, image: usize, pixels_per_image: usize, row: usize, number: usize) -> f32 {
+        let image = if self.whole_batch { image } else { 0 };
+        let place = (image * pixels_per_image * SAMPLES + row) * NOISE + number;
+        hash(self.keys, place as u32) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// A head with its weights \[inputs, outputs\] and biases, layer by layer.
+#[derive(Debug, Clone)]
+pub struct EnergyDistance {
+    /// Of a pixel.
+    channels: usize,
+    /// Of an image.
+    pixels: usize,
+    weights: [[Vec<f32>; 2]; 3],
+}
+
+/// What a few pixels' samples are computed from, \[pixels, samples, channels\].
+struct Steps {
+    noise: Vec<f32>,
+    /// Before each nonlinearity, and behind it.
+    sums: [Vec<f32>; 2],
+    bent: [Vec<f32>; 2],
+    samples: Vec<f32>,
+}
+
+impl EnergyDistance {
+    /// The head of a model, whose `weights` are in the places of the layers' V and biases.
+    pub(crate) fn of(config: &ModelConfig, head: &Head, weights: &[Vec<f32>]) -> EnergyDistance {
+        let of = |layer: &Layer| [0, 2].map(|k| weights[layer.parameter + k].clone());
+        EnergyDistance {
+            channels: config.channels,
+            pixels: config.height * config.width,
+            weights: head.each_ref().map(of),
+        }
+    }
+
+    /// The head of a model of `parameters`, in the layout's order; none where the model has a likelihood.
+    ///
+    /// # Panics
+    /// If the parameters are not the model's.
+    pub fn of_parameters(config: &ModelConfig, parameters: &[Vec<f32>]) -> Option<EnergyDistance> {
+        let head = Layout::new(config).head?;
+        let mut weights = parameters.to_vec();
+        for layer in &head {
+            let [v, g] = [0, 1].map(|k| &parameters[layer.parameter + k]);
+            WeightNorm::of(layer).weight(v, g, &mut weights[layer.parameter]);
+        }
+        Some(EnergyDistance::of(config, &head, &weights))
+    }
+
+    /// The layers, as kernels.
+    fn layers(&self) -> [Conv; 3] {
+        let shapes = [
+            [NOISE, FEATURES],
+            [2 * FEATURES, FEATURES],
+            [2 * FEATURES, self.channels],
+        ];
+        shapes.map(|[inputs, outputs]| Conv {
+            window: Window::POINT,
+            transposed: false,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// Distances of every pixel: `images` as levels, `features` \[pixels, [`FEATURES`]\]; the first image has
+    /// this place in the whole batch.
+    pub fn per_pixel(
+        &self,
+        noise: Noise,
+        first: usize,
+        images: &[u8],
+        features: &[f32],
+    ) -> Vec<f32> {
+        let chunks = images
+            .chunks(CHUNK * self.channels)
+            .zip(features.chunks(CHUNK * FEATURES));
+        let mut distances = Vec::new();
+        for (chunk, (levels, features)) in chunks.enumerate() {
+            let noise = self.noise(noise, first, chunk * CHUNK, features.len() / FEATURES);
+            let steps = self.steps(noise, features);
+            self.distances(levels, &steps.samples, None, &mut distances);
+        }
+        distances
+    }
+
+    /// As [`Self::per_pixel`]; writes the gradients of their sum by the features, and by each layer's weight
+    /// and bias.
+    pub fn with_gradients(
+        &self,
+        noise: Noise,
+        first: usize,
+        images: &[u8],
+        features: &[f32],
+        by_features: &mut [f32],
+        by_layers: &mut [[Vec<f32>; 2]; 3],
+    ) -> Vec<f32> {
+        let layers = self.layers();
+        let mut found = by_layers.clone();
+        by_layers.iter_mut().flatten().for_each(|sum| sum.fill(0.0));
+        let mut distances = Vec::new();
+        let chunks = images
+            .chunks(CHUNK * self.channels)
+            .zip(features.chunks(CHUNK * FEATURES));
+        let chunks = chunks.zip(by_features.chunks_mut(CHUNK * FEATURES));
+        for (chunk, ((levels, features), by_features)) in chunks.enumerate() {
+            let pixels = features.len() / FEATURES;
+            let rows = pixels * SAMPLES;
+            let steps = self.steps(self.noise(noise, first, chunk * CHUNK, pixels), features);
+            let mut by_sums = vec![0.0; rows * self.channels];
+            self.distances(levels, &steps.samples, Some(&mut by_sums), &mut distances);
+            for (gradient, sample) in by_sums.iter_mut().zip(&steps.samples) {
+                *gradient *= 1.0 - sample * sample;
+            }
+            let inputs = [&steps.noise, &steps.bent[0], &steps.bent[1]];
+            for n in (0..3).rev() {
+                let size = [1, 1, rows];
+                let [by_weight, by_bias] = &mut found[n];
+                layers[n].backward_weight(size, inputs[n], &by_sums, by_weight, by_bias);
+                for (sum, found) in by_layers[n].iter_mut().zip(&found[n]) {
+                    sum.iter_mut()
+                        .zip(found)
+                        .for_each(|(sum, found)| *sum += found);
+                }
+                let Some(before) = n.checked_sub(1) else {
+                    continue;
+                };
+                let mut by_bent = vec![0.0; rows * 2 * FEATURES];
+                layers[n].backward_input(size, &by_sums, &self.weights[n][0], false, &mut by_bent);
+                by_sums = vec![0.0; rows * FEATURES];
+                let sums = &steps.sums[before];
+                nonlinearity_backward(
+                    Nonlinearity::ConcatElu,
+                    FEATURES,
+                    None,
+                    sums,
+                    &by_bent,
+                    &mut by_sums,
+                    false,
+                );
+            }
+            by_features.fill(0.0);
+            let samples = by_sums.chunks_exact(SAMPLES * FEATURES);
+            for (by_features, samples) in by_features.chunks_exact_mut(FEATURES).zip(samples) {
+                for sample in samples.chunks_exact(FEATURES) {
+                    by_features
+                        .iter_mut()
+                        .zip(sample)
+                        .for_each(|(sum, value)| *sum += value);
+                }
+            }
+        }
+        distances
+    }
+
+    /// Draws a pixel, \[channels\] between -1 and 1, of its features and as much noise as a sample takes.
+    pub fn draw(&self, features: &[f32], noise: [f32; NOISE]) -> Vec<f32> {
+        self.steps(noise.to_vec(), features).samples
+    }
+
+    /// What comes before each nonlinearity of the head, for samples of the pixels of some `features`;
+    /// changed by `change` on the way.
+    pub(crate) fn walk(
+        &self,
+        noise: Noise,
+        features: &[f32],
+        mut change: impl FnMut(usize, &mut Vec<f32>),
+    ) {
+        let pixels = features.len() / FEATURES;
+        let noise = self.noise(noise, 0, 0, pixels);
+        self.steps_with(noise, features, &mut change);
+    }
+
+    /// The noise of the samples of pixels from one on.
+    fn noise(&self, noise: Noise, first: usize, pixel: usize, pixels: usize) -> Vec<f32> {
+        let rows = (pixel * SAMPLES..(pixel + pixels) * SAMPLES).flat_map(|row| {
+            let of_image = self.pixels * SAMPLES;
+            let (image, row) = (first + row / of_image, row % of_image);
+            (0..NOISE).map(move |number| noise.at(image, self.pixels, row, number))
+        });
+        rows.collect()
+    }
+
+    fn steps(&self, noise: Vec<f32>, features: &[f32]) -> Steps {
+        self.steps_with(noise, features, &mut |_, _| {})
+    }
+
+    /// `change` is told what each layer gives, with the layer's number.
+    fn steps_with(
+        &self,
+        noise: Vec<f32>,
+        features: &[f32],
+        change: &mut dyn FnMut(usize, &mut Vec<f32>),
+    ) -> Steps {
+        let rows = noise.len() / NOISE;
+        let samples_per_pixel = rows * FEATURES / features.len();
+        let layers = self.layers();
+        let mut dense = |n: usize, x: &[f32]| {
+            let [weight, bias] = &self.weights[n];
+            let mut out = vec![0.0; rows * layers[n].outputs];
+            layers[n].forward([1, 1, rows], x, weight, bias, false, &mut out);
+            change(n, &mut out);
+            out
+        };
+        let bent = |x: &[f32]| {
+            let mut out = vec![0.0; 2 * x.len()];
+            nonlinearity(Nonlinearity::ConcatElu, FEATURES, None, x, &mut out);
+            out
+        };
+        let mut sum_1 = dense(0, &noise);
+        let samples = sum_1.chunks_exact_mut(samples_per_pixel * FEATURES);
+        for (samples, features) in samples.zip(features.chunks_exact(FEATURES)) {
+            for sample in samples.chunks_exact_mut(FEATURES) {
+                sample
+                    .iter_mut()
+                    .zip(features)
+                    .for_each(|(sum, feature)| *sum += feature);
+            }
+        }
+        let bent_1 = bent(&sum_1);
+        let sum_2 = dense(1, &bent_1);
+        let bent_2 = bent(&sum_2);
+        let samples = dense(2, &bent_2).into_iter().map(tanh).collect();
+        Steps {
+            noise,
+            sums: [sum_1, sum_2],
+            bent: [bent_1, bent_2],
+            samples,
+        }
+    }
+
+    /// The energy distance of each pixel from its samples (the original's `energy_distance`): twice the mean
+    /// distance to the pixel less that between two samples, where the distance is the length to the power
+    /// 1.5; and its gradient by the samples.
+    fn distances(
+        &self,
+        levels: &[u8],
+        samples: &[f32],
+        mut gradient: Option<&mut [f32]>,
+        distances: &mut Vec<f32>,
+    ) {
+        const PAIRS: usize = SAMPLES * (SAMPLES - 1) / 2;
+        let channels = self.channels;
+        let size = SAMPLES * channels;
+        for (pixel, levels) in levels.chunks_exact(channels).enumerate() {
+            let samples = &samples[pixel * size..][..size];
+            let sample = |n: usize| &samples[n * channels..][..channels];
+            let mut x = [0.0; 4];
+            let x = &mut x[..channels];
+            x.iter_mut()
+                .zip(levels)
+                .for_each(|(x, &level)| *x = from_level(level));
+            let mut sum = 0.0;
+            // Adds a distance so often, and its slope to one or two of the samples.
+            let mut add = |a: &[f32], b: &[f32], times: f32, of: [Option<usize>; 2]| {
+                let square = a.iter().zip(b).map(|(a, b)| (LEVELS * (a - b)).powi(2));
+                let square = EPSILON + square.sum::<f32>();
+                let root = square.sqrt().sqrt();
+                sum += f64::from(times * root * root * root);
+                let Some(gradient) = &mut gradient else {
+                    return;
+                };
+                let gradient = &mut gradient[pixel * size..][..size];
+                let slope = times * 1.5 * LEVELS * LEVELS / root;
+                for (of, sign) in of.into_iter().zip([1.0, -1.0]) {
+                    let Some(n) = of else {
+                        continue;
+                    };
+                    let own = gradient[n * channels..][..channels].iter_mut();
+                    for (gradient, (a, b)) in own.zip(a.iter().zip(b)) {
+                        *gradient += sign * slope * (a - b);
+                    }
+                }
+            };
+            for n in 0..SAMPLES {
+                add(sample(n), x, 2.0 / SAMPLES as f32, [Some(n), None]);
+                for other in n + 1..SAMPLES {
+                    let pair = [Some(n), Some(other)];
+                    add(sample(n), sample(other), -1.0 / PAIRS as f32, pair);
+                }
+            }
+            distances.push(sum as f32);
+        }
+    }
+}
