@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pixelcnn::data::{DataConfig, DataError, Dataset, Listener, Split};
 use pixelcnn::device::Device;
+use pixelcnn::incremental::EvaluatorError;
 use pixelcnn::network::Network;
 use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
 use pixelcnn::train::run::{Run, RunError};
@@ -110,10 +111,10 @@ impl Trained {
         if averaged { "averaged" } else { "raw" }
     }
 
-    /// Checks that the model is one of images, for `pixelcnn COMMAND`.
-    pub fn expect_images(&self, command: &str) -> Result {
+    /// Checks that the model gives images a likelihood, for `pixelcnn COMMAND`.
+    pub fn expect_likelihood_of_images(&self, command: &str) -> Result {
         match self.model().nr_codes {
-            0 => Ok(()),
+            0 => Ok(EvaluatorError::unless_likelihood(self.model())?),
             _ => Err(format!(
                 "the model is one of codes: `pixelcnn {command}` takes models of images alone"
             )

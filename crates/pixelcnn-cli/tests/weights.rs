@@ -191,8 +191,8 @@ fn what_is_exported_is_imported_again() {
     let import = "import matrices/export/tensorflow/params_cifar.ckpt.index --out moved";
     let flags = "--image-size 8 --data images.npz --batch-size 4";
     contains(&succeeds(folder, &format!("{import} {flags}")), "step    0");
-    let bits = |run: &str| succeeds(folder, &format!("eval {run}"));
-    assert_eq!(bits("moved"), bits("matrices").replace("step 2", "step 0"));
+    let eval = |run: &str| succeeds(folder, &format!("eval {run}"));
+    assert_eq!(eval("moved"), eval("matrices").replace("step 2", "step 0"));
 
     // The averages, with what was measured.
     contains(

@@ -11,6 +11,7 @@ use pixelcnn::classify::{Classification, classify};
 use pixelcnn::data::{DataConfig, Dataset};
 use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
+use pixelcnn::incremental::EvaluatorError;
 use pixelcnn::network::Network;
 
 use crate::confusion;
@@ -148,6 +149,7 @@ impl Classify {
         let device = device.find_for(team)?;
         let trained = Trained::open(Some(&self.run), "classify")?;
         let model = trained.model();
+        EvaluatorError::unless_likelihood(model)?;
         if model.nr_classes == 0 {
             return Err(format!(
                 "{}: the model knows no classes: train one with --class-conditional",

@@ -121,7 +121,7 @@ impl Compress {
 
     fn prepare(&self, team: &Team) -> Result<Prepared> {
         let (trained, files) = Trained::open_first(&self.files, "compress")?;
-        trained.expect_images("compress")?;
+        trained.expect_likelihood_of_images("compress")?;
         let config = trained.model();
         let class = label(&trained, self.class.as_deref())?;
         let found = find(files)?;

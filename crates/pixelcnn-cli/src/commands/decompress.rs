@@ -71,7 +71,7 @@ impl Decompress {
             return Ok(ExitCode::SUCCESS);
         }
         let (trained, files) = Trained::open_first(&self.files, "decompress")?;
-        trained.expect_images("decompress")?;
+        trained.expect_likelihood_of_images("decompress")?;
         if files.len() != 1 {
             return Err("give one file that `pixelcnn compress` made".into());
         }

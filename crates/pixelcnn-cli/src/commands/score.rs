@@ -224,7 +224,7 @@ impl Score {
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
         let device = device.find_for(team)?;
         let (trained, rest) = Trained::open_first(&self.files, "score")?;
-        trained.expect_images("score")?;
+        trained.expect_likelihood_of_images("score")?;
         let [data] = rest else {
             return Err(format!(
                 "{} data sets beside the model: give one, and another with --against",
