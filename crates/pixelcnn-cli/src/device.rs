@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pixelcnn::ModelConfig;
 #[cfg(feature = "cuda")]
 use pixelcnn::device::Precision;
 use pixelcnn::device::{self, Device};
@@ -81,6 +82,28 @@ impl DeviceFlags {
             _ => device,
         };
         Self::there(device)
+    }
+
+    /// The device on which a model's loss is computed: a GPU that was not asked for gives way to the CPU
+    /// where it can't.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    pub fn for_loss_of(&self, model: &ModelConfig, device: Device) -> Result<Device> {
+        match device {
+            Device::Cpu => Ok(Device::Cpu),
+            #[cfg(feature = "cuda")]
+            device if !model.energy_distance => Ok(device),
+            #[cfg(feature = "cuda")]
+            device => match &*self.device {
+                "auto" => {
+                    note("the energy distance is computed on the CPU");
+                    Ok(Device::Cpu)
+                }
+                _ => Err(format!(
+                    "{device}: the energy distance is computed on CPUs alone: give --device cpu"
+                )
+                .into()),
+            },
+        }
     }
 
     /// Says what a device lacks.

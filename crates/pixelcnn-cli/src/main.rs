@@ -181,7 +181,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
         Command::Import(import) => import.run(),
-        Command::Export(export) => export.run(cli.device.find()?),
+        Command::Export(export) => export.run(&cli.device),
         Command::Devices(devices) => {
             cli.device.look();
             devices.run()

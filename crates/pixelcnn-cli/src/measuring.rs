@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::settings::{DataFlags, split};
-use crate::terminal::{Bar, Result, interrupted, opening, unit};
+use crate::terminal::{Bar, Result, interrupted, opening};
 use crate::trained::Trained;
 
 /// Which images of a data set, and how.
@@ -72,7 +72,7 @@ pub fn measure(
     count: usize,
     batch_size: usize,
 ) -> Result<Evaluation> {
-    let unit = unit(network.config());
+    let unit = network.config().unit();
     let parts = share_out(ranks, count, |own, progress| {
         let mut progress = |so_far: &Evaluation| {
             let mean = format!("{:.4} {unit}", so_far.mean());

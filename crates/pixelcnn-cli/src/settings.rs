@@ -322,7 +322,7 @@ pub struct Flags {
     #[arg(long, value_name = "N,N,N", help_heading = "Model", value_parser = heads)]
     attention: Option<[usize; 3]>,
     /// Train by the energy distance between samples and images in place of the likelihood, as the original
-    /// does so: the model draws samples, and has no likelihood
+    /// does with its flag of this name, on CPUs: the model draws samples, and has no likelihood
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     energy_distance: Option<bool>,

@@ -17,22 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
-use pixelcnn::ModelConfig;
 use pixelcnn::data::Opening;
 use pixelcnn::picture::DroppedCount;
 
 /// The error is one line: what went wrong: what to do.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
-
-/// What a model's likelihoods are told in, or its energy distances: as the original prints them, by the
-/// formula for bits/dim.
-pub fn unit(model: &ModelConfig) -> &'static str {
-    match model.nr_codes {
-        _ if model.energy_distance => "energy",
-        0 => "bits/dim",
-        _ => "bits/code",
-    }
-}
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 

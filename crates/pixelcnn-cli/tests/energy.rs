@@ -133,6 +133,15 @@ fn what_needs_a_likelihood_is_refused() {
     let train = format!("train classes {TRAIN} --class-conditional --steps 2 --samples 0");
     succeeds(folder, &train);
     refused("classify classes", "has no likelihood");
+
+    // Energies have a picture of their own.
+    let train = TRAIN.replace("--energy-distance", "");
+    succeeds(folder, &format!("train bits {train} --steps 2 --samples 0"));
+    refused(
+        "plot run bits",
+        "bits/dim do not go into one picture with energy",
+    );
+    assert_eq!(succeeds(folder, "plot run classes"), "curve.png\n");
     assert!(!folder.join("out.pxc").exists());
     refused(
         "train --resume run --energy-distance=false",

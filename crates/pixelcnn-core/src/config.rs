@@ -410,6 +410,16 @@ impl ModelConfig {
         usize::from(u16::from_le_bytes([pixel[2 * map], pixel[2 * map + 1]]))
     }
 
+    /// What [`Self::bits_per_dim`] gives: bits/dim; of codes, which are one for each pixel, bits/code; or an
+    /// energy, by the same formula as the original prints it.
+    pub fn unit(&self) -> &'static str {
+        match self.nr_codes {
+            _ if self.energy_distance => "energy",
+            0 => "bits/dim",
+            _ => "bits/code",
+        }
+    }
+
     /// Nats of one image turned into bits per dimension.
     pub fn bits_per_dim(&self, nats_per_image: f64) -> f64 {
         nats_per_image / (std::f64::consts::LN_2 * self.dims() as f64)

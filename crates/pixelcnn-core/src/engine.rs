@@ -264,7 +264,8 @@ pub trait Engine: Send + Sync {
     fn share(&mut self, sharing: Option<Sharing>) -> Result<(), EngineError>;
 
     /// Computes the gradients of the summed nats of a whole batch by the parameters, and keeps them;
-    /// gives the nats. Forgets the weights to evaluate with.
+    /// gives the nats. Forgets the weights to evaluate with. A model of the energy distance has its noise by
+    /// the seed of the dropout, of whatever rate; without one it is the same at every step.
     ///
     /// # Errors
     /// Where images are not the model's or not this rank's share, there is no state, or another rank
@@ -307,7 +308,7 @@ pub trait Engine: Send + Sync {
     /// [`EngineError::Parameters`].
     fn load_weights(&mut self, parameters: &[Vec<f32>]) -> Result<(), EngineError>;
 
-    /// The mixture's parameters \[N, H, W, [`ModelConfig::output_channels`]\], without dropout.
+    /// The mixture's parameters, or whatever the model's output is \[N, H, W, [`ModelConfig::output_channels`]\], without dropout.
     ///
     /// # Errors
     /// Where images are not the model's, or there are no weights; as for all below.

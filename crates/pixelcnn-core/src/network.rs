@@ -168,7 +168,7 @@ pub trait Pass {
         queries: &Self::Map,
         keys_values: &Self::Map,
     ) -> Self::Map;
-    /// Told of what the energy distance has behind the output, all of which the pass then gives.
+    /// Told of the layers that the energy distance has behind the network's output.
     fn head(&mut self, _head: &Head) {}
     /// Told of every feature map of the two stacks that the original records, in its order.
     fn record(&mut self, _map: &Self::Map) {}
@@ -649,5 +649,50 @@ mod tests {
             ..ModelConfig::default()
         };
         assert_eq!(Layout::new(&small).size(), 974_856);
+    }
+    /// Muon moves all but what reads the image, its codes or noise, and what writes the output.
+    #[test]
+    fn outer_layers_are_no_matrices() {
+        let outer = |config: ModelConfig| {
+            let layout = Layout::new(&config);
+            let moved: Vec<usize> = layout.matrices().map(|(number, _)| number).collect();
+            let layers = layout.layers.iter();
+            let outer = layers.filter(|layer| !moved.contains(&layer.parameter));
+            let name = |layer: &Layer| match layer.kind {
+                LayerKind::Conv => format!("conv {}", layer.number),
+                LayerKind::Deconv => format!("deconv {}", layer.number),
+                LayerKind::Dense => format!("dense {}", layer.number),
+            };
+            outer.map(name).collect::<Vec<_>>().join(", ")
+        };
+        let base = ModelConfig {
+            nr_resnet: 1,
+            attention: [0, 4, 0],
+            ..ModelConfig::default()
+        };
+        assert_eq!(outer(base.clone()), "conv 0, conv 1, conv 2, dense 17");
+        let by_channel = ModelConfig {
+            nr_channel_resnet: 1,
+            ..base.clone()
+        };
+        assert_eq!(
+            outer(by_channel),
+            "conv 0, conv 1, conv 2, dense 19, dense 20, dense 24, dense 25, dense 29"
+        );
+        let codes = ModelConfig {
+            channels: 1,
+            nr_codes: 160,
+            nr_coarse_codes: 160,
+            ..base.clone()
+        };
+        assert_eq!(
+            outer(codes),
+            "dense 0, conv 0, conv 1, conv 2, dense 1, conv 3, conv 4, dense 19"
+        );
+        let energy = ModelConfig {
+            energy_distance: true,
+            ..base
+        };
+        assert_eq!(outer(energy), "conv 0, conv 1, conv 2, dense 18, dense 20");
     }
 }

@@ -11,7 +11,7 @@ use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
 use pixelcnn_core::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
 use pixelcnn_core::kernels::adam::Rates;
-use pixelcnn_core::kernels::muon::{COEFFICIENTS, ITERATIONS, Muon, drawn_length};
+use pixelcnn_core::kernels::muon::{COEFFICIENTS, ITERATIONS, LEAST_NORM, Muon, drawn_length};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
 use pixelcnn_core::kernels::weight_norm::WeightNorm;
 use pixelcnn_core::network::{LayerKind, Layout, Parameter};
@@ -979,7 +979,9 @@ impl Cuda {
             kernels::muon_momentum(
                 branch, rates, flag, gradients, first, squares, matrices, number,
             )?;
-            kernels::muon_scale(branch, gradients, squares, y, matrices, number, largest)?;
+            kernels::muon_scale(
+                branch, gradients, squares, y, LEAST_NORM, matrices, number, largest,
+            )?;
             for _ in 0..ITERATIONS {
                 let gram = other;
                 kernels::muon_gram(branch, y, gram, matrices, number, widest)?;

@@ -590,6 +590,7 @@ kernels! {
         gradients: Address,
         squares: Address,
         y: Address,
+        least_norm: f64,
         matrices: Address,
         number: u32,
         largest: i64,

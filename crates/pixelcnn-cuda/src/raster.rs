@@ -204,7 +204,7 @@ impl CudaRaster {
         self.images
     }
 
-    /// The parameters of the pixel's mixture \[images, [`ModelConfig::output_channels`]\], given all
+    /// The parameters of the pixel's mixture, or whatever the model's output is \[images, [`ModelConfig::output_channels`]\], given all
     /// pixels before it: those [of the channels](ModelConfig::outputs_of) whose turn it is, given the channels
     /// before, and of those. Of complete images they are those of the last pixel.
     ///

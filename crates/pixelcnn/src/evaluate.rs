@@ -72,7 +72,7 @@ pub enum EvaluateError {
     /// They are not what the network takes.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The model is one of codes, where one of images is needed.
+    /// The model is one of codes where one of images is needed, or has no likelihood.
     #[error(transparent)]
     Evaluator(#[from] EvaluatorError),
     /// There are no classes to find.

@@ -97,8 +97,9 @@ impl Model {
         complete::complete(&self.evaluator()?.into(), completion, &mut |_| unheard())
     }
 
-    /// Minus the log-likelihood of each image in nats (paper, section 2.1). `images` are u8
-    /// \[N, H, W, C\]; `labels` the class of each, or empty for an unconditional model.
+    /// Minus the log-likelihood of each image in nats (paper, section 2.1), or its energy distance of a model
+    /// that is trained by that. `images` are u8 \[N, H, W, C\]; `labels` the class of each, or empty for an
+    /// unconditional model.
     ///
     /// # Errors
     /// Where they are not what the model takes.

@@ -389,34 +389,7 @@ impl Rows {
         for (x, channel) in turns {
             let due = self.config.bytes_of(channel..channel + together);
             let mut drawn = vec![0; self.pixels.len() * due.len()];
-            let logits = self.raster.logits()?;
-            let logits = logits.chunks_exact(self.config.output_channels());
-            let pixels = self.pixels.iter_mut().zip(logits);
-            for ((pixel, logits), drawn) in pixels.zip(drawn.chunks_exact_mut(due.len())) {
-                // Known pixels take their random numbers too: the others' do not hang on them.
-                match (&self.head, self.likelihood) {
-                    (Some(head), _) => {
-                        let mut noise = || pixel.random.random_range(-1.0..1.0);
-                        let noise = [(); NOISE].map(|()| self.temperature * noise());
-                        for (level, value) in drawn.iter_mut().zip(head.draw(logits, noise)) {
-                            *level = to_level(value);
-                        }
-                    }
-                    (None, Likelihood::Mixture(mixture)) => {
-                        if channel == 0 {
-                            pixel.begin(mixture, logits, self.temperature);
-                        }
-                        for level in drawn {
-                            *level = pixel.draw(mixture, logits, self.temperature);
-                        }
-                    }
-                    (None, Likelihood::Categorical(codes)) => {
-                        let uniform = pixel.random.random_range(0.0..1.0);
-                        let code = codes.draw(logits, uniform, self.temperature);
-                        drawn.copy_from_slice(&code.to_le_bytes());
-                    }
-                }
-            }
+            self.draw(channel, due.len(), &mut drawn)?;
             let place = self.row * width + x;
             let given = |image: usize| &self.given[image * size + place * bytes..][..bytes];
             if self.known.get(place) == Some(&true) {
@@ -444,6 +417,43 @@ impl Rows {
         }
         self.row += 1;
         Ok(rows)
+    }
+
+    /// Draws the channels of the pixel from one on whose turn it is, so many of each image, or its code in two
+    /// bytes. Known pixels take their random numbers too: the others' do not hang on them.
+    fn draw(&mut self, channel: usize, size: usize, drawn: &mut [u8]) -> Result<(), DrawError> {
+        let temperature = self.temperature;
+        let logits = self.raster.logits()?;
+        if let Some(head) = &self.head {
+            let noise = self.pixels.iter_mut().flat_map(|pixel| {
+                [(); NOISE].map(|()| temperature * pixel.random.random_range(-1.0..1.0))
+            });
+            let values = head.draw(logits, noise.collect());
+            for (level, value) in drawn.iter_mut().zip(values) {
+                *level = to_level(value);
+            }
+            return Ok(());
+        }
+        let logits = logits.chunks_exact(self.config.output_channels());
+        let pixels = self.pixels.iter_mut().zip(logits);
+        for ((pixel, logits), drawn) in pixels.zip(drawn.chunks_exact_mut(size)) {
+            match self.likelihood {
+                Likelihood::Mixture(mixture) => {
+                    if channel == 0 {
+                        pixel.begin(mixture, logits, temperature);
+                    }
+                    for level in drawn {
+                        *level = pixel.draw(mixture, logits, temperature);
+                    }
+                }
+                Likelihood::Categorical(codes) => {
+                    let uniform = pixel.random.random_range(0.0..1.0);
+                    let code = codes.draw(logits, uniform, temperature);
+                    drawn.copy_from_slice(&code.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::measuring::{ImageFlags, measure};
 use crate::output::Overwrite;
 use crate::ranks::{GpuFlags, Team, common, together};
 use crate::settings::DataFlags;
-use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say, unit};
+use crate::terminal::{Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
 
 /// Measure a model in bits per dimension.
@@ -102,7 +102,7 @@ impl Eval {
             counted(count, "image"),
             figures.mean(),
             figures.standard_error(),
-            unit(trained.model()),
+            trained.model().unit(),
             trained.kind(self.images.raw),
             trained.step()
         ));
@@ -115,8 +115,9 @@ impl Eval {
     }
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
-        let device = device.find_for(team)?;
+        let found = device.find_for(team)?;
         let trained = Trained::open(self.run.as_deref(), "eval")?;
+        let device = device.for_loss_of(trained.model(), found)?;
         let network = trained.network(self.images.raw, &device)?;
         if let Some(path) = self.output.as_ref().filter(|_| team.leads()) {
             self.overwrite.prepare(path)?;

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use pixelcnn::data::Split;
-use pixelcnn::device::Device;
 use pixelcnn::evaluate::expect_images;
 use pixelcnn::network::{Layout, Network};
 use pixelcnn::ranks::Alone;
@@ -16,6 +15,7 @@ use pixelcnn::weights::original::Optimized;
 use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{WeightsError, hub, npz, original, tensorflow};
 
+use crate::device::DeviceFlags;
 use crate::measuring::measure;
 use crate::output::Overwrite;
 use crate::settings::DataFlags;
@@ -88,7 +88,7 @@ enum Format {
 
 impl Export {
     /// Runs the command.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
+    pub fn run(self, device: &DeviceFlags) -> Result<ExitCode> {
         if self.raw && self.format == Format::Tensorflow {
             return Err(
                 "--raw: tensorflow's checkpoints hold both sets of weights: \
@@ -172,6 +172,7 @@ impl Export {
                         }
                         false => parameters,
                     };
+                    let device = device.for_loss_of(model, device.find()?)?;
                     let network = Network::new(model, written, &device)?;
                     let figures = measure(
                         &Alone,
@@ -205,22 +206,25 @@ impl Export {
                 let train = run.config.as_ref().map(|config| &config.train);
                 let default = TrainConfig::default();
                 let train = train.unwrap_or(&default);
-                let mut state = run.state.optimized()?;
                 let anew;
                 begins_anew = train.optimizer == Optimizer::Muon;
-                if begins_anew {
+                let state = if begins_anew {
                     note(format_args!(
                         "the run was trained with Muon, which the original does not have: in what is \
                          written Adam begins anew, at step 0"
                     ));
                     anew = Moments::zeros(&Layout::new(model));
-                    state = Optimized {
+                    Optimized {
+                        config: model,
                         step: 0,
+                        parameters: &run.state.parameters,
+                        average: &run.state.average,
                         first: &anew.first,
                         second: &anew.second,
-                        ..state
-                    };
-                }
+                    }
+                } else {
+                    run.state.optimized()?
+                };
                 let variables = original::variables(state, train.batch_size, self.nr_gpu.into())?;
                 tensorflow::write_v2(&folder, checkpoint, variables)?;
                 checkpoint

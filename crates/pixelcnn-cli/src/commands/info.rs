@@ -10,7 +10,7 @@ use pixelcnn::train::state::TrainState;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::{Settings, preset_name};
-use crate::terminal::{Result, duration, grouped, say, unit};
+use crate::terminal::{Result, duration, grouped, say};
 use crate::trained::{Trained, checkpoints};
 
 /// Show what a run, a checkpoint, the shipped model or a preset is: its settings, size, cost and
@@ -85,7 +85,7 @@ fn show_exported(exported: &Model) -> Result {
     line("time", duration(card.seconds.round()))?;
     line("weights", card.weights())?;
     if let Some(measured) = &card.measured {
-        line(unit(&exported.config), measured)?;
+        line(exported.config.unit(), measured)?;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ fn show_state(state: &TrainState) -> Result {
     line("images seen", grouped(state.images_seen))?;
     line("base learning rate", state.learning_rate)?;
     line("time", duration(state.seconds.round()))?;
-    let unit = unit(&state.config);
+    let unit = state.config.unit();
     let figure = |figure: Option<(u64, f64)>| match figure {
         Some((step, bits)) => format!("{bits:.4} {unit}, step {}", grouped(step)),
         None => "not measured yet".into(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use pixelcnn::train::config::RunConfig;
 use pixelcnn::train::metrics::{self, Record};
 
 use crate::chart::{Chart, Series, Shape};
@@ -14,15 +15,17 @@ use crate::terminal::{Result, counted, listed, note, say};
 /// A training curve has up to so many points, each the mean of at least so many records.
 const POINTS: usize = 100;
 const RECORDS: usize = 5;
-/// Bits/dim that a training curve may begin above where it ends.
+/// Bits that a training curve may begin above where it ends.
 const FALL: f64 = 1.0;
+/// Energies may be so many times the one at the end.
+const FALL_OF_ENERGY: f64 = 2.0;
 
 /// Draw how runs were trained: bits/dim over time.
 ///
 /// Training batches, with dropout where there is any and the parameters of the moment, as means of
 /// as many steps as the legend says; and the test set, with the averaged parameters. Time is that
 /// of training steps alone, without pauses, evaluations and samples. The first moments, more than 1
-/// bit/dim above the end, are left out.
+/// bit/dim above the end, are left out; of energies those of more than twice the last one.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Plot {
@@ -52,12 +55,24 @@ impl Plot {
         let output = self.overwrite.or_free(&self.output, "curve.png");
         self.overwrite.prepare(&output)?;
         let mut series = Vec::new();
+        let mut kinds = Vec::new();
         for run in &self.runs {
+            // Runs whose settings are lost are of images, as most are.
+            let kind = RunConfig::read(run).map_or("bits/dim", |file| file.config.model.unit());
+            if kinds.iter().any(|other| *other != kind) {
+                return Err(format!(
+                    "{}: {kind} do not go into one picture with {}: plot each kind alone",
+                    run.display(),
+                    kinds[0]
+                )
+                .into());
+            }
+            kinds.push(kind);
             let of = match self.runs.len() {
                 1 => String::new(),
                 _ => format!("{}: ", name(run)),
             };
-            series.extend(curves(run, &of)?);
+            series.extend(curves(run, kind, &of)?);
         }
         if series.iter().all(|(_, points)| points.is_empty()) {
             let runs = self.runs.iter().map(|run| run.display().to_string());
@@ -76,7 +91,7 @@ impl Plot {
                 _ => "Training".into(),
             },
             x_label: format!("{unit} of training"),
-            y_label: "bits/dim".into(),
+            y_label: kinds[0].into(),
             series: series.collect(),
         };
         chart.write(&output)?;
@@ -91,8 +106,8 @@ fn name(run: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// The curves of a run, with their labels.
-fn curves(run: &Path, of: &str) -> Result<Vec<(String, Points)>> {
+/// The curves of a run in some unit, with their labels.
+fn curves(run: &Path, kind: &str, of: &str) -> Result<Vec<(String, Points)>> {
     let (mut train, mut test, mut steps) = (Points::new(), Points::new(), Vec::new());
     let recorded = metrics::read(run)?;
     if !recorded.damaged.is_empty() {
@@ -132,7 +147,11 @@ fn curves(run: &Path, of: &str) -> Result<Vec<(String, Points)>> {
             .filter(|chunk| chunk.len() == records);
         let means: Points = chunks.rev().map(mean).collect();
         let end = means[means.len() - 1].1;
-        let fallen = means.iter().skip_while(|(_, bits)| *bits > end + FALL);
+        let most = match kind {
+            "energy" => end * FALL_OF_ENERGY,
+            _ => end + FALL,
+        };
+        let fallen = means.iter().skip_while(|(_, bits)| *bits > most);
         let means = fallen.copied().collect();
         // Records lie a fixed number of steps apart, or more where a run stopped in between.
         let apart = steps.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));

@@ -21,7 +21,7 @@ use crate::ranks::{GpuFlags, Team, together};
 use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
-    note, note_dropped, opening, quoted, say, unit,
+    note, note_dropped, opening, quoted, say,
 };
 use crate::trained::{checkpoints, offer};
 
@@ -149,11 +149,12 @@ impl Train {
 
     /// Opens all that a training needs, says what it is, and tells the other ranks.
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<(Device, Start, Baseline)> {
-        let device = device.find_for(team)?;
+        let found = device.find_for(team)?;
         let (run, mut config, start, train, test) = match &self.resume {
             Some(run) => self.resume(run)?,
             None => self.begin()?,
         };
+        let device = device.for_loss_of(&config.model, found)?;
         let ranks = team.ranks.count();
         if self.resume.is_none() {
             let free = device.free_shards(&config.model, config.train.batch_size);
@@ -384,7 +385,7 @@ impl Train {
 /// Takes part in what rank 0 trains.
 fn follow(device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
     if let Some((folder, config)) = announced(&*team.ranks)? {
-        let device = device.find_for(team)?;
+        let device = device.for_loss_of(&config.model, device.find_for(team)?)?;
         let (images, test) = Dataset::open_splits(&config.data)?;
         let training = Training {
             folder: &folder,
@@ -458,7 +459,7 @@ impl Display<'_> {
     fn new(config: &RunConfig, baseline: Baseline) -> Display<'_> {
         Display {
             config: &config.train,
-            unit: unit(&config.model),
+            unit: config.model.unit(),
             baseline,
             bar: Bar::new(),
             first_step: 0,

@@ -3,7 +3,7 @@
 
 use super::execution::{Execution, add, conv_of};
 use crate::kernels::pointwise::{Channels, gate, nonlinearity};
-use crate::likelihood::{EnergyDistance, Noise};
+use crate::likelihood::{EnergyDistance, FEATURES, Noise, SAMPLES};
 use crate::network::{GatedResnet, Layer, LayerKind};
 use crate::plan::Operation;
 
@@ -45,11 +45,19 @@ pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>])
         }
     }
     if let Some(head) = &execution.plan.head {
-        let distance = EnergyDistance::of(execution.config, head, execution.weights);
-        let features = execution.values(execution.plan.logits);
-        distance.walk(Noise::of(execution.dropout), features, |n, values| {
-            normalise(parameters, &head[n], None, values);
-        });
+        let (noise, features) = (
+            Noise::of(execution.dropout),
+            execution.values(execution.plan.logits),
+        );
+        let mut distance = EnergyDistance::of(execution.config, head, execution.weights);
+        for (n, layer) in head.iter().enumerate() {
+            // Ten samples of all pixels are too many to be held.
+            let observed = || distance.outputs(n, noise, features);
+            let pixels = features.len() / FEATURES * SAMPLES;
+            let statistics = statistics([pixels, layer.outputs], observed);
+            let factors = set(parameters, layer, &statistics);
+            distance.rescale(n, &statistics[0], &factors);
+        }
     }
 }
 
@@ -133,30 +141,46 @@ fn normalise(
     observed: Option<&[f32]>,
     values: &mut [f32],
 ) {
-    let channels = layer.outputs;
-    let observed = observed.unwrap_or(values);
-    let count = (observed.len() / channels) as f64;
-    let mut mean = vec![0.0; channels];
-    let mut square = vec![0.0; channels];
-    for pixel in observed.chunks_exact(channels) {
-        for (sum, &value) in mean.iter_mut().zip(pixel) {
-            *sum += f64::from(value) / count;
+    let statistics = {
+        let observed = observed.unwrap_or(values);
+        let pixels = observed.len() / layer.outputs;
+        statistics([pixels, layer.outputs], || std::iter::once(observed))
+    };
+    let factors = set(parameters, layer, &statistics);
+    for pixel in values.chunks_exact_mut(layer.outputs) {
+        for ((value, mean), factor) in pixel.iter_mut().zip(&statistics[0]).zip(&factors) {
+            *value = ((f64::from(*value) - mean) * factor) as f32;
         }
     }
-    for pixel in observed.chunks_exact(channels) {
-        for ((sum, &value), mean) in square.iter_mut().zip(pixel).zip(&mean) {
-            *sum += (f64::from(value) - mean).powi(2) / count;
+}
+
+/// The mean and the variance of every channel of what a layer gives, \[pixels, channels\] in parts that are
+/// gone through twice.
+fn statistics<V: AsRef<[f32]>, I: Iterator<Item = V>>(
+    [pixels, channels]: [usize; 2],
+    outputs: impl Fn() -> I,
+) -> [Vec<f64>; 2] {
+    let mean_of = |f: &dyn Fn(usize, f64) -> f64| {
+        let mut mean = vec![0.0; channels];
+        for part in outputs() {
+            for pixel in part.as_ref().chunks_exact(channels) {
+                for (channel, (mean, &value)) in mean.iter_mut().zip(pixel).enumerate() {
+                    *mean += f(channel, f64::from(value)) / pixels as f64;
+                }
+            }
         }
-    }
-    let scale: Vec<f64> = square
-        .iter()
-        .map(|variance| f64::from(layer.init_scale) / (variance + EPSILON).sqrt())
-        .collect();
-    for pixel in values.chunks_exact_mut(channels) {
-        for ((value, mean), scale) in pixel.iter_mut().zip(&mean).zip(&scale) {
-            *value = ((f64::from(*value) - mean) * scale) as f32;
-        }
-    }
+        mean
+    };
+    let mean = mean_of(&|_, value| value);
+    let variance = mean_of(&|channel, value| (value - mean[channel]).powi(2));
+    [mean, variance]
+}
+
+/// Sets a layer's `g` and `b` so that what it gives, of this mean and variance, has mean 0 and deviation
+/// `init_scale` per channel; gives the factors of the change.
+fn set(parameters: &mut [Vec<f32>], layer: &Layer, [mean, variance]: &[Vec<f64>; 2]) -> Vec<f64> {
+    let scale = |variance: &f64| f64::from(layer.init_scale) / (variance + EPSILON).sqrt();
+    let scale: Vec<f64> = variance.iter().map(scale).collect();
     for (g, scale) in parameters[layer.parameter + 1].iter_mut().zip(&scale) {
         *g = (f64::from(*g) * scale) as f32;
     }
@@ -164,6 +188,7 @@ fn normalise(
     for (b, (mean, scale)) in parameters[layer.parameter + 2].iter_mut().zip(changes) {
         *b = (f64::from(*b) - mean * scale) as f32;
     }
+    scale
 }
 
 fn output(execution: &Execution, layer: &Layer, size: [usize; 3], x: &[f32]) -> Vec<f32> {

@@ -85,12 +85,12 @@ impl EnergyDistance {
     /// If the parameters are not the model's.
     pub fn of_parameters(config: &ModelConfig, parameters: &[Vec<f32>]) -> Option<EnergyDistance> {
         let head = Layout::new(config).head?;
-        let mut weights = parameters.to_vec();
-        for layer in &head {
+        let mut distance = EnergyDistance::of(config, &head, parameters);
+        for (layer, [weight, _]) in head.iter().zip(&mut distance.weights) {
             let [v, g] = [0, 1].map(|k| &parameters[layer.parameter + k]);
-            WeightNorm::of(layer).weight(v, g, &mut weights[layer.parameter]);
+            WeightNorm::of(layer).weight(v, g, weight);
         }
-        Some(EnergyDistance::of(config, &head, &weights))
+        Some(distance)
     }
 
     /// The layers, as kernels.
@@ -123,7 +123,7 @@ impl EnergyDistance {
         let mut distances = Vec::new();
         for (chunk, (levels, features)) in chunks.enumerate() {
             let noise = self.noise(noise, first, chunk * CHUNK, features.len() / FEATURES);
-            let steps = self.steps(noise, features);
+            let steps = self.steps(SAMPLES, noise, features);
             self.distances(levels, &steps.samples, None, &mut distances);
         }
         distances
@@ -151,7 +151,8 @@ impl EnergyDistance {
         for (chunk, ((levels, features), by_features)) in chunks.enumerate() {
             let pixels = features.len() / FEATURES;
             let rows = pixels * SAMPLES;
-            let steps = self.steps(self.noise(noise, first, chunk * CHUNK, pixels), features);
+            let noise = self.noise(noise, first, chunk * CHUNK, pixels);
+            let steps = self.steps(SAMPLES, noise, features);
             let mut by_sums = vec![0.0; rows * self.channels];
             self.distances(levels, &steps.samples, Some(&mut by_sums), &mut distances);
             for (gradient, sample) in by_sums.iter_mut().zip(&steps.samples) {
@@ -198,22 +199,45 @@ impl EnergyDistance {
         distances
     }
 
-    /// Draws a pixel, \[channels\] between -1 and 1, of its features and as much noise as a sample takes.
-    pub fn draw(&self, features: &[f32], noise: [f32; NOISE]) -> Vec<f32> {
-        self.steps(noise.to_vec(), features).samples
+    /// Draws pixels, \[pixels, channels\] between -1 and 1, of their features and the noise of a sample for
+    /// each, \[pixels, [`NOISE`]\].
+    pub fn draw(&self, features: &[f32], noise: Vec<f32>) -> Vec<f32> {
+        self.steps(1, noise, features).samples
     }
 
-    /// What comes before each nonlinearity of the head, for samples of the pixels of some `features`;
-    /// changed by `change` on the way.
-    pub(crate) fn walk(
+    /// What a layer of the head gives, for the samples of some pixels of a batch at a time.
+    pub(crate) fn outputs(
         &self,
+        layer: usize,
         noise: Noise,
         features: &[f32],
-        mut change: impl FnMut(usize, &mut Vec<f32>),
-    ) {
-        let pixels = features.len() / FEATURES;
-        let noise = self.noise(noise, 0, 0, pixels);
-        self.steps_with(noise, features, &mut change);
+    ) -> impl Iterator<Item = Vec<f32>> {
+        let chunks = features.chunks(CHUNK * FEATURES).enumerate();
+        chunks.map(move |(chunk, features)| {
+            let noise = self.noise(noise, 0, chunk * CHUNK, features.len() / FEATURES);
+            let mut out = self.dense(0, &noise);
+            if layer > 0 {
+                add_features(SAMPLES, features, &mut out);
+            }
+            for n in 1..=layer {
+                out = self.dense(n, &bent(&out));
+            }
+            out
+        })
+    }
+
+    /// Changes a layer so that what it gives is less by a mean and then multiplied by a factor, each of
+    /// every channel.
+    pub(crate) fn rescale(&mut self, layer: usize, mean: &[f64], factor: &[f64]) {
+        let [weight, bias] = &mut self.weights[layer];
+        for row in weight.chunks_exact_mut(bias.len()) {
+            for (value, factor) in row.iter_mut().zip(factor) {
+                *value = (f64::from(*value) * factor) as f32;
+            }
+        }
+        for ((value, mean), factor) in bias.iter_mut().zip(mean).zip(factor) {
+            *value = ((f64::from(*value) - mean) * factor) as f32;
+        }
     }
 
     /// The noise of the samples of pixels from one on.
@@ -226,46 +250,23 @@ impl EnergyDistance {
         rows.collect()
     }
 
-    fn steps(&self, noise: Vec<f32>, features: &[f32]) -> Steps {
-        self.steps_with(noise, features, &mut |_, _| {})
+    /// A layer of the head.
+    fn dense(&self, layer: usize, x: &[f32]) -> Vec<f32> {
+        let (conv, [weight, bias]) = (self.layers()[layer], &self.weights[layer]);
+        let rows = x.len() / conv.inputs;
+        let mut out = vec![0.0; rows * conv.outputs];
+        conv.forward([1, 1, rows], x, weight, bias, false, &mut out);
+        out
     }
 
-    /// `change` is told what each layer gives, with the layer's number.
-    fn steps_with(
-        &self,
-        noise: Vec<f32>,
-        features: &[f32],
-        change: &mut dyn FnMut(usize, &mut Vec<f32>),
-    ) -> Steps {
-        let rows = noise.len() / NOISE;
-        let samples_per_pixel = rows * FEATURES / features.len();
-        let layers = self.layers();
-        let mut dense = |n: usize, x: &[f32]| {
-            let [weight, bias] = &self.weights[n];
-            let mut out = vec![0.0; rows * layers[n].outputs];
-            layers[n].forward([1, 1, rows], x, weight, bias, false, &mut out);
-            change(n, &mut out);
-            out
-        };
-        let bent = |x: &[f32]| {
-            let mut out = vec![0.0; 2 * x.len()];
-            nonlinearity(Nonlinearity::ConcatElu, FEATURES, None, x, &mut out);
-            out
-        };
-        let mut sum_1 = dense(0, &noise);
-        let samples = sum_1.chunks_exact_mut(samples_per_pixel * FEATURES);
-        for (samples, features) in samples.zip(features.chunks_exact(FEATURES)) {
-            for sample in samples.chunks_exact_mut(FEATURES) {
-                sample
-                    .iter_mut()
-                    .zip(features)
-                    .for_each(|(sum, feature)| *sum += feature);
-            }
-        }
+    /// So many samples of each pixel.
+    fn steps(&self, samples: usize, noise: Vec<f32>, features: &[f32]) -> Steps {
+        let mut sum_1 = self.dense(0, &noise);
+        add_features(samples, features, &mut sum_1);
         let bent_1 = bent(&sum_1);
-        let sum_2 = dense(1, &bent_1);
+        let sum_2 = self.dense(1, &bent_1);
         let bent_2 = bent(&sum_2);
-        let samples = dense(2, &bent_2).into_iter().map(tanh).collect();
+        let samples = self.dense(2, &bent_2).into_iter().map(tanh).collect();
         Steps {
             noise,
             sums: [sum_1, sum_2],
@@ -327,4 +328,22 @@ impl EnergyDistance {
             distances.push(sum as f32);
         }
     }
+}
+
+/// Adds the features of each pixel to those of each of its samples.
+fn add_features(samples: usize, features: &[f32], sums: &mut [f32]) {
+    let pixels = sums.chunks_exact_mut(samples * FEATURES);
+    for (sums, features) in pixels.zip(features.chunks_exact(FEATURES)) {
+        for sample in sums.chunks_exact_mut(FEATURES) {
+            let pairs = sample.iter_mut().zip(features);
+            pairs.for_each(|(sum, feature)| *sum += feature);
+        }
+    }
+}
+
+/// The head's nonlinearity.
+fn bent(x: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; 2 * x.len()];
+    nonlinearity(Nonlinearity::ConcatElu, FEATURES, None, x, &mut out);
+    out
 }

@@ -37,12 +37,14 @@ KERNEL muon_momentum(
 EXPORT_TOGETHER(muon_momentum)
 
 // Scaled to norm 1, and on its side where it is wide: Y [longer, shorter].
-KERNEL muon_scale(const float* gradients, const double* squares, float* y, const Matrix* matrices) {
+KERNEL muon_scale(
+    const float* gradients, const double* squares, float* y, double least_norm, const Matrix* matrices
+) {
     const Matrix* matrix = matrices + blockIdx.y;
     double square = 0;
     for (int n = 0; n < SUMMED; n++) square += squares[blockIdx.y * SUMMED + n];
     double norm = sqrt(square);
-    float scale = 1 / (norm > 1e-20 ? norm : 1e-20);
+    float scale = 1 / (norm > least_norm ? norm : least_norm);
     i64 rows = matrix->rows, columns = matrix->columns;
     for (i64 n = index(); n < rows * columns; n += (i64)gridDim.x * blockDim.x) {
         i64 to = rows < columns ? n % columns * rows + n / columns : n;

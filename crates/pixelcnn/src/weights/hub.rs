@@ -201,20 +201,21 @@ impl Card {
             false => (", likelihood", "with an exact likelihood"),
             true => ("", "trained by the energy distance, without a likelihood"),
         };
-        let (unit, kind, what) = match config.nr_codes {
+        let (kind, what) = match config.nr_codes {
             0 => (
-                match config.energy_distance {
-                    false => "bits/dim",
-                    true => "energy",
-                },
                 "images",
                 format!("images | {width}x{height}, {channels} channels, 8 bits"),
             ),
             codes => (
-                "bits/code",
                 "maps of codes",
                 format!("maps | {width}x{height} of {codes} codes"),
             ),
+        };
+        let unit = config.unit();
+        // Others have no mixture.
+        let (shape, values) = match unit {
+            "bits/dim" => (", mixture components", format!(", {nr_logistic_mix}")),
+            _ => ("", String::new()),
         };
         format!(
             "\
@@ -236,7 +237,7 @@ a model of {kind} {trained}.
 | steps, images seen, hours of training | {step}, {images_seen}, {hours:.1} |
 | weights | {weights} |
 | parameters | {parameters} |
-| blocks, filters, mixture components | {nr_resnet}, {nr_filters}, {nr_logistic_mix} |
+| blocks, filters{shape} | {nr_resnet}, {nr_filters}{values} |
 | nonlinearity | {nonlinearity} |
 | classes | {classes} |
 {beyond}
