@@ -86,23 +86,19 @@ impl DeviceFlags {
 
     /// The device on which a model's loss is computed: a GPU that was not asked for gives way to the CPU
     /// where it can't.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
     pub fn for_loss_of(&self, model: &ModelConfig, device: Device) -> Result<Device> {
-        match device {
-            Device::Cpu => Ok(Device::Cpu),
-            #[cfg(feature = "cuda")]
-            device if !model.energy_distance => Ok(device),
-            #[cfg(feature = "cuda")]
-            device => match &*self.device {
-                "auto" => {
-                    note("the energy distance is computed on the CPU");
-                    Ok(Device::Cpu)
-                }
-                _ => Err(format!(
-                    "{device}: the energy distance is computed on CPUs alone: give --device cpu"
-                )
-                .into()),
-            },
+        if device == Device::Cpu || !model.energy_distance {
+            return Ok(device);
+        }
+        match &*self.device {
+            "auto" => {
+                note("the energy distance is computed on the CPU");
+                Ok(Device::Cpu)
+            }
+            _ => Err(format!(
+                "{device}: the energy distance is computed on CPUs alone: give --device cpu"
+            )
+            .into()),
         }
     }
 
