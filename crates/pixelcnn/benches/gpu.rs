@@ -18,6 +18,7 @@ use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::{Device, Precision, on_threads};
 use pixelcnn::engine::{Engine, EngineError, State, Update};
 use pixelcnn::kernels::adam::Adam;
+use pixelcnn::kernels::muon::Muon;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::{Batch, Layout, draw_parameters};
 use pixelcnn::ranks::{Alone, Sharing};
@@ -413,9 +414,10 @@ const SIZES: [([usize; 3], &[usize]); 3] = [
 fn time() -> Result {
     gpu(Precision::F32).engine(&models()[0].1)?;
     println!(
-        "| size | batch | precision | step | on one branch | images/s | evaluation, images/s | memory |"
+        "| size | batch | precision | step | on one branch | by Muon | images/s | evaluation, images/s \
+         | memory |"
     );
-    println!("|---|--:|---|--:|--:|--:|--:|--:|");
+    println!("|---|--:|---|--:|--:|--:|--:|--:|--:|");
     for ([nr_filters, nr_resnet, nr_logistic_mix], batches) in SIZES {
         let config = ModelConfig {
             nr_filters,
@@ -450,18 +452,23 @@ fn time_one(
         ..Batch::default()
     };
     let mut one: Box<dyn Engine> = Box::new(on_one_branch(precision, config)?);
-    let one_branch = step_of(&mut *one, parameters, batch)?;
+    let one_branch = step_of(&mut *one, parameters, batch, None)?;
     drop(one);
     let mut engine = gpu(precision).engine(config)?;
-    let step = step_of(&mut *engine, parameters, batch)?;
+    let muon = Muon {
+        learning_rate: 1e-9,
+    };
+    let by_muon = step_of(&mut *engine, parameters, batch, Some(muon))?;
+    let step = step_of(&mut *engine, parameters, batch, None)?;
     let memory = used().map_or("unknown".into(), |mib| format!("{mib} MiB"));
     engine.load_weights(parameters)?;
     let mut evaluate = || engine.nats_per_image(batch).map(drop);
     let evaluation = median(2, &mut evaluate)?;
     Ok(format!(
-        "{:.2} ms | {:.2} ms | {:.0} | {:.0} | {memory}",
+        "{:.2} ms | {:.2} ms | {:.2} ms | {:.0} | {:.0} | {memory}",
         1e3 * step,
         1e3 * one_branch,
+        1e3 * by_muon,
         count as f64 / step,
         count as f64 / evaluation
     ))
@@ -486,7 +493,7 @@ fn ranks() -> Result {
     for shards in [1, 2, 4, 8] {
         let mut engine = gpu(Precision::Bf16).engine(config)?;
         engine.share(Some(Sharing::new(Arc::new(Alone), count, shards)?))?;
-        let step = step_of(&mut *engine, &parameters, batch)?;
+        let step = step_of(&mut *engine, &parameters, batch, None)?;
         println!("| {shards} | {:.2} |", 1e3 * step);
     }
     let speed = pixelcnn_cuda::exchange_with_itself(0, None)?;
@@ -498,13 +505,19 @@ fn ranks() -> Result {
 }
 
 /// Seconds of a step.
-fn step_of(engine: &mut dyn Engine, parameters: &[Vec<f32>], batch: Batch) -> Result<f64> {
+fn step_of(
+    engine: &mut dyn Engine,
+    parameters: &[Vec<f32>],
+    batch: Batch,
+    muon: Option<Muon>,
+) -> Result<f64> {
     engine.load(state(parameters))?;
     // So small that the loss stays a number, whatever the parameters are.
-    let update = Update::from(Adam {
+    let adam = Adam {
         learning_rate: 1e-9,
         ..Adam::default()
-    });
+    };
+    let update = Update { adam, muon };
     let mut step = || engine.step(batch, Some(DROPOUT), &update).map(drop);
     // Everything is chosen in the first, and recorded in the second.
     median(3, &mut step)
