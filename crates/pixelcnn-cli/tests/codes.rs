@@ -23,11 +23,7 @@ fn code(above: Option<i64>, coarse: i64, noise: u32) -> i64 {
 
 /// Writes `codes.npz`: maps 8x8 of 259 codes under maps 4x4 of 3, with labels, as int64.
 fn codes(folder: &Path) {
-    let mut state = 1u32;
-    let mut random = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 16
-    };
+    let mut random = program::random();
     let mut npz = Npz::new();
     for (split, count) in [("train", 400), ("test", 40)] {
         let (mut own, mut coarse, mut labels) = (Vec::new(), Vec::new(), Vec::new());

@@ -12,11 +12,7 @@ const COLOURS: [[u8; 3]; 2] = [[40, 90, 200], [220, 60, 30]];
 
 /// Pictures 8x8 of one of two colours each, not quite even, sorted by colour.
 fn pictures(folder: &Path) {
-    let mut state = 1u32;
-    let mut random = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 16
-    };
+    let mut random = program::random();
     for (split, count) in [("train", 60), ("test", 10)] {
         for n in 0..count {
             let colour = n % 2;

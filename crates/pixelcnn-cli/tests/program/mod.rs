@@ -81,6 +81,15 @@ pub fn pixelcnn(folder: &Path, arguments: &str) -> Output {
     )
 }
 
+/// The same numbers of 16 bits every time, as if drawn.
+pub fn random() -> impl FnMut() -> u32 {
+    let mut state = 1u32;
+    move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 16
+    }
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }

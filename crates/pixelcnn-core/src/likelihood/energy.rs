@@ -164,9 +164,7 @@ impl EnergyDistance {
                 let [by_weight, by_bias] = &mut found[n];
                 layers[n].backward_weight(size, inputs[n], &by_sums, by_weight, by_bias);
                 for (sum, found) in by_layers[n].iter_mut().zip(&found[n]) {
-                    sum.iter_mut()
-                        .zip(found)
-                        .for_each(|(sum, found)| *sum += found);
+                    add(sum, found);
                 }
                 let Some(before) = n.checked_sub(1) else {
                     continue;
@@ -189,10 +187,7 @@ impl EnergyDistance {
             let samples = by_sums.chunks_exact(SAMPLES * FEATURES);
             for (by_features, samples) in by_features.chunks_exact_mut(FEATURES).zip(samples) {
                 for sample in samples.chunks_exact(FEATURES) {
-                    by_features
-                        .iter_mut()
-                        .zip(sample)
-                        .for_each(|(sum, value)| *sum += value);
+                    add(by_features, sample);
                 }
             }
         }
@@ -335,9 +330,15 @@ fn add_features(samples: usize, features: &[f32], sums: &mut [f32]) {
     let pixels = sums.chunks_exact_mut(samples * FEATURES);
     for (sums, features) in pixels.zip(features.chunks_exact(FEATURES)) {
         for sample in sums.chunks_exact_mut(FEATURES) {
-            let pairs = sample.iter_mut().zip(features);
-            pairs.for_each(|(sum, feature)| *sum += feature);
+            add(sample, features);
         }
+    }
+}
+
+/// `sum += values`.
+fn add(sum: &mut [f32], values: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
     }
 }
 

@@ -96,15 +96,17 @@ pub fn config(tensors: &Tensors, unsaid: &Unsaid) -> Result<ModelConfig, Fault> 
         channels: inputs - 1,
         nr_resnet,
         nr_filters,
+        nr_logistic_mix: 1,
         nonlinearity,
         nr_classes,
         energy_distance,
         ..ModelConfig::default()
     };
-    if !energy_distance {
-        config.nr_logistic_mix = 1;
-        config.nr_logistic_mix = outputs / config.output_channels();
-    }
+    config.nr_logistic_mix = match energy_distance {
+        false => outputs / config.output_channels(),
+        // It has no mixture.
+        true => ModelConfig::default().nr_logistic_mix,
+    };
     config.validate()?;
     Ok(config)
 }
