@@ -48,7 +48,8 @@ fn of_training(error: &TrainError) -> Option<&'static str> {
 fn of_data(error: &DataError) -> Option<&'static str> {
     match error {
         DataError::Damaged(_) => Some("--skip-damaged"),
-        DataError::MixedSizes { .. } | DataError::Sides { .. } => Some("--size"),
+        DataError::MixedSizes { .. } => Some("--size, --crop"),
+        DataError::Sides { .. } => Some("--size"),
         DataError::NoDataDir { .. } | DataError::Fetch { .. } => Some("--data-dir"),
         _ => None,
     }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use pixelcnn::ModelConfig;
 use pixelcnn::picture::{grid, write_png};
 use pixelcnn::score::Map;
 use plotters::prelude::*;
@@ -58,10 +57,10 @@ struct Layout {
 }
 
 impl Layout {
-    /// For so many images in each group.
-    fn new(model: &ModelConfig, groups: &[usize]) -> Layout {
-        let scale = (SIDE / model.height.max(model.width)).max(1);
-        let [height, width] = [model.height, model.width].map(|side| side * scale);
+    /// For so many images in each group, none of which has more rows or more columns.
+    fn new(largest: [usize; 2], groups: &[usize]) -> Layout {
+        let scale = (SIDE / largest[0].max(largest[1])).max(1);
+        let [height, width] = largest.map(|side| side * scale);
         let cell = [
             LINE + height + 2 * GAP,
             (2 * width + GAP).max(CAPTION) + 2 * GAP,
@@ -84,9 +83,10 @@ impl Layout {
     }
 }
 
-/// Checks that a picture of so many images in each group can be made, before the long work.
-pub fn fits(model: &ModelConfig, groups: &[usize]) -> Result {
-    match Layout::new(model, groups)
+/// Checks that a picture of so many images in each group can be made, none of which has more rows or more
+/// columns, before the long work.
+pub fn fits(largest: [usize; 2], groups: &[usize]) -> Result {
+    match Layout::new(largest, groups)
         .size
         .iter()
         .all(|side| *side <= MOST)
@@ -95,16 +95,21 @@ pub fn fits(model: &ModelConfig, groups: &[usize]) -> Result {
         false => Err(format!(
             "so many heat maps of {}x{} pixels make a picture of over {MOST} pixels a side: ask \
              for fewer",
-            model.width, model.height
+            largest[1], largest[0]
         )
         .into()),
     }
 }
 
 /// Writes groups of images, each beside the map of its bits per pixel from 0 to `top`.
-pub fn write(path: &Path, model: &ModelConfig, groups: &[Group], top: f32) -> Result {
+pub fn write(path: &Path, groups: &[Group], top: f32) -> Result {
     let counts: Vec<usize> = groups.iter().map(|group| group.images.len()).collect();
-    let layout = Layout::new(model, &counts);
+    let sizes = groups
+        .iter()
+        .flat_map(|group| &group.images)
+        .map(|(_, map)| map.size);
+    let largest = sizes.reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
+    let layout = Layout::new(largest.unwrap_or([1, 1]), &counts);
     let [height, width] = layout.size;
     let mut picture = Picture {
         pixels: vec![255; height * width * 3],
@@ -120,14 +125,15 @@ pub fn write(path: &Path, model: &ModelConfig, groups: &[Group], top: f32) -> Re
             let y = y + i / layout.columns * layout.cell[0];
             texts.push(([y + 10, x], TEXT, line.clone()));
             let (y, [_, wide]) = (y + LINE, layout.image);
-            let levels = map.image.chunks_exact(model.channels);
+            let [height, width] = map.size;
+            let levels = map.image.chunks_exact(map.image.len() / (height * width));
             let colours = levels.map(|levels| match levels {
                 [red, green, blue] => [*red, *green, *blue],
                 levels => [levels[0]; 3],
             });
-            picture.fill([y, x], model.width, layout.scale, colours);
+            picture.fill([y, x], width, layout.scale, colours);
             let colours = map.bits_per_pixel.iter().map(|bits| colour(*bits, top));
-            picture.fill([y, x + wide + GAP], model.width, layout.scale, colours);
+            picture.fill([y, x + wide + GAP], width, layout.scale, colours);
         }
         y += group.images.len().div_ceil(layout.columns) * layout.cell[0];
     }
@@ -216,14 +222,9 @@ mod tests {
     #[test]
     fn any_model_has_its_picture() {
         let folder = tempfile::tempdir().unwrap();
-        for (height, width, channels) in [(4, 4, 1), (4, 1024, 3), (1024, 4, 3), (32, 32, 3)] {
-            let model = ModelConfig {
-                height,
-                width,
-                channels,
-                ..ModelConfig::default()
-            };
+        for (height, width, channels) in [(3, 5, 1), (4, 1024, 3), (1024, 4, 3), (32, 32, 3)] {
             let map = Map {
+                size: [height, width],
                 image: vec![9; height * width * channels],
                 bits_per_pixel: (0..height * width).map(|i| i as f32).collect(),
             };
@@ -233,20 +234,9 @@ mod tests {
             };
             let groups = [group(5), group(1)];
             assert_eq!(top(&groups), (height * width * 99 / 100) as f32);
-            fits(&model, &[5, 1]).unwrap();
-            write(
-                &folder.path().join("maps.png"),
-                &model,
-                &groups,
-                top(&groups),
-            )
-            .unwrap();
+            fits([height, width], &[5, 1]).unwrap();
+            write(&folder.path().join("maps.png"), &groups, top(&groups)).unwrap();
         }
-        let model = ModelConfig {
-            height: 1024,
-            width: 1024,
-            ..ModelConfig::default()
-        };
-        fits(&model, &[100, 100]).unwrap_err();
+        fits([1024, 1024], &[100, 100]).unwrap_err();
     }
 }

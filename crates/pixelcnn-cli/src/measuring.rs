@@ -67,7 +67,7 @@ impl ImageFlags {
 /// rank 0 has all figures.
 pub fn measure(
     ranks: &dyn Ranks,
-    network: &Network,
+    network: &mut Network,
     data: &Dataset,
     count: usize,
     batch_size: usize,

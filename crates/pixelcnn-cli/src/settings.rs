@@ -146,12 +146,8 @@ impl Settings {
 
     /// The run on the data that it is to learn.
     pub fn run(self, data: &Dataset) -> Result<RunConfig> {
-        let images = [
-            data.height(),
-            data.width(),
-            data.channels(),
-            data.nr_classes(),
-        ];
+        let [height, width] = data.one_size()?;
+        let images = [height, width, data.channels(), data.nr_classes()];
         let model = self.model(images);
         let describe = data.describe();
         if self.model.conditional() && data.nr_classes() == 0 {
@@ -232,8 +228,8 @@ pub struct DataFlags {
     /// which cifar10 is fetched]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Cut the largest centred square out of each picture and resize it to this side, a multiple of
-    /// 4 [default: pictures as they are, all of one size]
+    /// Cut the largest centred square out of each picture and resize it to this side [default: pictures
+    /// as they are]
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
     /// Fraction of the images kept for testing where the data come without a test split [default:
@@ -287,6 +283,10 @@ pub fn absolute(data: &mut DataConfig) {
 /// Every setting of a run but its data, as a flag.
 #[derive(Debug, Args)]
 pub struct Flags {
+    /// Train on squares of this side, cut out of the pictures at random places, and measure whole
+    /// pictures; those may be of any sizes [default: whole pictures, all of one size]
+    #[arg(long, value_name = "PIXELS", help_heading = "Data")]
+    crop: Option<usize>,
     /// Gated resnet blocks in each stack at each of the three resolutions
     #[arg(long, value_name = "N", help_heading = "Model")]
     nr_resnet: Option<usize>,
@@ -480,6 +480,11 @@ impl Flags {
             model.nr_classes = None;
         }
         self.apply_training(&mut settings.train);
+        self.apply_crop(&mut settings.data);
+    }
+
+    fn apply_crop(&self, data: &mut DataConfig) {
+        data.crop = self.crop.or(data.crop);
     }
 
     fn apply_training(&self, train: &mut TrainConfig) {
@@ -553,6 +558,7 @@ impl Flags {
         set(&mut model.nr_codes, &self.nr_codes);
         set(&mut model.nr_coarse_codes, &self.nr_coarse_codes);
         self.apply_training(&mut config.train);
+        self.apply_crop(&mut config.data);
         data.apply(&mut config.data);
     }
 }

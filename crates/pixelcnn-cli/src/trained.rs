@@ -16,9 +16,7 @@ use pixelcnn::weights::safetensors::FileError;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::{DataFlags, is_data_set};
-#[cfg(feature = "pretrained")]
-use crate::terminal::note;
-use crate::terminal::{Result, opening, quoted};
+use crate::terminal::{Result, note, opening, quoted};
 
 /// A trained model.
 pub enum Trained {
@@ -91,6 +89,32 @@ impl Trained {
         match self {
             Trained::Run(run) => &run.state.config,
             Trained::Exported(exported) => &exported.model.config,
+        }
+    }
+
+    /// Takes images of another height and width.
+    pub fn resize(&mut self, size: [usize; 2]) -> Result {
+        let resized = self.model().resized(size);
+        resized.validate()?;
+        self.note_unless(|own| own == size);
+        match self {
+            Trained::Run(run) => run.state.config = resized,
+            Trained::Exported(exported) => exported.model.config = resized,
+        }
+        Ok(())
+    }
+
+    /// Says so where images are not of the size that the model was trained on.
+    pub fn note_sizes(&self, data: &Dataset) {
+        self.note_unless(|own| data.one_size().is_ok_and(|size| size == own));
+    }
+
+    fn note_unless(&self, fits: impl Fn([usize; 2]) -> bool) {
+        let ModelConfig { height, width, .. } = *self.model();
+        if !fits([height, width]) {
+            note(format_args!(
+                "the model was trained on images of {width}x{height}: of others it may know less"
+            ));
         }
     }
 

@@ -144,7 +144,7 @@ fn settings_out_of_range_are_one_line() {
         ("--learning-rate nan", "learning_rate = NaN: must be"),
         ("--nr-filters 0", "nr_filters = 0: must be"),
         ("--epochs 0", "epochs = 0: must be"),
-        ("--size 30", "size 30: must be a multiple of 4"),
+        ("--size 0", "size 0: must be from 1 to 16384"),
         ("--held-out 1.5", "held-out fraction 1.5"),
         ("--data nowhere", "nowhere not found"),
         ("--class-conditional", "needs labels"),

@@ -155,7 +155,7 @@ fn main() {
             continue;
         }
         let [n, h, w] = size;
-        let [oh, ow] = conv.output_size([h, w]);
+        let [_, [oh, ow]] = conv.sizes([h, w]);
         let (pixels, taps) = (n * oh * ow, window.taps());
         let work = pixels * taps * inputs * outputs;
         let (x, y) = (random(n * h * w * inputs), random(pixels * outputs));

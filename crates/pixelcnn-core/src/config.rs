@@ -75,9 +75,9 @@ impl Augmentation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Rows of an image; divisible by 4, since the network halves its resolution twice.
+    /// Rows of an image.
     pub height: usize,
-    /// Columns of an image; divisible by 4.
+    /// Columns of an image.
     pub width: usize,
     /// 3 (red, green, blue) or 1; 1 for codes.
     pub channels: usize,
@@ -153,21 +153,9 @@ impl Default for ModelConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Height or width is zero or not divisible by 4.
-    #[error(
-        "image size {width}x{height}: width and height must be multiples of 4 between 4 and {MAX_SIDE}"
-    )]
+    /// Height or width is zero or too large.
+    #[error("image size {width}x{height}: width and height must be between 1 and {MAX_SIDE}")]
     Size {
-        /// Rows.
-        height: usize,
-        /// Columns.
-        width: usize,
-    },
-    /// Images that are not squares can't be turned.
-    #[error(
-        "image size {width}x{height}: only square images have all eight symmetries: take flips or square images"
-    )]
-    NotSquare {
         /// Rows.
         height: usize,
         /// Columns.
@@ -227,7 +215,7 @@ pub enum ConfigError {
 }
 
 /// The longest side of an image.
-pub const MAX_SIDE: usize = 1024;
+pub const MAX_SIDE: usize = 1 << 14;
 
 /// The most heads of attention.
 pub const MAX_HEADS: usize = 8;
@@ -235,21 +223,20 @@ pub const MAX_HEADS: usize = 8;
 /// The most codes: a code is two bytes.
 pub const MAX_CODES: usize = 1 << 16;
 
+/// So many rows or columns, halved `scale` times and rounded up.
+pub fn halved(side: usize, scale: usize) -> usize {
+    side.div_ceil(1 << scale)
+}
+
 impl ModelConfig {
     /// Checks every field's range, so that sizes computed from it can be trusted.
     ///
     /// # Errors
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let side = |n: usize| n > 0 && n.is_multiple_of(4) && n <= MAX_SIDE;
+        let side = |n: usize| (1..=MAX_SIDE).contains(&n);
         if !side(self.height) || !side(self.width) {
             return Err(ConfigError::Size {
-                height: self.height,
-                width: self.width,
-            });
-        }
-        if self.augmentation == Augmentation::Symmetries && self.height != self.width {
-            return Err(ConfigError::NotSquare {
                 height: self.height,
                 width: self.width,
             });
@@ -368,6 +355,21 @@ impl ModelConfig {
             0 => self.channels,
             _ => 1,
         }
+    }
+
+    /// The model with other images' height and width: no parameter depends on them.
+    pub fn resized(&self, [height, width]: [usize; 2]) -> ModelConfig {
+        ModelConfig {
+            height,
+            width,
+            ..self.clone()
+        }
+    }
+
+    /// Rows and columns of a map at the image's resolution divided by 2 to the `scale` (paper, section 2.3),
+    /// rounded up: of a last row or column that has no other, the coarser map has one still.
+    pub fn size_at(&self, scale: usize) -> [usize; 2] {
+        [self.height, self.width].map(|side| halved(side, scale))
     }
 
     /// Values in one image: levels or codes.

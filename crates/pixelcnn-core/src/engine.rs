@@ -222,6 +222,12 @@ pub trait Engine: Send + Sync {
     /// The model's shape.
     fn config(&self) -> &ModelConfig;
 
+    /// Takes images of another height and width from now on, with the same state and weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] where no image has them.
+    fn resize(&mut self, size: [usize; 2]) -> Result<(), EngineError>;
+
     /// Data-dependent initialisation (Salimans & Kingma, 2016, section 3): one pass over a batch
     /// that sets each layer's `g` and `b` among the drawn `parameters` from its own output, which
     /// goes on normalised. Gives the output of that pass.

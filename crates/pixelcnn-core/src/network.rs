@@ -107,6 +107,25 @@ pub struct Layer {
     pub hidden: bool,
 }
 
+impl Layer {
+    /// The finer one of what it reads and what it writes, which may be of one size.
+    pub fn finer<T>(&self, from: T, to: T) -> T {
+        match self.kind {
+            LayerKind::Deconv => to,
+            LayerKind::Conv | LayerKind::Dense => from,
+        }
+    }
+
+    /// How often the resolution of its output is halved, if that of its input is `scale` times.
+    pub fn scale_of_output(&self, scale: usize) -> usize {
+        let halvings = self.window.stride - 1;
+        match self.kind {
+            LayerKind::Deconv => scale - halvings,
+            LayerKind::Conv | LayerKind::Dense => scale + halvings,
+        }
+    }
+}
+
 /// One gated resnet block (the original's `gated_resnet`; its dropout: paper, section 2.5):
 /// `x + split(conv_2(dropout(f(conv_1(f(x)) + nin(f(a))))) + h * hw)` gated.
 #[derive(Debug, Clone, PartialEq)]

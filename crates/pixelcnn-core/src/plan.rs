@@ -18,7 +18,7 @@ use std::mem;
 use std::ops::{Range, RangeInclusive};
 
 use crate::config::ModelConfig;
-use crate::network::{GatedResnet, Head, Layer, LayerKind, Layout, Pass, pixelcnn};
+use crate::network::{GatedResnet, Head, Layer, Layout, Pass, pixelcnn};
 
 /// The operations of a model, and the buffers between them.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +56,9 @@ pub struct Turn {
 /// A map that an operation writes and others read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Buffer {
-    /// Rows and columns.
+    /// How often its resolution is halved.
+    pub scale: usize,
+    /// Rows and columns: those that the model has [at that scale](ModelConfig::size_at).
     pub size: [usize; 2],
     /// Channels of every pixel.
     pub channels: usize,
@@ -301,14 +303,15 @@ impl Planner<'_> {
             return map;
         }
         let channels = maps.iter().map(|&map| self.plan.buffers[map].channels);
-        let to = self.buffer(self.plan.buffers[maps[0]].size, channels.sum());
+        let to = self.buffer(self.plan.buffers[maps[0]].scale, channels.sum());
         self.plan.forward.push(Operation::Concat { from: maps, to });
         to
     }
 
-    fn buffer(&mut self, size: [usize; 2], channels: usize) -> usize {
+    fn buffer(&mut self, scale: usize, channels: usize) -> usize {
         self.plan.buffers.push(Buffer {
-            size,
+            scale,
+            size: self.config.size_at(scale),
             channels,
             life: 0..=0,
             slot: 0,
@@ -318,8 +321,10 @@ impl Planner<'_> {
 
     /// A new buffer shaped as another one.
     fn like(&mut self, buffer: usize) -> usize {
-        let Buffer { size, channels, .. } = self.plan.buffers[buffer];
-        self.buffer(size, channels)
+        let Buffer {
+            scale, channels, ..
+        } = self.plan.buffers[buffer];
+        self.buffer(scale, channels)
     }
 
     /// The first operation on a map goes on on the map's branch. Others begin the horizontal stack,
@@ -664,8 +669,7 @@ impl Pass for Planner<'_> {
     }
 
     fn embed(&mut self, layer: &Layer, _images: &Maps, map: usize) -> Maps {
-        let ModelConfig { height, width, .. } = *self.config;
-        let to = self.buffer([height, width], layer.outputs + 1);
+        let to = self.buffer(0, layer.outputs + 1);
         let layer = layer.clone();
         let operation = Operation::Embed { layer, map, to };
         self.plan.forward.push(operation);
@@ -673,20 +677,15 @@ impl Pass for Planner<'_> {
     }
 
     fn first_channels(&mut self, _images: &Maps, channels: usize) -> Maps {
-        let ModelConfig { height, width, .. } = *self.config;
-        let to = self.buffer([height, width], channels);
+        let to = self.buffer(0, channels);
         self.plan.forward.push(Operation::Images { to });
         vec![to]
     }
 
     fn layer(&mut self, layer: &Layer, x: &Maps) -> Maps {
         let from = one(x);
-        let (size, stride) = (self.plan.buffers[from].size, layer.window.stride);
-        let size = match layer.kind {
-            LayerKind::Conv | LayerKind::Dense => size.map(|n| n / stride),
-            LayerKind::Deconv => size.map(|n| n * stride),
-        };
-        let to = self.buffer(size, layer.outputs);
+        let scale = layer.scale_of_output(self.plan.buffers[from].scale);
+        let to = self.buffer(scale, layer.outputs);
         let layer = layer.clone();
         let operation = Operation::Layer { layer, from, to };
         self.plan.forward.push(operation);
@@ -695,8 +694,9 @@ impl Pass for Planner<'_> {
 
     fn gated_resnet(&mut self, block: &GatedResnet, x: &Maps, a: Option<&Maps>) -> Maps {
         let x = one(x);
-        let size = self.plan.buffers[x].size;
-        let [c1, c2] = [&block.conv_1, &block.conv_2].map(|layer| self.buffer(size, layer.outputs));
+        let scale = self.plan.buffers[x].scale;
+        let [c1, c2] =
+            [&block.conv_1, &block.conv_2].map(|layer| self.buffer(scale, layer.outputs));
         let to = self.like(x);
         self.plan.forward.push(Operation::GatedResnet {
             block: Box::new(block.clone()),

@@ -496,15 +496,17 @@ mod tests {
         let plan = Plan::training(config);
         let mut works = HashSet::new();
         for operation in &plan.forward {
-            let (from, layers): (usize, Vec<(&Layer, bool)>) = match operation {
-                Operation::Layer { layer, from, .. } => (*from, vec![(layer, true)]),
+            let (finer, layers): (usize, Vec<(&Layer, bool)>) = match operation {
+                Operation::Layer { layer, from, to } => {
+                    (layer.finer(*from, *to), vec![(layer, true)])
+                }
                 Operation::GatedResnet { block, x, .. } => {
                     let layers = [&block.conv_1, &block.conv_2].into_iter().chain(&block.nin);
                     (*x, layers.map(|layer| (layer, false)).collect())
                 }
                 _ => continue,
             };
-            let [h, w] = plan.buffers[from].size;
+            let [h, w] = plan.buffers[finer].size;
             for (layer, wide) in layers {
                 let geometry = Geometry::of(layer, [64, h, w]);
                 let convolution = Convolution { geometry, wide };

@@ -614,6 +614,20 @@ impl Engine for Cuda {
     }
 
     /// On the CPU, so that a seed means the same on every device: it is one forward pass.
+    fn resize(&mut self, size: [usize; 2]) -> Result<(), EngineError> {
+        let config = self.config.resized(size);
+        if config != self.config {
+            config.validate()?;
+            self.training = Plan::training(&config);
+            self.evaluation = Plan::evaluation(&config);
+            self.config = config;
+            // What was recorded and the maps are of the size before.
+            *self.step.get_mut().unwrap_or_else(PoisonError::into_inner) = Step::default();
+            *self.maps.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(())
+    }
+
     fn initialise(
         &self,
         parameters: &mut [Vec<f32>],

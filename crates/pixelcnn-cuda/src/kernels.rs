@@ -6,7 +6,7 @@ use std::ptr;
 use pixelcnn_core::Nonlinearity;
 use pixelcnn_core::kernels::adam::Rates;
 use pixelcnn_core::kernels::pointwise::Dropped;
-use pixelcnn_core::network::{Layer, LayerKind};
+use pixelcnn_core::network::Layer;
 
 use crate::CudaError;
 use crate::gpu::{Argument, Branch, Plain};
@@ -79,24 +79,17 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// Of a layer that reads a map of so many images, rows and columns.
+    /// Of a layer whose finer map has so many images, rows and columns.
     pub fn of(layer: &Layer, [images, h, w]: [usize; 3]) -> Geometry {
         let int = |n: usize| n as i32;
         let stride = layer.window.stride;
-        let (coarse, fine) = match layer.kind {
-            LayerKind::Deconv => (
-                [h, w, layer.inputs],
-                [h * stride, w * stride, layer.outputs],
-            ),
-            LayerKind::Conv | LayerKind::Dense => (
-                [h / stride, w / stride, layer.outputs],
-                [h, w, layer.inputs],
-            ),
-        };
+        let [coarse_h, coarse_w] = [h, w].map(|n| n.div_ceil(stride));
+        let fine_channels = layer.finer(layer.inputs, layer.outputs);
+        let coarse_channels = layer.finer(layer.outputs, layer.inputs);
         Geometry {
             images: int(images),
-            coarse: coarse.map(int),
-            fine: fine.map(int),
+            coarse: [coarse_h, coarse_w, coarse_channels].map(int),
+            fine: [h, w, fine_channels].map(int),
             kernel: layer.window.kernel.map(int),
             offset: layer.window.offset.map(int),
             stride: int(stride),

@@ -264,10 +264,7 @@ impl Pass<'_> {
         let d_weight = self.parameter(self.sums(state), layer.parameter);
         let d_bias = self.parameter(self.sums(state), layer.parameter + 2);
         let [fine, coarse] = fine_and_coarse(layer, from, d_to);
-        let [h, w, channels] = match layer.kind {
-            LayerKind::Deconv => geometry.fine,
-            LayerKind::Conv | LayerKind::Dense => geometry.coarse,
-        };
+        let [h, w, channels] = layer.finer(geometry.coarse, geometry.fine);
         let pixels = i64::from(geometry.images) * i64::from(h) * i64::from(w);
         let sum = match wide {
             true => kernels::sum_pixels_wide,
@@ -311,7 +308,8 @@ impl Pass<'_> {
                     )
                 }
                 Operation::Layer { layer, from, .. } => {
-                    let (size, ends) = (self.size(*from), [self.at(*from), self.at(to)]);
+                    let size = self.size(layer.finer(*from, to));
+                    let ends = [self.at(*from), self.at(to)];
                     self.layer(
                         layer,
                         Way {
@@ -550,7 +548,7 @@ impl Pass<'_> {
                     kernels::embed_by_bias(branch, d_weight, d_bias, codes, outputs)?;
                 }
                 Operation::Layer { layer, from, .. } => {
-                    let size = self.size(*from);
+                    let size = self.size(layer.finer(*from, step.output));
                     self.layer_gradients(state, layer, true, size, [self.at(*from), dy])?;
                     for Gradient { buffer, accumulate } in &step.inputs {
                         let way = Way {
@@ -706,8 +704,5 @@ impl Pass<'_> {
 
 /// Which of a layer's input and output is the finer map, and which the coarser one.
 fn fine_and_coarse(layer: &Layer, input: Address, output: Address) -> [Address; 2] {
-    match layer.kind {
-        LayerKind::Deconv => [output, input],
-        LayerKind::Conv | LayerKind::Dense => [input, output],
-    }
+    [layer.finer(input, output), layer.finer(output, input)]
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pixelcnn_core::ModelConfig;
+use pixelcnn_core::config::halved;
 use pixelcnn_core::engine::{EngineError, expect_parameters};
 use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
 use pixelcnn_core::incremental::weights::PackedWeights;
@@ -368,14 +369,18 @@ impl CudaRaster {
         let Program { sums, rings, .. } = &model.program;
         let sum = &sums[number];
         let taps = sum.phases[phase].taps(when);
-        let width = model.config.width >> sum.scale;
+        let width = halved(model.config.width, sum.scale);
         let (first, step, count) = match when {
             When::Row => {
                 let first = phase % sum.step;
-                (first, sum.step, (width - first).div_ceil(sum.step))
+                let count = width.saturating_sub(first).div_ceil(sum.step);
+                (first, sum.step, count)
             }
             When::Pixel => (0, 0, 1),
         };
+        if count == 0 {
+            return Ok(());
+        }
         let none = kernels::Ring::default();
         let mut bent = [none; 2];
         let mut f = [0; 2];

@@ -126,6 +126,14 @@ fn initialised_again_nothing_changes() {
 }
 
 #[test]
+fn resized_it_is_one_of_that_size() {
+    if !emulator::can_run() {
+        return;
+    }
+    suite::resized_it_is_one_of_that_size(make);
+}
+
+#[test]
 fn what_is_not_the_models_is_refused() {
     if !emulator::can_run() {
         return;

@@ -94,7 +94,7 @@ impl Classification {
 /// [`EvaluateError::Unconditional`], where images can't be read or are not what the network takes, or
 /// stopped.
 pub fn classify(
-    network: &Network,
+    network: &mut Network,
     data: &Dataset,
     images: Range<usize>,
     batch_size: usize,
@@ -111,8 +111,8 @@ pub fn classify(
         nr_classes,
         ..Classification::default()
     };
-    in_batches(config, data, images, batch_size, |batch| {
-        let count = batch.images.len() / config.bytes_per_image();
+    let order = in_batches(network, data, images, batch_size, |network, batch| {
+        let count = batch.images.len() / network.config().bytes_per_image();
         let first = classification.nats.len();
         classification.nats.resize(first + count * nr_classes, 0.0);
         for class in 0..nr_classes {
@@ -128,6 +128,8 @@ pub fn classify(
         }
         Ok::<_, EvaluateError>(go_on(progress(&classification))?)
     })?;
+    order.put(nr_classes, &mut classification.nats);
+    order.put(1, &mut classification.labels);
     Ok(classification)
 }
 
@@ -190,9 +192,9 @@ mod tests {
             ..ModelConfig::default()
         };
         let parameters = draw_parameters(&config, 3);
-        let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let mut network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
         let mut go_on = |_: &Classification| ControlFlow::Continue(());
-        let found = classify(&network, &data, 0..6, 4, &mut go_on).unwrap();
+        let found = classify(&mut network, &data, 0..6, 4, &mut go_on).unwrap();
         assert_eq!(
             (found.len(), &found.labels[..]),
             (6, &[0, 0, 0, 1, 1, 1][..])
@@ -211,7 +213,7 @@ mod tests {
             assert_eq!(got, want);
         }
         let mut stop = |_: &Classification| ControlFlow::Break(());
-        let stopped = classify(&network, &data, 0..6, 4, &mut stop);
+        let stopped = classify(&mut network, &data, 0..6, 4, &mut stop);
         assert!(matches!(stopped, Err(EvaluateError::Stopped(_))));
 
         let config = ModelConfig {
@@ -219,8 +221,8 @@ mod tests {
             ..config
         };
         let parameters = draw_parameters(&config, 3);
-        let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
-        let refused = classify(&network, &data, 0..6, 4, &mut go_on);
+        let mut network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let refused = classify(&mut network, &data, 0..6, 4, &mut go_on);
         assert!(matches!(refused, Err(EvaluateError::Unconditional)));
     }
 }

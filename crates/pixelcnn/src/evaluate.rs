@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::data::{DataError, Dataset};
 use crate::network::{Batch, EngineError, Network};
 
+/// Pixels that are evaluated at a time, at most, if that is an image at least: more would not be faster,
+/// and take memory.
+const PIXELS: usize = 1 << 20;
+
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{data}: the model takes {model}: choose other images, or train a model on these")]
@@ -19,14 +23,13 @@ pub struct WrongImages {
     pub model: String,
 }
 
-/// Checks that a data set has the size, channels and, for a class-conditional model, the classes
-/// that a model takes. Classes without names may be fewer: labels in arrays do not tell how many
+/// Checks that a data set has the channels and, for a class-conditional model, the classes that a model
+/// takes, of whatever sizes its images are. Classes without names may be fewer: labels in arrays do not tell how many
 /// there are.
 ///
 /// # Errors
 /// [`WrongImages`] where it has not.
 pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongImages> {
-    let images = [data.height(), data.width(), data.channels()];
     let classes = model.nr_classes;
     let same_codes = match data.codes() {
         None => model.nr_codes == 0,
@@ -36,7 +39,7 @@ pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongIma
                 && (coarse > 0) == (model.nr_coarse_codes > 0)
         }
     };
-    let fits = images == [model.height, model.width, model.channels] && same_codes;
+    let fits = data.channels() == model.channels && same_codes;
     let classes_fit = match (classes, data.class_names()) {
         (0, _) => true,
         (_, []) => (1..=classes).contains(&data.nr_classes()),
@@ -46,12 +49,12 @@ pub fn expect_images(model: &ModelConfig, data: &Dataset) -> Result<(), WrongIma
         return Ok(());
     }
     let mut takes = match (model.nr_codes, model.nr_coarse_codes) {
-        (0, _) => format!("{}x{}x{}", model.width, model.height, model.channels),
-        (codes, 0) => format!("{}x{} of {codes} codes", model.width, model.height),
-        (codes, coarse) => format!(
-            "{}x{} of {codes} codes with coarser maps of {coarse}",
-            model.width, model.height
-        ),
+        (0, _) => match model.channels {
+            1 => "grey images".into(),
+            _ => "images of 3 channels".into(),
+        },
+        (codes, 0) => format!("maps of {codes} codes"),
+        (codes, coarse) => format!("maps of {codes} codes with coarser ones of {coarse}"),
     };
     if classes > 0 {
         takes += &format!(" in {classes} classes");
@@ -112,6 +115,12 @@ impl Evaluation {
         Ok(())
     }
 
+    /// Puts the images, which were evaluated in an order, in their own.
+    pub(crate) fn put_in(&mut self, order: &Order) {
+        order.put(1, &mut self.bits_per_dim);
+        order.put(1, &mut self.labels);
+    }
+
     /// Mean bits/dim over the images.
     pub fn mean(&self) -> f64 {
         self.bits_per_dim.iter().sum::<f64>() / self.bits_per_dim.len() as f64
@@ -133,43 +142,71 @@ impl Evaluation {
 /// # Errors
 /// Where images can't be read or are not what the network takes, or stopped.
 pub fn evaluate(
-    network: &Network,
+    network: &mut Network,
     data: &Dataset,
     images: Range<usize>,
     batch_size: usize,
     progress: &mut dyn FnMut(&Evaluation) -> ControlFlow<()>,
 ) -> Result<Evaluation, EvaluateError> {
     let mut evaluation = Evaluation::default();
-    in_batches(network.config(), data, images, batch_size, |batch| {
+    let order = in_batches(network, data, images, batch_size, |network, batch| {
         evaluation.add(network, batch)?;
         Ok::<_, EvaluateError>(go_on(progress(&evaluation))?)
     })?;
+    evaluation.put_in(&order);
     Ok(evaluation)
 }
 
-/// Reads the images at `indices` and gives them to `each`, `batch_size` at a time, once they are found to
-/// be of as many bytes as the model takes.
+/// The places, among some images, of those that were evaluated one after the other: images of one size
+/// go together.
+pub(crate) struct Order(Vec<usize>);
+
+impl Order {
+    /// Puts what was found of each image, so many values of each, in the order of the images.
+    pub fn put<T: Clone>(&self, of_each: usize, values: &mut [T]) {
+        if self.0.is_sorted() || values.is_empty() {
+            return;
+        }
+        let found = values.to_vec();
+        for (place, found) in self.0.iter().zip(found.chunks_exact(of_each)) {
+            values[place * of_each..][..of_each].clone_from_slice(found);
+        }
+    }
+}
+
+/// Reads the images at `indices` and gives them to `each`, with the network as they need it: those of one
+/// size `batch_size` at a time, or fewer where they are large. The network is then as it was.
 pub(crate) fn in_batches<E: From<DataError> + From<EngineError>>(
-    config: &ModelConfig,
+    network: &mut Network,
     data: &Dataset,
     indices: impl IntoIterator<Item = usize>,
     batch_size: usize,
-    mut each: impl FnMut(Batch) -> Result<(), E>,
-) -> Result<(), E> {
-    let values = data.height() * data.width() * data.bytes_per_pixel();
-    let dims = config.bytes_per_image();
-    if values != dims {
-        return Err(EngineError::Images { values, dims }.into());
-    }
+    mut each: impl FnMut(&Network, Batch) -> Result<(), E>,
+) -> Result<Order, E> {
     let indices: Vec<usize> = indices.into_iter().collect();
+    let mut order: Vec<usize> = (0..indices.len()).collect();
+    order.sort_by_key(|&place| data.size(indices[place]));
+    let ModelConfig { height, width, .. } = *network.config();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
-    for indices in indices.chunks(batch_size.max(1)) {
-        data.read(indices, &mut images, &mut labels)?;
-        each(Batch {
-            images: &images,
-            labels: &labels,
-            ..Batch::default()
-        })?;
-    }
-    Ok(())
+    let mut evaluate = || {
+        for places in order.chunk_by(|&a, &b| data.size(indices[a]) == data.size(indices[b])) {
+            let size = data.size(indices[places[0]]);
+            network.resize(size)?;
+            let most = (PIXELS / (size[0] * size[1])).max(1);
+            for places in places.chunks(batch_size.clamp(1, most)) {
+                let indices: Vec<usize> = places.iter().map(|&place| indices[place]).collect();
+                data.read(&indices, &mut images, &mut labels)?;
+                let batch = Batch {
+                    images: &images,
+                    labels: &labels,
+                    ..Batch::default()
+                };
+                each(network, batch)?;
+            }
+        }
+        Ok(())
+    };
+    let evaluated = evaluate();
+    network.resize([height, width])?;
+    evaluated.map(|()| Order(order))
 }

@@ -49,6 +49,14 @@ impl Network {
         self.engine.config()
     }
 
+    /// See [`Engine::resize`].
+    ///
+    /// # Errors
+    /// [`EngineError::Config`].
+    pub fn resize(&mut self, size: [usize; 2]) -> Result<(), EngineError> {
+        self.engine.resize(size)
+    }
+
     /// See [`Engine::logits`].
     ///
     /// # Errors

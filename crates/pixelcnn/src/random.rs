@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Complete,
     /// Transformations of a step's images.
     Augmentation,
+    /// Where the crops of an epoch lie.
+    Crop,
 }
 
 /// The generator for a purpose at an index.

@@ -172,17 +172,20 @@ impl Scores {
 /// # Errors
 /// Where images can't be read or encoded, or are not what the network takes, or stopped.
 pub fn score(
-    network: &Network,
+    network: &mut Network,
     data: &Dataset,
     images: Range<usize>,
     batch_size: usize,
     progress: &mut dyn FnMut(&Scores) -> ControlFlow<()>,
 ) -> Result<Scores, ScoreError> {
     EvaluatorError::unless_likelihood_of_images(network.config())?;
-    let shape = [data.height(), data.width(), data.channels()];
-    let dims = shape.iter().product();
     let mut scores = Scores::default();
-    in_batches(network.config(), data, images, batch_size, |batch| {
+    let order = in_batches(network, data, images, batch_size, |network, batch| {
+        let config = network.config();
+        let (shape, dims) = (
+            [config.height, config.width, config.channels],
+            config.dims(),
+        );
         scores.likelihood.add(network, batch)?;
         for format in LosslessFormat::ALL {
             let bits = batch.images.par_chunks_exact(dims).map(|image| {
@@ -194,12 +197,18 @@ pub fn score(
         }
         Ok::<_, ScoreError>(go_on(progress(&scores))?)
     })?;
+    scores.likelihood.put_in(&order);
+    for complexity in &mut scores.complexity {
+        order.put(1, complexity);
+    }
     Ok(scores)
 }
 
 /// An image, and where in it the bits are spent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Map {
+    /// Height and width.
+    pub size: [usize; 2],
     /// \[H, W, channels\].
     pub image: Vec<u8>,
     /// Bits of each pixel \[H, W\], all its channels together, given the pixels before it.
@@ -211,20 +220,21 @@ pub struct Map {
 /// # Errors
 /// Where images can't be read or are not what the network takes.
 pub fn maps(
-    network: &Network,
+    network: &mut Network,
     data: &Dataset,
     indices: &[usize],
     batch_size: usize,
 ) -> Result<Vec<Map>, EvaluateError> {
-    let config = network.config();
-    EvaluatorError::unless_likelihood_of_images(config)?;
-    let mut maps = Vec::new();
-    in_batches(config, data, indices.iter().copied(), batch_size, |batch| {
+    EvaluatorError::unless_likelihood_of_images(network.config())?;
+    let (mut maps, indices) = (Vec::new(), indices.iter().copied());
+    let order = in_batches(network, data, indices, batch_size, |network, batch| {
+        let config = network.config();
         let nats = network.nats_per_pixel(batch)?;
         let images = batch.images.chunks_exact(config.dims());
         let pixels = nats.chunks_exact(config.height * config.width);
         maps.extend(images.zip(pixels).map(|(image, nats)| {
             Map {
+                size: [config.height, config.width],
                 image: image.to_vec(),
                 bits_per_pixel: nats
                     .iter()
@@ -234,6 +244,7 @@ pub fn maps(
         }));
         Ok::<_, EvaluateError>(())
     })?;
+    order.put(1, &mut maps);
     Ok(maps)
 }
 
@@ -376,23 +387,23 @@ mod tests {
         };
         let parameters = draw_parameters(&config, 1);
         let device = crate::device::parse("cpu").unwrap();
-        let network = Network::new(&config, &parameters, &device).unwrap();
+        let mut network = Network::new(&config, &parameters, &device).unwrap();
         let count = data.len().min(7);
         let mut seen = 0;
-        let scores = score(&network, &data, 0..count, 3, &mut |scores| {
+        let scores = score(&mut network, &data, 0..count, 3, &mut |scores| {
             seen += 1;
             assert_eq!(scores.complexity[1].len(), count.min(3 * seen));
             ControlFlow::Continue(())
         });
         let scores = scores.unwrap();
         let mut go_on = |_: &Evaluation| ControlFlow::Continue(());
-        let evaluation = evaluate(&network, &data, 0..count, 4, &mut go_on).unwrap();
+        let evaluation = evaluate(&mut network, &data, 0..count, 4, &mut go_on).unwrap();
         assert_eq!(scores.likelihood, evaluation);
 
         let indices = [count - 1, 0];
         let (mut images, mut labels) = (Vec::new(), Vec::new());
         data.read(&indices, &mut images, &mut labels).unwrap();
-        let maps = maps(&network, &data, &indices, 1).unwrap();
+        let maps = maps(&mut network, &data, &indices, 1).unwrap();
         for ((&index, image), map) in indices.iter().zip(images.chunks(config.dims())).zip(&maps) {
             assert_eq!(map.image, image);
             let bits: f64 = map.bits_per_pixel.iter().map(|&bits| f64::from(bits)).sum();
@@ -423,13 +434,9 @@ mod tests {
         assert_eq!(before[..pixel], after[..pixel]);
         assert_ne!(before[pixel], after[pixel]);
 
-        let stopped = score(
-            &network,
-            &data,
-            0..count,
-            3,
-            &mut |_| ControlFlow::Break(()),
-        );
+        let stopped = score(&mut network, &data, 0..count, 3, &mut |_| {
+            ControlFlow::Break(())
+        });
         assert!(matches!(stopped, Err(ScoreError::Stopped(_))));
     }
 }

@@ -89,7 +89,7 @@ impl Classify {
     fn classify(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
         let Prepared {
             trained,
-            network,
+            mut network,
             data,
             names,
             comparable,
@@ -112,7 +112,13 @@ impl Classify {
                 let accuracy = accuracy.map(|share| format!("{:.1} % right", 100.0 * share));
                 progress(so_far.len(), &accuracy.unwrap_or_default())
             };
-            Ok(classify(&network, &data, own, batch_size, &mut progress)?)
+            Ok(classify(
+                &mut network,
+                &data,
+                own,
+                batch_size,
+                &mut progress,
+            )?)
         })?;
         if !team.leads() {
             return Ok(ExitCode::SUCCESS);
@@ -172,6 +178,9 @@ impl Classify {
         };
         expect_images(&unconditional, &data)?;
         note_dropped(data.dropped());
+        if team.leads() {
+            trained.note_sizes(&data);
+        }
         let (names, comparable) = class_names(&trained, &config, &data);
         if team.leads() {
             if !comparable && data.nr_classes() > 0 {

@@ -9,7 +9,7 @@ use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
 use pixelcnn::data::CodeMaps;
 use pixelcnn::device::Device;
-use pixelcnn::picture::{DroppedCount, grid, read, write_png};
+use pixelcnn::picture::{DroppedCount, grid, read, size, write_png};
 use pixelcnn::sample::Sampler;
 
 use crate::drawing::{Drawing, GAP, coarse_maps, png_or_npy, prepare, progress, write_singles};
@@ -27,14 +27,15 @@ const MISSING: u8 = 127;
 /// (--keep top:16) and let the model go on from there; around a hole in the middle, what is drawn
 /// fits what is above and to the left of it, and meets the rest by chance.
 ///
-/// The grid has a row for each image: the image, what is kept of it, and its variants.
+/// The grid has a row for each image: the image, what is kept of it, and its variants. The images are of
+/// one size, whichever that is.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn complete [OPTIONS] [RUN|FILE] <IMAGE>...")]
 pub struct Complete {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
-    /// shipped model]; then pictures of the model's size (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI), or
-    /// .npy files of maps of codes
+    /// shipped model]; then pictures of one size (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI), or .npy files
+    /// of maps of codes
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// What is kept: top:N, left:N, bottom:N or right:N, so many rows or columns
@@ -119,11 +120,18 @@ impl Keep {
 impl Complete {
     /// Runs the command.
     pub fn run(self, device: Device) -> Result<ExitCode> {
-        let (trained, files) = Trained::open_first(&self.files, "complete")?;
-        let model = trained.model();
-        if files.is_empty() {
+        let (mut trained, files) = Trained::open_first(&self.files, "complete")?;
+        let [first, ..] = files else {
             return Err("no image is named: name the pictures to complete".into());
-        }
+        };
+        trained.resize(match trained.model().nr_codes {
+            0 => size(first)?,
+            _ => {
+                let [_, height, width] = CodeMaps::read(first)?.shape;
+                [height, width]
+            }
+        })?;
+        let model = trained.model();
         let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
         let coarse = coarse_maps(model, self.coarse.as_deref())?;

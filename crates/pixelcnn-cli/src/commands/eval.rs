@@ -76,7 +76,7 @@ impl Eval {
     fn measure(&self, device: &DeviceFlags, team: &Team) -> Result<ExitCode> {
         let Prepared {
             trained,
-            network,
+            mut network,
             split,
             data,
             batch_size,
@@ -91,7 +91,7 @@ impl Eval {
              }| { common(self, trained, self.images.raw, *device, &[data]) },
         )?;
         let count = self.images.count(&data);
-        let figures = measure(&*team.ranks, &network, &data, count, batch_size)?;
+        let figures = measure(&*team.ranks, &mut network, &data, count, batch_size)?;
         if !team.leads() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -125,6 +125,9 @@ impl Eval {
         let (_, split, data) = self.images.open(&trained, &self.data)?;
         expect_images(trained.model(), &data)?;
         note_dropped(data.dropped());
+        if team.leads() {
+            trained.note_sizes(&data);
+        }
 
         if team.leads() {
             catch_interrupts("leaving after this batch")?;

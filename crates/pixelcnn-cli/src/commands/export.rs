@@ -173,10 +173,10 @@ impl Export {
                         false => parameters,
                     };
                     let device = device.for_loss_of(model, device.find()?)?;
-                    let network = Network::new(model, written, &device)?;
+                    let mut network = Network::new(model, written, &device)?;
                     let figures = measure(
                         &Alone,
-                        &network,
+                        &mut network,
                         &images,
                         images.len(),
                         device.images_at_a_time(),

@@ -52,6 +52,9 @@ pub struct Sample {
     /// NumPy file of the coarser maps that a model of codes is given, [N, H, W]: one map is drawn for each
     #[arg(long, value_name = "FILE", conflicts_with = "num")]
     coarse: Option<PathBuf>,
+    /// Width and height of the images [default: those that the model was trained on]
+    #[arg(long, value_name = "WxH", value_parser = size, conflicts_with = "coarse")]
+    size: Option<[usize; 2]>,
     #[command(flatten)]
     drawing: Drawing,
     /// PNG file for the grid of all images, or for codes a .npy file, uint16 [N, H, W] [default:
@@ -79,12 +82,21 @@ Examples:
       more, of likelier images, enlarged
   pixelcnn sample runs/quick-1 --scale 4 --animate appearing.png
       and a film of their appearing
+  pixelcnn sample runs/quick-1 --size 96x32 -o wide.png
+      of another size than the one that it was trained on
   pixelcnn sample runs/classes --class horse -o horses.png
       of one class, where the model was trained with --class-conditional
   pixelcnn sample runs/codes --num 1000 -o codes.npy
       of a model of codes: as codes, for the decoder that they are of
   pixelcnn sample runs/quick-1/checkpoints/best.safetensors --singles drawn --npz drawn.npz
       from the best checkpoint, each image in a file of its own, and all as an array";
+
+/// Parses a width and a height; gives height and width.
+fn size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let sides = text.split_once('x');
+    let sides = sides.and_then(|(w, h)| Some([h.parse().ok()?, w.parse().ok()?]));
+    sides.ok_or_else(|| "give width and height, such as 48x32".into())
+}
 
 fn npz(path: &str) -> std::result::Result<PathBuf, String> {
     match path.ends_with(".npz") {
@@ -206,7 +218,10 @@ impl Sample {
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
         let device = device.find_for(team)?;
-        let trained = Trained::open(self.run.as_deref(), "sample")?;
+        let mut trained = Trained::open(self.run.as_deref(), "sample")?;
+        if let Some(size) = self.size {
+            trained.resize(size)?;
+        }
         let model = trained.model();
         let coarse = coarse_maps(model, self.coarse.as_deref())?;
         let num = coarse

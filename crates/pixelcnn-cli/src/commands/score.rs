@@ -140,13 +140,12 @@ impl Score {
         };
         let Prepared {
             trained,
-            network,
+            mut network,
             sets,
             output,
             batch_size,
             ..
         } = team.prepare(|| self.prepare(device, team), common)?;
-        let model = trained.model();
         let mut scored = Vec::new();
         for (name, data, count) in sets {
             let parts = share_out(&*team.ranks, count, |own, progress| {
@@ -154,7 +153,7 @@ impl Score {
                     let likelihood = &so_far.likelihood;
                     progress(likelihood.bits_per_dim.len(), &mean(likelihood))
                 };
-                Ok(score(&network, &data, own, batch_size, &mut progress)?)
+                Ok(score(&mut network, &data, own, batch_size, &mut progress)?)
             })?;
             let scores = Scores::concat(parts);
             let corrected = scores.corrected(&LosslessFormat::ALL);
@@ -171,7 +170,7 @@ impl Score {
         let mut pictures = Vec::new();
         if let Some(n) = self.maps {
             for set in &scored {
-                pictures.push(self.groups(&network, set, n.into(), batch_size)?);
+                pictures.push(self.groups(&mut network, set, n.into(), batch_size)?);
             }
         }
 
@@ -201,7 +200,7 @@ impl Score {
         let tops = pictures.iter().map(|groups| heat::top(groups));
         let top = tops.reduce(f32::max);
         for (groups, name) in pictures.iter().zip(["maps.png", "maps-against.png"]) {
-            heat::write(&output.join(name), model, groups, top.unwrap_or(1.0))?;
+            heat::write(&output.join(name), groups, top.unwrap_or(1.0))?;
         }
 
         for set in &scored {
@@ -245,11 +244,15 @@ impl Score {
         for data in [Some(data), self.against.as_ref()].into_iter().flatten() {
             let (name, data) = self.open(data, &trained, &mut listener)?;
             dropped += data.dropped();
+            if team.leads() {
+                trained.note_sizes(&data);
+            }
             expect_images(model, &data)?;
             let count = self.images.count(&data);
             if let Some(n) = self.maps {
                 let n = usize::from(n).min(count);
-                heat::fits(model, &[n, n]).map_err(|error| format!("--maps {n}: {error}"))?;
+                heat::fits(data.largest(), &[n, n])
+                    .map_err(|error| format!("--maps {n}: {error}"))?;
             }
             sets.push((name, data, count));
         }
@@ -340,7 +343,7 @@ impl Score {
     /// The heat maps of the `n` most and least unusual images.
     fn groups(
         &self,
-        network: &Network,
+        network: &mut Network,
         set: &Scored,
         n: usize,
         batch_size: usize,

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Arrays, Part};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, halved};
 use crate::kernels::attention::Attention;
 use crate::kernels::conv::Conv;
 use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
@@ -223,8 +223,8 @@ impl<'a> Execution<'a> {
 
     /// \[images, rows, columns\] of a buffer, without the rows above.
     pub fn size(&self, buffer: usize) -> [usize; 3] {
-        let [h, w] = self.plan.buffers[buffer].size;
-        [self.part.images, h * self.part.rows / self.config.height, w]
+        let Buffer { scale, size, .. } = self.plan.buffers[buffer];
+        [self.part.images, halved(self.part.rows, scale), size[1]]
     }
 
     /// A layer's weight and bias.
@@ -306,7 +306,7 @@ impl<'a> Execution<'a> {
             Operation::Embed { layer, map, .. } => self.embed(layer, *map, out),
             Operation::Layer { layer, from, .. } => {
                 let [weight, bias] = self.weight(layer);
-                let (conv, size) = (conv_of(layer), self.size(*from));
+                let (conv, size) = (conv_of(layer), self.size(layer.finer(*from, to)));
                 let (above, x) = (self.above_for(&conv), self.read_by(&conv, *from));
                 conv.forward_below(above, size, x, weight, bias, false, out);
             }
@@ -477,7 +477,7 @@ impl<'a> Execution<'a> {
         if let Operation::Layer { layer, from, .. } = operation {
             let [mut weight, mut bias] = take_gradients(gradients, layer);
             conv_of(layer).backward_weight(
-                self.size(*from),
+                self.size(layer.finer(*from, step.output)),
                 self.values(*from),
                 self.values(step.output),
                 &mut weight,
@@ -493,7 +493,8 @@ impl<'a> Execution<'a> {
         match operation {
             Operation::Layer { layer, .. } => {
                 let [weight, _] = self.weight(layer);
-                conv_of(layer).backward_input(self.size(buffer), dy, weight, accumulate, dx);
+                let size = self.size(layer.finer(buffer, step.output));
+                conv_of(layer).backward_input(size, dy, weight, accumulate, dx);
             }
             Operation::Shift { by, .. } => {
                 if !accumulate {

@@ -2,6 +2,7 @@
 //! normalised, inside of the blocks too.
 
 use super::execution::{Execution, add, conv_of};
+use crate::config::halved;
 use crate::kernels::pointwise::{Channels, gate, nonlinearity};
 use crate::likelihood::{EnergyDistance, FEATURES, Noise, SAMPLES};
 use crate::network::{GatedResnet, Layer, LayerKind};
@@ -15,7 +16,8 @@ pub(super) fn initialise(execution: &mut Execution, parameters: &mut [Vec<f32>])
     for (number, operation) in execution.plan.forward.iter().enumerate() {
         match operation {
             Operation::Layer { layer, from, to } => {
-                let (size, x) = (execution.size(*from), execution.values(*from).to_vec());
+                let size = execution.size(layer.finer(*from, *to));
+                let x = execution.values(*from).to_vec();
                 let out = normalised_layer(execution, parameters, layer, size, &x);
                 write(execution, *to, out);
             }
@@ -115,7 +117,7 @@ fn normalised_block(
     out
 }
 
-/// What a layer gives for `x` of `size` \[images, rows, columns\], changed to mean 0 and deviation
+/// What a layer gives for `x`, where the finer of the two has the `size` \[images, rows, columns\], changed to mean 0 and deviation
 /// `init_scale` per channel; its `g` and `b` are set so that it gives that.
 fn normalised_layer(
     execution: &Execution,
@@ -193,7 +195,7 @@ fn set(parameters: &mut [Vec<f32>], layer: &Layer, [mean, variance]: &[Vec<f64>;
 
 fn output(execution: &Execution, layer: &Layer, size: [usize; 3], x: &[f32]) -> Vec<f32> {
     let conv = conv_of(layer);
-    let [h, w] = conv.output_size([size[1], size[2]]);
+    let [_, [h, w]] = conv.sizes([size[1], size[2]]);
     let mut out = vec![0.0; size[0] * h * w * layer.outputs];
     let [weight, bias] = execution.weight(layer);
     conv.forward(size, x, weight, bias, false, &mut out);
@@ -204,6 +206,7 @@ fn output(execution: &Execution, layer: &Layer, size: [usize; 3], x: &[f32]) -> 
 /// more than twice the input's, empty margins included.
 fn uncropped(execution: &Execution, layer: &Layer, [n, h, w]: [usize; 3], x: &[f32]) -> Vec<f32> {
     let ([kh, kw], [top, left]) = (layer.window.kernel, layer.window.offset);
+    let [h, w] = [h, w].map(|n| halved(n, 1));
     let (rows, columns) = (h + 2, w + 2);
     let mut padded = vec![0.0; n * rows * columns * layer.inputs];
     for (row, x) in x.chunks_exact(w * layer.inputs).enumerate() {
@@ -211,7 +214,7 @@ fn uncropped(execution: &Execution, layer: &Layer, [n, h, w]: [usize; 3], x: &[f
         let at = ((image * rows + y + 1) * columns + 1) * layer.inputs;
         padded[at..at + x.len()].copy_from_slice(x);
     }
-    let out = output(execution, layer, [n, rows, columns], &padded);
+    let out = output(execution, layer, [n, 2 * rows, 2 * columns], &padded);
     let kept = (2 - left..2 * w + 1 + kw - left).len() * layer.outputs;
     let row = |image: usize, y: usize| {
         let at = ((image * 2 * rows + y) * 2 * columns + 2 - left) * layer.outputs;

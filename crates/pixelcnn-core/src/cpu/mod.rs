@@ -249,6 +249,17 @@ impl Engine for Cpu {
         &self.config
     }
 
+    fn resize(&mut self, size: [usize; 2]) -> Result<(), EngineError> {
+        let config = self.config.resized(size);
+        if config != self.config {
+            config.validate()?;
+            self.training = Plan::training(&config);
+            self.evaluation = Plan::evaluation(&config);
+            self.config = config;
+        }
+        Ok(())
+    }
+
     fn initialise(
         &self,
         parameters: &mut [Vec<f32>],

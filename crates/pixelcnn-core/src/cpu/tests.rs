@@ -6,7 +6,7 @@ use super::*;
 use crate::Augmentation;
 use crate::ranks::Alone;
 use crate::reference;
-use crate::suite::*;
+use crate::suite::{self, *};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -41,6 +41,11 @@ fn initialised_again_nothing_changes() {
 #[test]
 fn what_is_not_the_models_is_refused() {
     what_does_not_fit_is_refused(make);
+}
+
+#[test]
+fn resized_it_is_one_of_that_size() {
+    suite::resized_it_is_one_of_that_size(make);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::iter::StepBy;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::{ConfigError, ModelConfig, Nonlinearity};
+use crate::config::{ConfigError, ModelConfig, Nonlinearity, halved};
 use crate::kernels::attention;
 use crate::kernels::simd::{self, Level};
 use crate::likelihood::{EnergyDistance, from_level};
@@ -583,7 +583,7 @@ impl Worker<'_> {
         } in self.model.program.steps([y, x], known)
         {
             let sum = &sums[number];
-            let width = self.model.config.width >> sum.scale;
+            let width = halved(self.model.config.width, sum.scale);
             let columns = match when {
                 When::Row => (phase % sum.step..width).step_by(sum.step),
                 When::Pixel => (x >> sum.scale..(x >> sum.scale) + 1).step_by(1),

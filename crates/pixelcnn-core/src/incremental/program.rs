@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::tile::PANEL;
-use crate::config::{ModelConfig, Nonlinearity};
+use crate::config::{ModelConfig, Nonlinearity, halved};
 use crate::network::{GatedResnet, Layer, LayerKind, Pass, Window, pixelcnn};
 
 /// Columns of a map from which on they are summed in pairs.
@@ -39,7 +39,7 @@ pub struct Program {
 /// side.
 #[derive(Debug)]
 pub struct Ring {
-    /// The map's resolution is the image's divided by 2 to this.
+    /// How often the map's resolution is halved.
     pub scale: usize,
     /// Channels of a pixel.
     pub channels: usize,
@@ -57,7 +57,7 @@ pub struct Ring {
 /// A layer's outputs, or a few layers' outputs added up.
 #[derive(Debug)]
 pub struct Sum {
-    /// The map's resolution is the image's divided by 2 to this.
+    /// How often the map's resolution is halved.
     pub scale: usize,
     /// Whether it is complete when a row begins.
     pub by_row: bool,
@@ -272,7 +272,7 @@ impl Compiler<'_> {
             scale,
             channels,
             rows: 1,
-            width: self.config.width >> scale,
+            width: halved(self.config.width, scale),
             start: 0,
             pairs: None,
         });
@@ -430,7 +430,7 @@ impl Compiler<'_> {
             sum.by_row = sum.attention.is_none();
             if let Some(attention) = sum.attention {
                 let ring = &mut program.rings[attention.keys_values];
-                ring.rows = self.config.height >> ring.scale;
+                ring.rows = halved(self.config.height, ring.scale);
             }
             for (i, phase) in sum.phases.iter_mut().enumerate() {
                 // The lower of the rows that a coarser row covers begins when that is complete.
@@ -485,7 +485,7 @@ impl Compiler<'_> {
         }
         // Sums by row are done with at once and share their memory.
         let width = self.config.width;
-        let shape = |sum: &Sum| [width >> sum.scale, sum.columns()];
+        let shape = |sum: &Sum| [halved(width, sum.scale), sum.columns()];
         let rows = program.sums.iter().filter(|sum| sum.by_row).map(shape);
         let largest = rows.max_by_key(|[width, columns]| width.saturating_mul(*columns));
         let shared = take(&largest.unwrap_or_default())?;
@@ -527,10 +527,10 @@ impl Pass for Compiler<'_> {
 
     fn layer(&mut self, layer: &Layer, x: &Map) -> Map {
         let (ring, scale, channels) = self.source(x);
-        let stride = layer.window.stride;
-        let (scale, step) = match layer.kind {
-            LayerKind::Conv | LayerKind::Dense => (scale + stride - 1, 1),
-            LayerKind::Deconv => (scale + 1 - stride, stride),
+        let scale = layer.scale_of_output(scale);
+        let step = match layer.kind {
+            LayerKind::Conv | LayerKind::Dense => 1,
+            LayerKind::Deconv => layer.window.stride,
         };
         let sum = self.sum(scale, step, layer.outputs);
         self.program.layers.push(layer.clone());

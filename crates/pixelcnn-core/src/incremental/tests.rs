@@ -153,12 +153,12 @@ fn what_does_not_fit_is_refused() {
     );
     assert_eq!(evaluator.begin(&[], 2).unwrap().logits(), &[] as &[f32]);
 
-    let odd = ModelConfig {
-        height: 5,
+    let empty = ModelConfig {
+        height: 0,
         ..config.clone()
     };
     assert!(matches!(
-        Evaluator::new(&odd, &parameters),
+        Evaluator::new(&empty, &parameters),
         Err(EvaluatorError::Config(_))
     ));
     parameters[4].pop();

@@ -101,8 +101,8 @@ fn input(config: &ModelConfig, image: &[u8]) -> Map {
             pixels.collect()
         }
     };
-    let size = [config.height, config.width];
-    Map::new(size, values.len() / (size[0] * size[1]), values)
+    let channels = values.len() / (config.height * config.width);
+    Map::new(config, 0, channels, values)
 }
 
 /// Nats of an image, and their gradient by the logits, or by samples before their tanh: a central difference for each, within 1e-7 of
@@ -136,18 +136,32 @@ fn likelihood(config: &ModelConfig, x: &Map, logits: &[f64]) -> (f64, Vec<f64>) 
 /// A feature map of one image: \[rows, columns, channels\].
 #[derive(Debug, Clone)]
 struct Map {
+    /// How often the resolution is halved.
+    scale: usize,
     size: [usize; 2],
     channels: usize,
     values: Vec<f64>,
 }
 
 impl Map {
-    fn new(size: [usize; 2], channels: usize, values: Vec<f64>) -> Map {
+    fn new(config: &ModelConfig, scale: usize, channels: usize, values: Vec<f64>) -> Map {
+        let size = config.size_at(scale);
         assert_eq!(values.len(), size[0] * size[1] * channels);
         Map {
+            scale,
             size,
             channels,
             values,
+        }
+    }
+
+    /// A map of the same size.
+    fn like(&self, channels: usize, values: Vec<f64>) -> Map {
+        assert_eq!(values.len(), self.size[0] * self.size[1] * channels);
+        Map {
+            channels,
+            values,
+            ..*self
         }
     }
 
@@ -157,7 +171,7 @@ impl Map {
 
     /// A map of this size whose pixels are a function of this one's.
     fn map(&self, channels: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Map {
-        Map::new(self.size, channels, self.pixels().flat_map(f).collect())
+        self.like(channels, self.pixels().flat_map(f).collect())
     }
 }
 
@@ -319,7 +333,7 @@ impl Tape<'_> {
                 let row = pixel * SAMPLES + sample;
                 (0..NOISE).map(move |number| noise.at(image, pixels, row, number).into())
             });
-            let drawn = Map::new(size, NOISE, values.collect());
+            let drawn = self.map(features).like(NOISE, values.collect());
             let drawn = self.note(Origin::Image, drawn);
             let moved = self.layer(&head[0], &drawn);
             let mut map = self.add(features, moved);
@@ -367,7 +381,7 @@ impl Tape<'_> {
         .mask(&mut mask);
         let mask: Vec<f64> = mask.into_iter().map(f64::from).collect();
         let values = map.values.iter().zip(&mask).map(|(x, factor)| x * factor);
-        let dropped = Map::new(map.size, map.channels, values.collect());
+        let dropped = map.like(map.channels, values.collect());
         self.note(Origin::Dropped(mask, x), dropped)
     }
 
@@ -397,7 +411,8 @@ impl Tape<'_> {
                 }
             }
         }
-        self.note(Origin::Shifted(by, x), Map::new(size, channels, values))
+        let shifted = self.map(x).like(channels, values);
+        self.note(Origin::Shifted(by, x), shifted)
     }
 
     /// The shares in which a head of pixel `i` sees each pixel up to it: the softmax of the products of
@@ -643,11 +658,9 @@ impl Pass for Tape<'_> {
 
     fn layer(&mut self, layer: &Layer, x: &usize) -> usize {
         let (map, weight) = (self.map(*x), self.weight(layer));
-        let (inputs, outputs, stride) = (layer.inputs, layer.outputs, layer.window.stride);
-        let size = match layer.kind {
-            LayerKind::Deconv => map.size.map(|n| n * stride),
-            LayerKind::Conv | LayerKind::Dense => map.size.map(|n| n / stride),
-        };
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let scale = layer.scale_of_output(map.scale);
+        let size = self.config.size_at(scale);
         let bias = &self.parameters[layer.parameter + 2];
         let mut values: Vec<f64> = (0..size[0] * size[1]).flat_map(|_| bias).copied().collect();
         joined(layer, map.size, size, &mut |tap, [from, to]| {
@@ -658,7 +671,7 @@ impl Pass for Tape<'_> {
                 }
             }
         });
-        let out = Map::new(size, outputs, values);
+        let out = Map::new(self.config, scale, outputs, values);
         self.note(Origin::Layer(layer.clone(), *x), out)
     }
 
@@ -680,7 +693,7 @@ impl Pass for Tape<'_> {
         let values = pixels.flat_map(|(x, gates)| {
             (0..channels).map(move |i| x[i] + gates[i] * sigmoid(gates[channels + i]))
         });
-        let out = Map::new(gates.size, channels, values.collect());
+        let out = gates.like(channels, values.collect());
         self.note(Origin::Gated(*x, c2, block.conditional), out)
     }
 
@@ -704,7 +717,7 @@ impl Pass for Tape<'_> {
             .pixels()
             .zip(b.pixels())
             .flat_map(|(a, b)| [a, b].concat());
-        let both = Map::new(a.size, a.channels + b.channels, values.collect());
+        let both = a.like(a.channels + b.channels, values.collect());
         self.note(Origin::Concatenated(*x, *y), both)
     }
 
@@ -726,7 +739,7 @@ impl Pass for Tape<'_> {
                 }
             }
         }
-        let seen = Map::new(size, channels, values);
+        let seen = self.map(*q).like(channels, values);
         self.note(Origin::Attended(heads, *q, *kv), seen)
     }
 

@@ -25,7 +25,7 @@ impl Carried<'_> {
     fn read(&self, buffer: usize) -> Map {
         let buffer = &self.plan.buffers[buffer];
         let values = self.slots[buffer.slot][..buffer.values()].to_vec();
-        Map::new(buffer.size, buffer.channels, values)
+        Map::new(self.config, buffer.scale, buffer.channels, values)
     }
 
     fn write(&mut self, buffer: usize, values: &[f64]) {

@@ -98,6 +98,32 @@ pub fn configs() -> Vec<ModelConfig> {
             nr_filters: 18,
             nr_channel_resnet: 1,
             attention: [2, 3, 6],
+            ..base.clone()
+        },
+        // Sides that are not halved evenly, down to a single pixel.
+        ModelConfig {
+            height: 7,
+            width: 9,
+            nr_classes: 2,
+            attention: [0, 0, 5],
+            ..base.clone()
+        },
+        ModelConfig {
+            height: 10,
+            width: 35,
+            nr_channel_resnet: 1,
+            ..base.clone()
+        },
+        ModelConfig {
+            height: 2,
+            width: 3,
+            channels: 1,
+            attention: [5, 5, 5],
+            ..base.clone()
+        },
+        ModelConfig {
+            height: 1,
+            width: 1,
             ..base
         },
     ]
@@ -120,8 +146,8 @@ pub fn configs_of_energy() -> Vec<ModelConfig> {
         ModelConfig {
             channels: 1,
             nonlinearity: Nonlinearity::Relu,
-            height: 16,
-            width: 20,
+            height: 17,
+            width: 19,
             ..base
         },
     ]
@@ -143,6 +169,8 @@ pub fn configs_of_codes() -> Vec<ModelConfig> {
         ModelConfig {
             nr_filters: 17,
             nr_coarse_codes: 7,
+            height: 7,
+            width: 14,
             ..base.clone()
         },
         ModelConfig {

@@ -131,6 +131,7 @@ fn load(dir: &Path, split: Split) -> Result<Dataset, DataError> {
         parts.push((Bytes::Memory(pixels), IMAGES_PER_FILE));
     }
     Ok(Dataset {
+        crops: None,
         name: format!("CIFAR-10 {split}"),
         shape: SHAPE,
         images: Images::Raw(Raw {

@@ -1,5 +1,6 @@
 //! Pictures in a folder or in a tar: the same names in the same order, in either.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -663,8 +664,9 @@ pub(super) struct Pictures {
     listing: Listing,
     /// Each picture's index in the listing.
     files: Vec<usize>,
-    /// Height, width, channels of each decoded picture.
-    shape: [usize; 3],
+    /// Height and width of each decoded picture.
+    sizes: Vec<[usize; 2]>,
+    channels: usize,
     size: Option<usize>,
     /// A place for each decoded picture; none where all together would not fit in memory.
     decoded: Vec<OnceLock<Vec<u8>>>,
@@ -672,8 +674,7 @@ pub(super) struct Pictures {
 
 impl Pictures {
     /// The kept ones of the chosen pictures. Looks at all of them: damaged ones are refused or
-    /// skipped, the sizes must agree unless `size` makes them, and there is one channel only if all
-    /// are grey.
+    /// skipped, and there is one channel only if all are grey.
     fn open(
         listing: Listing,
         mut chosen: Vec<Chosen>,
@@ -704,21 +705,11 @@ impl Pictures {
         let headers: Vec<file::Header> = checked.into_iter().flatten().collect();
         let sides =
             |header: &file::Header| size.map_or([header.height, header.width], |size| [size, size]);
-        let first = headers.first().map_or([0, 0], sides);
-        if let Some(other) = headers.iter().position(|header| sides(header) != first) {
-            return Err(DataError::MixedSizes {
-                first: listing.name(&listing.files[chosen[0].file].name),
-                first_size: first,
-                second: listing.name(&listing.files[chosen[other].file].name),
-                second_size: sides(&headers[other]),
-            });
-        }
         let channels = if headers.iter().all(|header| header.grey) {
             1
         } else {
             3
         };
-        let shape = [first[0], first[1], channels];
 
         let mut dropped = DroppedCount::default();
         for (_, header) in chosen
@@ -731,8 +722,14 @@ impl Pictures {
         let kept = || chosen.iter().filter(|chosen| chosen.kept);
         let files: Vec<usize> = kept().map(|chosen| chosen.file).collect();
         let labels = kept().filter_map(|chosen| chosen.label).collect();
-        let total = shape.iter().fold(files.len() as u64, |total, &side| {
-            total.saturating_mul(side as u64)
+        let all = chosen.iter().zip(&headers);
+        let sizes = all.filter(|(chosen, _)| chosen.kept);
+        let sizes: Vec<[usize; 2]> = sizes.map(|(_, header)| sides(header)).collect();
+        let first = sizes.first().copied().unwrap_or([0, 0]);
+        let total = sizes.iter().fold(0, |total: u64, &[height, width]| {
+            let levels = [width, channels].into_iter();
+            let levels = levels.fold(height as u64, |n, side| n.saturating_mul(side as u64));
+            total.saturating_add(levels)
         });
         let decoded = match total <= MEMORY_LIMIT {
             true => files.iter().map(|_| OnceLock::new()).collect(),
@@ -741,14 +738,16 @@ impl Pictures {
         let images = Images::Pictures(Pictures {
             listing,
             files,
-            shape,
+            sizes,
+            channels,
             size,
             decoded,
         });
         Ok(Dataset {
             name,
-            shape,
+            shape: [first[0], first[1], channels],
             images,
+            crops: None,
             labels,
             nr_classes: 0,
             class_names: Vec::new(),
@@ -761,34 +760,35 @@ impl Pictures {
         self.files.len()
     }
 
+    /// Height and width of each picture.
+    pub fn sizes(&self) -> &[[usize; 2]] {
+        &self.sizes
+    }
+
     /// The relative name of picture `index`.
     pub fn name(&self, index: usize) -> Option<&str> {
         let file = *self.files.get(index)?;
         Some(&self.listing.files[file].name)
     }
 
-    /// Reads picture `index`, which is below `len()`, as [H, W, C].
-    pub fn read(&self, index: usize, image: &mut [u8]) -> Result<(), DataError> {
-        match self.decoded.get(index) {
-            Some(place) => match place.get() {
-                Some(pixels) => image.copy_from_slice(pixels),
-                // Of two threads with the same picture, both decode it and one keeps it.
-                None => {
-                    let pixels = self.decode(index)?;
-                    image.copy_from_slice(place.get_or_init(|| pixels));
-                }
-            },
-            None => image.copy_from_slice(&self.decode(index)?),
+    /// Picture `index`, which is below `len()`, as [H, W, C].
+    pub fn read(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
+        let Some(place) = self.decoded.get(index) else {
+            return Ok(self.decode(index)?.into());
+        };
+        if let Some(pixels) = place.get() {
+            return Ok(pixels.into());
         }
-        Ok(())
+        // Of two threads with the same picture, both decode it and one keeps it.
+        let pixels = self.decode(index)?;
+        Ok(place.get_or_init(|| pixels).into())
     }
 
     fn decode(&self, index: usize) -> Result<Vec<u8>, DataError> {
         let entry = &self.listing.files[self.files[index]];
-        let [height, width, channels] = self.shape;
         let (bytes, _) = self.listing.bytes(entry, 0, MAX_FILE)?;
-        let fit = self.size.map_or(Fit::Exact([height, width]), Fit::Square);
-        file::decode(&bytes, channels, fit, false)
+        let fit = self.size.map_or(Fit::Exact(self.sizes[index]), Fit::Square);
+        file::decode(&bytes, self.channels, fit, false)
             .map(|decoded| decoded.levels)
             .map_err(|unread| self.listing.failed(entry, changed(unread)))
     }

@@ -81,13 +81,22 @@ pub(super) fn open(
             size: None,
             ..config.clone()
         };
-        return folder::open_whole(&path, &all, name, listener).and_then(|dataset| match dataset.shape {
-            [height, width, 3] if [height, width] == [side, side] => Ok(dataset),
-            [height, width, channels] => Err(DataError::Config(format!(
-                "{}: holds images of {width}x{height}x{channels}, not {side}x{side}x3: is it another data set?",
-                path.display()
-            ))),
-        });
+        let dataset = folder::open_whole(&path, &all, name, listener)?;
+        let other = (0..dataset.len()).map(|index| dataset.size(index));
+        let other = other
+            .chain([[side, side]])
+            .find(|size| *size != [side, side]);
+        return match (other, dataset.channels()) {
+            (None, 3) => Ok(dataset),
+            (size, channels) => {
+                let [height, width] = size.unwrap_or([side, side]);
+                Err(DataError::Config(format!(
+                    "{}: holds images of {width}x{height}x{channels}, not {side}x{side}x3: is it another \
+                     data set?",
+                    path.display()
+                )))
+            }
+        };
     }
 
     if found.len() < files.len() {
@@ -314,6 +323,7 @@ fn open_batches(
         pick: None,
     });
     Ok(Dataset {
+        crops: None,
         name,
         shape,
         images,

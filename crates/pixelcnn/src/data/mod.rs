@@ -14,6 +14,7 @@
 //! # Ok::<(), pixelcnn::data::DataError>(())
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
@@ -33,10 +34,13 @@ use crate::{hex, one_line};
 mod arrays;
 mod cifar10;
 mod codes;
+mod crops;
 mod folder;
 mod imagenet;
 mod raw;
 mod walk;
+
+use crops::Crops;
 
 pub use codes::{Baselines, CodeMaps, baselines};
 pub use walk::{LeftOut, Walk, walk};
@@ -93,6 +97,10 @@ pub struct DataConfig {
     /// They are chosen by a hash of their relative path (of their index in an array), so that the
     /// same ones are held out each time, and adding pictures moves few others.
     pub held_out: f64,
+    /// Trains on crops of this side at random places of images of this size or larger, instead of on
+    /// whole ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop: Option<usize>,
     /// Leaves damaged pictures out of folders and tars instead of refusing all, and tells
     /// [`Opening::Note`] so. Every picture is then decoded once to find out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -125,6 +133,7 @@ impl Default for DataConfig {
             data_dir: None,
             size: None,
             held_out: 0.1,
+            crop: None,
             skip_damaged: false,
             codes: 0,
         }
@@ -204,7 +213,8 @@ pub enum DataError {
     #[error("{0}: replace or remove them, or skip them")]
     Damaged(Damaged),
     /// Pictures of different sizes.
-    #[error("{first} is {}x{}, {second} is {}x{}: choose a size to crop and resize all to",
+    #[error("{first} is {}x{}, {second} is {}x{}: choose a size to crop and resize all to, or a crop to \
+        train on parts of them",
         first_size[1], first_size[0], second_size[1], second_size[0])]
     MixedSizes {
         /// A picture.
@@ -216,10 +226,10 @@ pub enum DataError {
         /// Its height and width.
         second_size: [usize; 2],
     },
-    /// The model halves the sides twice.
+    /// Images that are too large for a model.
     #[error(
-        "{name}: images are {width}x{height}, the model needs sides divisible by 4 and \
-        at most {MAX_SIDE}: choose a size to crop and resize pictures to"
+        "{name}: images are {width}x{height}, a model takes sides of at most {MAX_SIDE}: choose a size to \
+         crop and resize pictures to"
     )]
     Sides {
         /// The data set.
@@ -337,13 +347,15 @@ impl DataError {
     }
 }
 
-/// One split of a data set: images of one shape, read by index.
+/// One split of a data set: images read by index.
 pub struct Dataset {
     /// What it is called in messages, with its split.
     name: String,
-    /// Height, width, channels.
+    /// Height, width, channels, of the first image where they differ.
     shape: [usize; 3],
     images: Images,
+    /// What is cut out of them, where they are not read whole.
+    crops: Option<Crops>,
     /// One per image, or none.
     labels: Vec<u32>,
     nr_classes: usize,
@@ -393,10 +405,10 @@ impl Dataset {
         }
         if config
             .size
-            .is_some_and(|size| !size.is_multiple_of(4) || !(4..=MAX_SIDE).contains(&size))
+            .is_some_and(|size| !(1..=MAX_SIDE).contains(&size))
         {
             return Err(DataError::Config(format!(
-                "size {}: must be a multiple of 4 from 4 to {MAX_SIDE}",
+                "size {}: must be from 1 to {MAX_SIDE}",
                 config.size.unwrap_or_default()
             )));
         }
@@ -423,6 +435,7 @@ impl Dataset {
             name,
             shape,
             images,
+            crops: None,
             labels: Vec::new(),
             nr_classes: 0,
             class_names: Vec::new(),
@@ -432,7 +445,8 @@ impl Dataset {
     }
 
     /// Opens both splits, the training images and the test images. Damaged pictures of both are
-    /// named together.
+    /// named together. With [`DataConfig::crop`] the training images are crops, the test images whole
+    /// pictures.
     ///
     /// # Errors
     /// As [`Dataset::open`].
@@ -454,7 +468,14 @@ impl Dataset {
             (Err(DataError::Damaged(train)), Err(DataError::Damaged(test))) if train != test => {
                 Err(DataError::Damaged(train.and(test)))
             }
-            (train, test) => Ok((train?, test?)),
+            (train, test) => {
+                let (train, test) = (train?, test?);
+                let train = match config.crop {
+                    None => train,
+                    Some(side) => train.cropped(side, listener)?,
+                };
+                Ok((train, test))
+            }
         }
     }
 
@@ -500,7 +521,7 @@ impl Dataset {
 
     /// What holds for every source: there are images, their sides suit the model, `size` was obeyed.
     fn checked(self, config: &DataConfig) -> Result<Self, DataError> {
-        let [height, width, _] = self.shape;
+        let [height, width] = self.largest();
         if self.is_empty() {
             return Err(DataError::Empty {
                 name: self.name,
@@ -515,31 +536,27 @@ impl Dataset {
                 "{} has images of {width}x{height}: size {size} works with folders and tars of pictures only",
                 self.name
             ))),
-            _ if [height, width].iter().any(|side| !side.is_multiple_of(4))
-                && self.codes().is_some() =>
-            {
-                Err(DataError::Config(format!(
-                    "{}: maps of codes are {width}x{height}, the model needs sides divisible by 4: pad \
-                     them with a code of their own",
-                    self.name
-                )))
-            }
-            _ if [height, width]
-                .iter()
-                .any(|side| !side.is_multiple_of(4) || !(4..=MAX_SIDE).contains(side)) =>
-            {
-                Err(DataError::Sides {
-                    name: self.name,
-                    height,
-                    width,
-                })
-            }
+            _ if height.max(width) > MAX_SIDE => Err(DataError::Sides {
+                name: self.name,
+                height,
+                width,
+            }),
             _ => Ok(self),
         }
     }
 
-    /// The number of images.
+    /// The number of images, or of crops of them.
     pub fn len(&self) -> usize {
+        match (&self.crops, &self.images) {
+            (Some(crops), _) => crops.len(),
+            (None, Images::Raw(images)) => images.len(),
+            (None, Images::Codes(codes)) => codes.len(),
+            (None, Images::Pictures(pictures)) => pictures.len(),
+        }
+    }
+
+    /// Images that are read whole or in crops.
+    fn pictures(&self) -> usize {
         match &self.images {
             Images::Raw(images) => images.len(),
             Images::Codes(codes) => codes.len(),
@@ -571,14 +588,48 @@ impl Dataset {
         indices
     }
 
-    /// Rows of each image, a multiple of 4.
+    /// Rows of each image, of the first one where [they differ](Dataset::one_size).
     pub fn height(&self) -> usize {
         self.shape[0]
     }
 
-    /// Columns of each image, a multiple of 4.
+    /// Columns of each image, of the first one where [they differ](Dataset::one_size).
     pub fn width(&self) -> usize {
         self.shape[1]
+    }
+
+    /// Height and width of an image, or of a crop.
+    pub fn size(&self, index: usize) -> [usize; 2] {
+        match (&self.crops, &self.images) {
+            (None, Images::Pictures(pictures)) => pictures.sizes().get(index).copied(),
+            _ => None,
+        }
+        .unwrap_or([self.shape[0], self.shape[1]])
+    }
+
+    /// The height and the width of all images.
+    ///
+    /// # Errors
+    /// [`DataError::MixedSizes`].
+    pub fn one_size(&self) -> Result<[usize; 2], DataError> {
+        let first_size = self.size(0);
+        let Some(other) = (0..self.len()).find(|&other| self.size(other) != first_size) else {
+            return Ok(first_size);
+        };
+        let name = |index: usize| self.image_name(index).unwrap_or_default().to_owned();
+        Err(DataError::MixedSizes {
+            first: name(0),
+            first_size,
+            second: name(other),
+            second_size: self.size(other),
+        })
+    }
+
+    /// The most rows and the most columns that any image has.
+    pub fn largest(&self) -> [usize; 2] {
+        let sizes = (0..self.len()).map(|index| self.size(index));
+        let largest = sizes.reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
+        largest.unwrap_or_default()
     }
 
     /// Channels of each image: 1 or 3.
@@ -626,6 +677,10 @@ impl Dataset {
     /// What the image at `index` is called: its path in the folder or tar, with `/` between its
     /// parts. Nothing where images have no names, or there is no such image.
     pub fn image_name(&self, index: usize) -> Option<&str> {
+        let index = match &self.crops {
+            None => index,
+            Some(crops) => crops.picture(index),
+        };
         match &self.images {
             Images::Raw(_) | Images::Codes(_) => None,
             Images::Pictures(pictures) => pictures.name(index),
@@ -650,13 +705,24 @@ impl Dataset {
     /// For example `CIFAR-10 test: 10000 images 32x32x3, 10 classes`.
     pub fn describe(&self) -> String {
         let [height, width, channels] = self.shape;
+        let size = match self.one_size() {
+            Ok(_) => format!("{width}x{height}x{channels}"),
+            Err(_) => {
+                let [height, width] = self.largest();
+                format!("of many sizes up to {width}x{height}x{channels}")
+            }
+        };
+        let what = match self.crops {
+            None => "images",
+            Some(_) => "crops",
+        };
         let classes = match self.nr_classes {
             0 => "no labels".to_owned(),
             n => format!("{n} classes"),
         };
         let (name, count) = (&self.name, self.len());
         match self.codes() {
-            None => format!("{name}: {count} images {width}x{height}x{channels}, {classes}"),
+            None => format!("{name}: {count} {what} {size}, {classes}"),
             Some([codes, 0]) => {
                 format!("{name}: {count} maps {width}x{height} of {codes} codes, {classes}")
             }
@@ -671,9 +737,24 @@ impl Dataset {
     /// in the bytes that a model takes, and `labels` by their labels, `[indices.len()]`, or nothing where there are none.
     ///
     /// # Errors
-    /// An index out of range; a file that cannot be read or decoded (named).
+    /// An index out of range; images of different sizes; a file that cannot be read or decoded (named).
     pub fn read(
         &self,
+        indices: &[usize],
+        images: &mut Vec<u8>,
+        labels: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        self.read_in_epoch(0, 0, indices, images, labels)
+    }
+
+    /// As [`Dataset::read`], in an epoch of a training with this seed: where crops lie depends on it.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    pub fn read_in_epoch(
+        &self,
+        seed: u64,
+        epoch: u64,
         indices: &[usize],
         images: &mut Vec<u8>,
         labels: &mut Vec<u32>,
@@ -684,25 +765,75 @@ impl Dataset {
                 len: self.len(),
             });
         }
-        let [height, width, _] = self.shape;
-        let bytes = height * width * self.bytes_per_pixel();
+        let size = indices.first().map_or([1, 1], |&first| self.size(first));
+        if indices.iter().any(|&index| self.size(index) != size) {
+            self.one_size()?;
+        }
+        let bytes = size[0] * size[1] * self.bytes_per_pixel();
         images.resize(indices.len() * bytes, 0);
         images
             .par_chunks_exact_mut(bytes)
             .zip(indices)
-            .try_for_each(|(image, &i)| match &self.images {
-                Images::Raw(images) => images.read(i, image),
-                Images::Codes(codes) => {
-                    codes.read(i, image);
+            .try_for_each(|(image, &i)| match &self.crops {
+                Some(crops) => {
+                    let picture = self.read_picture(crops.picture(i))?;
+                    crops.cut(seed, epoch, i, &picture, image);
                     Ok(())
                 }
-                Images::Pictures(pictures) => pictures.read(i, image),
+                None => self.read_into(i, image),
             })?;
         labels.clear();
         if !self.labels.is_empty() {
-            labels.extend(indices.iter().map(|&i| self.labels[i]));
+            let of = |&i: &usize| self.crops.as_ref().map_or(i, |crops| crops.picture(i));
+            labels.extend(indices.iter().map(|i| self.labels[of(i)]));
         }
         Ok(())
+    }
+
+    /// Reads a whole image.
+    fn read_into(&self, index: usize, image: &mut [u8]) -> Result<(), DataError> {
+        match &self.images {
+            Images::Raw(images) => images.read(index, image)?,
+            Images::Codes(codes) => codes.read(index, image),
+            Images::Pictures(pictures) => image.copy_from_slice(&pictures.read(index)?),
+        }
+        Ok(())
+    }
+
+    /// A whole image, where it is.
+    fn read_picture(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
+        if let Images::Pictures(pictures) = &self.images {
+            return pictures.read(index);
+        }
+        let [height, width, channels] = self.shape;
+        let mut image = vec![0; height * width * channels];
+        self.read_into(index, &mut image)?;
+        Ok(image.into())
+    }
+
+    /// Crops of this side instead of whole images: of each image as many in an epoch as would cover it, at
+    /// places that are drawn anew in every one. Smaller images are left out, and the listener is told so.
+    fn cropped(mut self, side: usize, listener: &mut Listener) -> Result<Dataset, DataError> {
+        let sizes = (0..self.pictures()).map(|picture| self.size(picture));
+        let (crops, smaller) = Crops::of(side, self.shape[2], sizes);
+        if crops.len() == 0 || self.codes().is_some() {
+            return Err(DataError::Config(format!(
+                "{}: no {side}x{side} crops can be cut out of it: choose a smaller crop, or larger pictures",
+                self.describe()
+            )));
+        }
+        if smaller > 0 {
+            let all = self.pictures();
+            let text = format!(
+                "{}: {smaller} of {all} pictures are smaller than crops of {side}x{side}, \
+                and are left out",
+                self.name
+            );
+            tell(listener, text)?;
+        }
+        self.shape = [side, side, self.shape[2]];
+        self.crops = Some(crops);
+        Ok(self)
     }
 }
 

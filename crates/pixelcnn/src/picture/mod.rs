@@ -50,7 +50,7 @@ pub enum PictureError {
         reason: String,
     },
     /// A picture of another size than the one wanted.
-    #[error("{path}: {}x{} pixels where the model takes {}x{}: crop or resize it first",
+    #[error("{path}: {}x{} pixels where {}x{} are wanted: crop or resize it first",
         found[1], found[0], wanted[1], wanted[0])]
     Size {
         /// The file.
@@ -89,6 +89,19 @@ pub struct Picture {
     pub file_bytes: u64,
 }
 
+/// Height and width of a picture file.
+///
+/// # Errors
+/// [`PictureError::Read`].
+pub fn size(path: &Path) -> Result<[usize; 2], PictureError> {
+    let unreadable = |reason| PictureError::Read {
+        path: path.into(),
+        reason,
+    };
+    let header = file::header(&read_bytes(path)?, true).map_err(unreadable)?;
+    Ok([header.height, header.width])
+}
+
 /// Reads a picture file of the height, width and channels (1 or 3) of `shape`. What is not of this
 /// size is not decoded.
 ///
@@ -108,6 +121,11 @@ pub fn read_exactly(path: &Path, shape: [usize; 3]) -> Result<Picture, PictureEr
 }
 
 fn read_file(path: &Path, shape: [usize; 3], exactly: bool) -> Result<Picture, PictureError> {
+    decode(&read_bytes(path)?, path, shape, exactly)
+}
+
+/// A file's bytes, if they are not too many.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
     let unreadable = |reason| PictureError::Read {
         path: path.into(),
         reason,
@@ -120,7 +138,7 @@ fn read_file(path: &Path, shape: [usize; 3], exactly: bool) -> Result<Picture, P
     if read > MAX_FILE {
         return Err(unreadable(format!("over {} MiB", MAX_FILE >> 20)));
     }
-    decode(&bytes, path, shape, exactly)
+    Ok(bytes)
 }
 
 /// Decodes a picture file in memory as [`read`] does, or `exactly` as [`read_exactly`]; `path` stands

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pixelcnn_core::{ConfigError, ModelConfig};
+use pixelcnn_core::{Augmentation, ConfigError, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
@@ -293,6 +293,17 @@ pub enum RunConfigError {
     /// No model can be so.
     #[error(transparent)]
     Model(#[from] ConfigError),
+    /// Images that are not squares can't be turned.
+    #[error(
+        "image size {width}x{height}: only square images have all eight symmetries: take flips or square \
+         images"
+    )]
+    NotSquare {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
     /// No training can be so.
     #[error(transparent)]
     Train(#[from] TrainConfigError),
@@ -314,6 +325,15 @@ impl RunConfig {
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<(), RunConfigError> {
         self.model.validate()?;
+        let ModelConfig {
+            height,
+            width,
+            augmentation,
+            ..
+        } = self.model;
+        if augmentation == Augmentation::Symmetries && height != width {
+            return Err(RunConfigError::NotSquare { height, width });
+        }
         Ok(self.train.validate()?)
     }
 

@@ -347,6 +347,15 @@ fn train(
     config.validate()?;
     expect_images(&config.model, images)?;
     expect_images(&config.model, test)?;
+    let (size, wanted) = (
+        images.one_size()?,
+        [config.model.height, config.model.width],
+    );
+    if size != wanted {
+        let model = format!("images of {}x{}", wanted[1], wanted[0]);
+        let data = images.describe();
+        return Err(WrongImages { data, model }.into());
+    }
     let steps_per_epoch = config.train.steps_per_epoch(images.len());
     if steps_per_epoch == 0 {
         return Err(TrainError::TooFewImages {

@@ -159,7 +159,9 @@ impl<'a> Trainer<'a> {
         let order = &self.order.as_ref().expect("just made").indices;
         let start = self.state.position as usize;
         let batch = &order[start + self.own.start..start + self.own.end];
-        self.data.read(batch, &mut self.images, &mut self.labels)?;
+        let (images, labels) = (&mut self.images, &mut self.labels);
+        self.data
+            .read_in_epoch(self.state.seed, epoch, batch, images, labels)?;
         Ok(())
     }
 

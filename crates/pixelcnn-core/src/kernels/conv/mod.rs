@@ -24,9 +24,9 @@ use winograd::Winograd;
 
 /// A convolution, or a transposed one, over a window.
 ///
-/// Maps are \[n, h, w, channels\]; `size` is always the \[n, h, w\] of the input `x`. The weight is
-/// \[taps, inputs, outputs\] for both kinds, the bias \[outputs\]. The functions panic where a
-/// slice has not the length that its shape says.
+/// Maps are \[n, h, w, channels\]; `size` is always the \[n, h, w\] of the finer map: the input, or
+/// the output of a transposed one. The weight is \[taps, inputs, outputs\] for both kinds, the bias
+/// \[outputs\]. The functions panic where a slice has not the length that its shape says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv {
     /// How the two maps lie over each other; outside of them is zero.
@@ -40,14 +40,12 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Height and width of the output for those of the input.
-    pub fn output_size(&self, [h, w]: [usize; 2]) -> [usize; 2] {
-        let stride = self.window.stride;
-        if self.transposed {
-            // Larger than any map where it does not fit: then no slice has its length.
-            [h, w].map(|n| n.saturating_mul(stride))
-        } else {
-            [h / stride, w / stride]
+    /// Height and width of the input and of the output, of which the finer one has these.
+    pub fn sizes(&self, fine: [usize; 2]) -> [[usize; 2]; 2] {
+        let coarse = fine.map(|n| n.div_ceil(self.window.stride));
+        match self.transposed {
+            true => [coarse, fine],
+            false => [fine, coarse],
         }
     }
 
@@ -128,20 +126,20 @@ impl Conv {
         accumulate: bool,
         out: &mut [f32],
     ) {
-        let to = self.output_size([h, w]);
+        let [from, to] = self.sizes([h, w]);
         let [up, left] = self.window.offset;
         assert!(
             above == 0 || self.reaches_up() && above <= up,
             "rows that the kernel reads"
         );
-        let from = [h.saturating_add(above), w];
+        let from = [from[0].saturating_add(above), from[1]];
         // Seen from those rows the kernel reaches up less far.
         let window = Window {
             offset: [up - above, left],
             ..self.window
         };
         let seen = Conv { window, ..*self };
-        expect_len("x", x.len(), &[n, from[0], w, self.inputs]);
+        expect_len("x", x.len(), &[n, from[0], from[1], self.inputs]);
         expect_len("out", out.len(), &[n, to[0], to[1], self.outputs]);
         expect_len("bias", bias.len(), &[self.outputs]);
         self.expect_weight("weight", weight.len());
@@ -172,19 +170,19 @@ impl Conv {
         accumulate: bool,
         dx: &mut [f32],
     ) {
-        let from = self.output_size([h, w]);
+        let [to, from] = self.sizes([h, w]);
         expect_len("dy", dy.len(), &[n, from[0], from[1], self.outputs]);
-        expect_len("dx", dx.len(), &[n, h, w, self.inputs]);
+        expect_len("dx", dx.len(), &[n, to[0], to[1], self.inputs]);
         self.expect_weight("weight", weight.len());
         if let Some(winograd) = Winograd::backward_input(self, [n, h, w]) {
             winograd.run(level, dy, weight, &[], accumulate, dx);
             return;
         }
         let gather = Gather {
-            phases: phases(&self.window, !self.transposed, [h, w]),
+            phases: phases(&self.window, !self.transposed, to),
             images: n,
             from,
-            to: [h, w],
+            to,
             inputs: self.outputs,
             outputs: self.inputs,
             taps: self.window.taps(),
@@ -203,9 +201,9 @@ impl Conv {
         dbias: &mut [f32],
     ) {
         let (inputs, outputs, taps) = (self.inputs, self.outputs, self.window.taps());
-        let [oh, ow] = self.output_size([h, w]);
-        expect_len("x", x.len(), &[n, h, w, inputs]);
-        expect_len("dy", dy.len(), &[n, oh, ow, outputs]);
+        let [from, to] = self.sizes([h, w]);
+        expect_len("x", x.len(), &[n, from[0], from[1], inputs]);
+        expect_len("dy", dy.len(), &[n, to[0], to[1], outputs]);
         expect_len("dbias", dbias.len(), &[outputs]);
         self.expect_weight("dweight", dweight.len());
         if outputs == 0 {
@@ -278,13 +276,8 @@ impl Conv {
         [n, h, w]: [usize; 3],
         tap: usize,
     ) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let output = self.output_size([h, w]);
-        let (fine, coarse, transposed) = if self.transposed {
-            (output, [h, w], true)
-        } else {
-            ([h, w], output, false)
-        };
-        let stride = self.window.stride;
+        let (fine, stride, transposed) = ([h, w], self.window.stride, self.transposed);
+        let coarse = fine.map(|n| n.div_ceil(stride));
         let kernel = [tap / self.window.kernel[1], tap % self.window.kernel[1]];
         // The coarse pixels c for which c * stride + kernel - offset lies inside the finer map.
         let [rows, columns] = [0, 1].map(|axis| {

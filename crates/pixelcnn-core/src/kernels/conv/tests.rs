@@ -4,17 +4,13 @@ use proptest::prelude::*;
 
 /// Every pair of pixels that a tap joins, found by trying all.
 fn joined(conv: &Conv, [n, h, w]: [usize; 3]) -> Vec<(usize, usize, usize)> {
-    let output = conv.output_size([h, w]);
-    let (fine, coarse) = if conv.transposed {
-        (output, [h, w])
-    } else {
-        ([h, w], output)
-    };
+    let fine = [h, w];
     let Window {
         kernel,
         stride,
         offset,
     } = conv.window;
+    let coarse = fine.map(|n| n.div_ceil(stride));
     let mut joined = Vec::new();
     for image in 0..n {
         for (ci, cj) in (0..coarse[0]).flat_map(|i| (0..coarse[1]).map(move |j| (i, j))) {
@@ -90,13 +86,13 @@ struct Case {
 impl Case {
     fn new(conv: Conv, size: [usize; 3], seed: u64) -> Case {
         let [n, h, w] = size;
-        let [oh, ow] = conv.output_size([h, w]);
+        let [from, to] = conv.sizes([h, w]).map(|[h, w]| n * h * w);
         let taps = conv.window.taps();
         Case {
             conv,
             size,
-            x: random(seed, n * h * w * conv.inputs),
-            dy: random(seed + 1, n * oh * ow * conv.outputs),
+            x: random(seed, from * conv.inputs),
+            dy: random(seed + 1, to * conv.outputs),
             weight: random(seed + 2, taps * conv.inputs * conv.outputs),
             bias: random(seed + 3, conv.outputs),
         }
@@ -316,18 +312,18 @@ fn bands_are_rows_of_the_whole_image() {
             if !conv.reaches_up() {
                 continue;
             }
-            let (rows, columns) = (24, 10);
+            let (rows, columns) = (23, 9);
             let case = Case::new(conv, [1, rows, columns], 0);
             for level in levels() {
                 let whole = case.forward(level, false, &case.dy);
-                let [_, width] = conv.output_size([rows, columns]);
+                let [_, [_, width]] = conv.sizes([rows, columns]);
                 let mut bands = Vec::new();
                 // Nothing is above the first one.
                 let mut x = vec![0.0; columns * inputs];
                 x.extend(&case.x);
-                for (first, band) in [(0, 8), (8, 12), (20, 4)] {
+                for (first, band) in [(0, 8), (8, 12), (20, 3)] {
                     let x = &x[first * columns * inputs..][..(band + 1) * columns * inputs];
-                    let mut out = vec![7.0; band / window.stride * width * outputs];
+                    let mut out = vec![7.0; band.div_ceil(window.stride) * width * outputs];
                     let Case { weight, bias, .. } = &case;
                     let size = [1, band, columns];
                     conv.forward_at(level, size, 1, x, weight, bias, false, &mut out);
@@ -361,23 +357,6 @@ fn sizes_that_wrap_round_are_refused() {
     };
     let forward = move || {
         conv(many_taps, 1, 4).forward([1, 1, 1], &[1.0], &[], &[0.0; 4], false, &mut [0.0; 4]);
-    };
-    assert!(catch_unwind(forward).is_err());
-
-    let transposed = Conv {
-        transposed: true,
-        ..conv(
-            Window {
-                stride: 1 << 63,
-                ..Window::POINT
-            },
-            3,
-            4,
-        )
-    };
-    let forward = move || {
-        let (x, weight) = ([0.0; 6], [0.0; 12]);
-        transposed.forward([1, 2, 1], &x, &weight, &[0.0; 4], false, &mut []);
     };
     assert!(catch_unwind(forward).is_err());
 
