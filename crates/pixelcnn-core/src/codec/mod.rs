@@ -8,6 +8,7 @@
 
 mod frequencies;
 mod stream;
+mod strips;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use crate::likelihood::{ChannelMixture, Mixture, from_level};
 use crate::progress::{Stopped, go_on};
 use frequencies::Frequencies;
 use stream::{Decoder, Encoder};
+pub use strips::{Shape, TILE};
 
 /// Images whose pixels are worth a task of their own.
 const TASK: usize = 16;
@@ -150,7 +152,7 @@ impl Codec {
                 let due = logits.zip(levels.chunks_exact_mut(channels)).zip(pixels);
                 for (coder, ((logits, levels), pixel)) in coders.iter_mut().zip(due) {
                     for (channel, level) in turn.clone().zip(levels) {
-                        let Pixel { known, one } = pixel;
+                        let Pixel { known, one, .. } = pixel;
                         mixture.next_channel(logits, &known[..channel], one);
                         frequencies.set(one);
                         *level = code(coder, first + channel, frequencies);
@@ -174,4 +176,6 @@ struct Pixel {
     known: [f32; 3],
     /// The mixture of the channel before.
     one: ChannelMixture,
+    /// The first channel's level.
+    first: u8,
 }

@@ -241,3 +241,143 @@ fn progress_is_told_and_can_stop() {
     let none: [Vec<u8>; 0] = [];
     assert_eq!(codec.encode(&[], &[], &mut go_on).unwrap(), none);
 }
+
+/// Pictures of many sizes side by side, of all channels and of one.
+fn pictures(random: &mut ChaCha8Rng, config: &ModelConfig) -> Vec<(Shape, Vec<u8>)> {
+    let sizes = [
+        [1, 1],
+        [3, 30],
+        [150, 5],
+        [64, 12],
+        [65, 13],
+        [9, 70],
+        [2, 12],
+    ];
+    let picture = |(number, [height, width]): (usize, [usize; 2])| {
+        let shape = Shape {
+            height,
+            width,
+            channels: if number % 3 == 1 { 1 } else { config.channels },
+            class: number as u32 % 2,
+        };
+        let mut level = random.next_u32() as u8;
+        let levels = (0..shape.dims()).map(|_| {
+            level = level.wrapping_add((random.next_u32() % 9) as u8);
+            level
+        });
+        (shape, levels.collect())
+    };
+    sizes.into_iter().enumerate().map(picture).collect()
+}
+
+fn in_strips(config: &ModelConfig, columns: usize, seed: u64) -> Codec {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let config = config.resized([1, columns]);
+    Codec {
+        evaluator: Evaluator::new(&config, &parameters(&config, &mut random)).unwrap(),
+        level: simd::level(),
+        threads: 2,
+    }
+}
+
+#[test]
+fn pictures_of_any_size_come_back() {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    // RGB, grey with classes, channels one after another.
+    for (kind, columns) in [(0, 12), (1, 4), (6, 32)] {
+        let config = &configs()[kind];
+        let codec = in_strips(config, columns, 9);
+        let pictures = pictures(&mut random, config);
+        let shapes: Vec<Shape> = pictures.iter().map(|(shape, _)| *shape).collect();
+        let given: Vec<(Shape, &[u8])> = pictures
+            .iter()
+            .map(|(shape, levels)| (*shape, &levels[..]))
+            .collect();
+        let encode = |codec: &Codec, given: &[(Shape, &[u8])]| {
+            codec
+                .encode_pictures(given, &mut |_, _| ControlFlow::Continue(()))
+                .unwrap()
+        };
+        let tiles = encode(&codec, &given);
+        for (shape, tiles) in shapes.iter().zip(&tiles) {
+            assert_eq!(tiles.len(), shape.tiles(columns).len());
+        }
+        // The same bytes for each alone, and with other threads and vectors.
+        let plain = Codec {
+            level: Level::Plain,
+            threads: 1,
+            ..codec.clone()
+        };
+        for (number, picture) in given.iter().enumerate() {
+            assert_eq!(encode(&plain, &[*picture]), [tiles[number].clone()]);
+        }
+        let decode = |codec: &Codec, streams: &dyn Fn(usize, usize) -> Option<Vec<u8>>| {
+            let mut next = vec![0; shapes.len()];
+            let mut stream = |picture: usize, tile: usize| {
+                assert_eq!(tile, next[picture]);
+                next[picture] += 1;
+                streams(picture, tile)
+            };
+            let progress = &mut |_, _| ControlFlow::Continue(());
+            codec
+                .decode_pictures(&shapes, &mut stream, progress)
+                .unwrap()
+        };
+        let whole = |picture: usize, tile: usize| Some(tiles[picture][tile].clone());
+        for codec in [&codec, &plain] {
+            for (got, (_, want)) in decode(codec, &whole).iter().zip(&pictures) {
+                assert_eq!(got.as_ref(), Some(want));
+            }
+        }
+        // Without a tile, or with another one, that picture is lost, or another one.
+        let others = |damaged: &[Option<Vec<u8>>]| {
+            assert_ne!(damaged[2].as_ref(), Some(&pictures[2].1));
+            for (number, (_, want)) in pictures.iter().enumerate() {
+                assert!(number == 2 || damaged[number].as_ref() == Some(want));
+            }
+        };
+        let lost = decode(&codec, &|picture, tile| {
+            whole(picture, tile).filter(|_| (picture, tile) != (2, 1))
+        });
+        assert_eq!(lost[2], None);
+        others(&lost);
+        others(&decode(&codec, &|picture, tile| {
+            let mut stream = whole(picture, tile)?;
+            if (picture, tile) == (2, 0) {
+                stream[3] ^= 8;
+            }
+            Some(stream)
+        }));
+    }
+}
+
+#[test]
+fn tiles_begin_in_the_order_of_the_wave() {
+    let shape = Shape {
+        height: 130,
+        width: 70 * 4,
+        channels: 3,
+        class: 0,
+    };
+    let tiles = shape.tiles(4);
+    assert_eq!(tiles.len(), 70 * 3);
+    assert_eq!(tiles[..3], [[0, 0], [0, 1], [0, 2]]);
+    // The seventeenth strip begins with the second tile of the first one.
+    assert_eq!(tiles[15..19], [[0, 15], [1, 0], [0, 16], [1, 1]]);
+    let stopped = in_strips(&configs()[0], 4, 1).encode_pictures(
+        &[(
+            Shape {
+                height: 9,
+                width: 9,
+                ..shape
+            },
+            &[7; 243],
+        )],
+        &mut |done, rows| match (done, rows) {
+            (2, 17) => ControlFlow::Break(()),
+            (1, 17) => ControlFlow::Continue(()),
+            _ => unreachable!("{done} of {rows}"),
+        },
+    );
+    assert!(matches!(stopped, Err(CodecError::Stopped(_))));
+}

@@ -13,6 +13,7 @@
 //! double precision.
 
 pub mod program;
+mod strips;
 mod team;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -29,6 +30,8 @@ use crate::kernels::simd::{self, Level};
 use crate::likelihood::{EnergyDistance, from_level};
 use crate::network::Layout;
 use program::{Attention, Program, Ring, Step, Sum, Tap, When};
+use strips::Strips;
+pub use strips::{LAG, Lane};
 use team::{Member, Team};
 pub use tile::PANEL;
 use tile::TileKernels;
@@ -240,6 +243,50 @@ impl Evaluator {
         labels: &[u32],
         threads: usize,
     ) -> Result<Raster, EvaluatorError> {
+        self.begin_rows(level, labels, threads, self.model.config.height)
+    }
+
+    /// Begins strips of pictures, one for each of `lanes`, of the model's width and any heights: `rows` in
+    /// all, counted from the first one that begins. See [`Lane`]; the rest is as for
+    /// [`Evaluator::begin_at`].
+    ///
+    /// # Errors
+    /// As [`Evaluator::begin`].
+    ///
+    /// # Panics
+    /// As [`Evaluator::begin_at`]; or if the model has attention or codes, its width is no multiple of
+    /// [`LAG`], or the lanes don't fit.
+    pub fn begin_strips(
+        &self,
+        level: Level,
+        lanes: &[Lane],
+        threads: usize,
+        rows: usize,
+    ) -> Result<Raster, EvaluatorError> {
+        let config = &self.model.config;
+        assert!(!config.attends() && config.nr_codes == 0, "rows of images");
+        assert!(config.width.is_multiple_of(LAG), "whole coarse columns");
+        for lane in lanes {
+            assert!(lane.start.is_multiple_of(LAG), "whole coarse rows");
+            let left = lane.left.map(|left| lanes[left].start + LAG);
+            assert!(
+                left.is_none_or(|start| start == lane.start),
+                "behind its left one"
+            );
+        }
+        let labels: Vec<u32> = lanes.iter().map(|lane| lane.class).collect();
+        let mut raster = self.begin_rows(level, &labels, threads, rows)?;
+        raster.strips = Some(Strips::new(lanes, &self.model.program));
+        Ok(raster)
+    }
+
+    fn begin_rows(
+        &self,
+        level: Level,
+        labels: &[u32],
+        threads: usize,
+        rows: usize,
+    ) -> Result<Raster, EvaluatorError> {
         assert!(level <= simd::level(), "this machine has no {level:?}");
         let nr_classes = self.model.config.nr_classes;
         let wrong = |&class: &u32| nr_classes > 0 && class as usize >= nr_classes;
@@ -268,10 +315,12 @@ impl Evaluator {
             groups,
             by_image,
             images: labels.len(),
+            rows,
             done: 0,
             known: 0,
             logits: vec![0.0; labels.len() * output],
             computed: false,
+            strips: None,
         })
     }
 }
@@ -290,6 +339,8 @@ pub struct Raster {
     groups: Vec<Group>,
     by_image: bool,
     images: usize,
+    /// Of each image.
+    rows: usize,
     /// Pixels of each image that are known.
     done: usize,
     /// Channels of the next one that are.
@@ -297,13 +348,15 @@ pub struct Raster {
     logits: Vec<f32>,
     /// Whether `logits` are those whose turn it is.
     computed: bool,
+    /// Where the images are strips of pictures.
+    strips: Option<Strips>,
 }
 
 impl Raster {
     /// Row and column of the pixel whose turn it is; none when the images are complete.
     pub fn position(&self) -> Option<[usize; 2]> {
-        let ModelConfig { height, width, .. } = self.model.config;
-        (self.done < height * width).then(|| [self.done / width, self.done % width])
+        let ModelConfig { width, .. } = self.model.config;
+        (self.done < self.rows * width).then(|| [self.done / width, self.done % width])
     }
 
     /// The channels of that pixel whose turn it is: all of them, or one where they are predicted one
@@ -374,6 +427,15 @@ impl Raster {
     /// # Panics
     /// If the number of levels is another, a code is beyond the model's, or the images are complete.
     pub fn push(&mut self, levels: &[u8]) {
+        self.push_inside(levels, |_| true);
+    }
+
+    /// As [`Raster::push`], where the pixel lies outside of some images: those that are not `inside`, whose
+    /// levels are not looked at.
+    ///
+    /// # Panics
+    /// As [`Raster::push`].
+    pub fn push_inside(&mut self, levels: &[u8], inside: impl Fn(usize) -> bool) {
         let Some(pixel) = self.position() else {
             panic!("the images are complete");
         };
@@ -391,7 +453,11 @@ impl Raster {
             let levels = levels[group.images.start * bytes..].chunks_exact(bytes);
             let floats = &mut Line::floats_mut(&mut group.lines)[first..];
             let pixels = floats.chunks_exact_mut(input.channels).zip(levels);
-            for (pixel, levels) in pixels.take(group.images.len()) {
+            for (image, (pixel, levels)) in group.images.clone().zip(pixels) {
+                if !inside(image) {
+                    pixel.fill(0.0);
+                    continue;
+                }
                 if codes {
                     let row = &embedding[ModelConfig::code(levels, 0) * ones..][..ones];
                     pixel[..ones].copy_from_slice(row);
@@ -406,10 +472,18 @@ impl Raster {
         self.known = here.end % channels;
         self.done += usize::from(self.known == 0);
         self.computed = false;
+        if let (Some(strips), true) = (&mut self.strips, self.known == 0)
+            && x + 1 == self.model.config.width
+        {
+            strips.end_row(&self.model.program, y, &self.groups);
+        }
     }
 
     fn compute(&mut self, pixel: [usize; 2]) {
         let here = self.channels();
+        if let (Some(strips), ([y, 0], 0)) = (&mut self.strips, (pixel, here.start)) {
+            strips.begin_row(&self.model.program, y, &mut self.groups);
+        }
         let Raster {
             model,
             kernels,
@@ -499,6 +573,21 @@ impl Group {
             images: self.images.len(),
         }
     }
+
+    /// Where the channels of one of its images are, at a row and column of a ring's map.
+    fn place(&self, ring: &Ring, image: usize, [y, x]: [isize; 2]) -> Range<usize> {
+        let first = pixel(ring, self.images.len(), y, x);
+        let start = first + (image - self.images.start) * ring.channels;
+        start..start + ring.channels
+    }
+}
+
+/// Index of the first image's channels at a row and column of a ring's map, on which there is also one
+/// column on each side and the row above.
+fn pixel(ring: &Ring, images: usize, y: isize, x: isize) -> usize {
+    let row = y.rem_euclid(ring.rows as isize) as usize;
+    let column = (x + 1) as usize;
+    (ring.start + (row * (ring.width + 2) + column) * ring.channels) * images
 }
 
 /// The memory of a group, as its threads see it: each writes what no other one reads or writes
@@ -513,12 +602,8 @@ struct Memory {
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Index of the first image's channels at a row and column of a ring's map, on which there is
-    /// also one column on each side and the row above.
     fn pixel(&self, ring: &Ring, y: isize, x: isize) -> usize {
-        let row = y.rem_euclid(ring.rows as isize) as usize;
-        let column = (x + 1) as usize;
-        (ring.start + (row * (ring.width + 2) + column) * ring.channels) * self.images
+        pixel(ring, self.images, y, x)
     }
 
     /// Some values that are only read until the next barrier, or also written by this thread.

@@ -192,3 +192,68 @@ fn only_the_horizontal_stack_is_left_to_the_pixels() {
         work(|sum| &sum.phases[0].pixel)
     );
 }
+
+/// Strips of pictures side by side: what a strip sees is what lies above and to its left, to its own edge.
+#[test]
+fn strips_are_those_of_the_network_written_plainly() {
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let kinds = configs().into_iter().filter(|config| !config.attends());
+    for (kind, config) in kinds.filter(|config| config.width > 1).enumerate() {
+        let (columns, strips) = ([16, 4, 8][kind % 3], 3);
+        let config = config.resized([[6, 13, 4][kind % 3], columns * strips]);
+        let parameters = parameters(&config, &mut random);
+        let images = Images::random(&config, 2, &mut random);
+        let wide: Vec<Vec<f64>> = crate::suite::widened(&parameters);
+        let batch = as_they_are(&images);
+        let plain = reference::run_in_strips(&config, &wide, batch, None, columns).unwrap();
+
+        let strip = config.resized([1, columns]);
+        let evaluator = Evaluator::new(&strip, &parameters).unwrap();
+        // Two pictures, the second of which begins later, where another one has been.
+        let lane = |picture: usize, strip: usize| Lane {
+            start: 8 * picture + strip * LAG,
+            left: (strip > 0).then(|| picture * strips + strip - 1),
+            class: images.labels[picture],
+        };
+        let lanes: Vec<Lane> = (0..2)
+            .flat_map(|picture| (0..strips).map(move |strip| lane(picture, strip)))
+            .collect();
+        let rows = 8 + (strips - 1) * LAG + config.height;
+        let (output, dims) = (config.output_channels(), config.bytes_per_image());
+        let logits = |level: Level, threads: usize| {
+            let raster = evaluator.begin_strips(level, &lanes, threads, rows);
+            let (mut raster, mut got) = (raster.unwrap(), vec![f32::NAN; plain.logits.len()]);
+            while let Some([y, x]) = raster.position() {
+                let here = raster.channels();
+                let place = |number: usize| {
+                    let row = y.checked_sub(lanes[number].start)?;
+                    let pixel = row * config.width + number % strips * columns + x;
+                    (row < config.height).then_some((number / strips, pixel))
+                };
+                let mut levels = vec![77; lanes.len() * here.len()];
+                let of_lanes = raster.logits().chunks_exact(output);
+                let due = of_lanes.zip(levels.chunks_exact_mut(here.len()));
+                for (number, (logits, levels)) in due.enumerate() {
+                    let Some((picture, pixel)) = place(number) else {
+                        continue;
+                    };
+                    let first = picture * dims + pixel * config.channels;
+                    levels.copy_from_slice(&images.levels[first + here.start..first + here.end]);
+                    let at = (picture * dims / config.channels + pixel) * output;
+                    got[at..at + output].copy_from_slice(logits);
+                }
+                raster.push_inside(&levels, |number| place(number).is_some());
+            }
+            got
+        };
+        let got = logits(simd::level(), 1);
+        let scale = plain.logits.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+        for (got, want) in got.iter().zip(&plain.logits) {
+            let difference = (f64::from(*got) - want).abs();
+            assert!(difference < 3e-6 * scale, "{config:?}: {got}, {want}");
+        }
+        for (level, threads) in [(Level::Plain, 1), (simd::level(), 2), (Level::Plain, 3)] {
+            assert_eq!(bits(&logits(level, threads)), bits(&got));
+        }
+    }
+}

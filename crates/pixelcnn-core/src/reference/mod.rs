@@ -44,6 +44,23 @@ pub fn run(
     batch: Batch,
     dropout: Option<Dropout>,
 ) -> Result<Outcome, EngineError> {
+    run_in_strips(config, parameters, batch, dropout, usize::MAX)
+}
+
+/// As [`run`], where no pixel sees beyond the right edge of its strip of so many columns.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn run_in_strips(
+    config: &ModelConfig,
+    parameters: &[Vec<f64>],
+    batch: Batch,
+    dropout: Option<Dropout>,
+    columns: usize,
+) -> Result<Outcome, EngineError> {
     let layout = Layout::new(config).parameters;
     let zeros = layout.iter().map(|parameter| vec![0.0; parameter.len()]);
     let mut outcome = Outcome {
@@ -60,6 +77,7 @@ pub fn run(
             parameters,
             conditions: batch.conditions(config, image).collect(),
             dropout: dropout.map(|dropout| (dropout, image)),
+            columns,
             maps: Vec::new(),
             recorded: Vec::new(),
         };
@@ -202,6 +220,8 @@ struct Tape<'a> {
     conditions: Vec<usize>,
     /// With the image's place in the batch.
     dropout: Option<(Dropout, usize)>,
+    /// Of a strip.
+    columns: usize,
     maps: Vec<(Origin, Map)>,
     recorded: Vec<usize>,
 }
@@ -263,27 +283,36 @@ impl Weight {
     }
 }
 
-/// Calls `f` with every tap of a layer, and the pixels of its input and output that it joins.
+/// Calls `f` with every tap of a layer, and the pixels of its input and output that it joins; but where the
+/// one that is read is in a strip of so many columns of the image to the right of the other's.
 fn joined(
     layer: &Layer,
-    input: [usize; 2],
-    output: [usize; 2],
+    [input, output]: [&Map; 2],
+    columns: usize,
     f: &mut dyn FnMut(usize, [usize; 2]),
 ) {
-    let (fine, coarse) = match layer.kind {
-        LayerKind::Deconv => (output, input),
-        LayerKind::Conv | LayerKind::Dense => (input, output),
-    };
-    let ([rows, columns], [up, left]) = (layer.window.kernel, layer.window.offset);
+    let fine_scale = layer.finer(input.scale, output.scale);
+    let strip = |x: usize, scale: usize| x / (columns >> scale).max(1);
+    let [fine, coarse] = [
+        layer.finer(input.size, output.size),
+        layer.finer(output.size, input.size),
+    ];
+    let step = layer.window.stride - 1;
+    let ([kernel_h, kernel_w], [up, left]) = (layer.window.kernel, layer.window.offset);
     for y in 0..coarse[0] {
         for x in 0..coarse[1] {
-            for tap in 0..rows * columns {
-                let fine_y = (y * layer.window.stride + tap / columns).checked_sub(up);
-                let fine_x = (x * layer.window.stride + tap % columns).checked_sub(left);
+            for tap in 0..kernel_h * kernel_w {
+                let fine_y = (y * layer.window.stride + tap / kernel_w).checked_sub(up);
+                let fine_x = (x * layer.window.stride + tap % kernel_w).checked_sub(left);
                 let (Some(fine_y), Some(fine_x)) = (fine_y, fine_x) else {
                     continue;
                 };
-                if fine_y < fine[0] && fine_x < fine[1] {
+                let strips = [strip(fine_x, fine_scale), strip(x, fine_scale + step)];
+                let seen = match layer.kind {
+                    LayerKind::Deconv => strips[1] <= strips[0],
+                    LayerKind::Conv | LayerKind::Dense => strips[0] <= strips[1],
+                };
+                if fine_y < fine[0] && fine_x < fine[1] && seen {
                     let (at_coarse, at_fine) = (y * coarse[1] + x, fine_y * fine[1] + fine_x);
                     f(
                         tap,
@@ -464,7 +493,7 @@ impl Tape<'_> {
                     }
                 }
                 Origin::Layer(layer, x) => {
-                    self.backward_layer(layer, *x, map.size, &dy, &mut by_map[*x], gradients);
+                    self.backward_layer(layer, [*x, number], &dy, &mut by_map[*x], gradients);
                 }
                 Origin::Bent(f, x) => {
                     let inputs = self.map(*x);
@@ -582,8 +611,7 @@ impl Tape<'_> {
     fn backward_layer(
         &self,
         layer: &Layer,
-        x: usize,
-        size: [usize; 2],
+        [x, y]: [usize; 2],
         dy: &[f64],
         dx: &mut [f64],
         gradients: &mut [Vec<f64>],
@@ -592,7 +620,8 @@ impl Tape<'_> {
         let [v, g] = [0, 1].map(|k| &self.parameters[layer.parameter + k]);
         let weight = self.weight(layer);
         let mut d_weight = vec![0.0; v.len()];
-        joined(layer, self.map(x).size, size, &mut |tap, [from, to]| {
+        let maps = [self.map(x), self.map(y)];
+        joined(layer, maps, self.columns, &mut |tap, [from, to]| {
             for i in 0..inputs {
                 for o in 0..outputs {
                     let at = (tap * inputs + i) * outputs + o;
@@ -662,8 +691,10 @@ impl Pass for Tape<'_> {
         let scale = layer.scale_of_output(map.scale);
         let size = self.config.size_at(scale);
         let bias = &self.parameters[layer.parameter + 2];
-        let mut values: Vec<f64> = (0..size[0] * size[1]).flat_map(|_| bias).copied().collect();
-        joined(layer, map.size, size, &mut |tap, [from, to]| {
+        let values = (0..size[0] * size[1]).flat_map(|_| bias).copied();
+        let mut out = Map::new(self.config, scale, outputs, values.collect());
+        let mut values = std::mem::take(&mut out.values);
+        joined(layer, [map, &out], self.columns, &mut |tap, [from, to]| {
             for i in 0..inputs {
                 for o in 0..outputs {
                     let weight = weight.values[(tap * inputs + i) * outputs + o];
@@ -671,7 +702,7 @@ impl Pass for Tape<'_> {
                 }
             }
         });
-        let out = Map::new(self.config, scale, outputs, values);
+        out.values = values;
         self.note(Origin::Layer(layer.clone(), *x), out)
     }
 

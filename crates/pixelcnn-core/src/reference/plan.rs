@@ -67,6 +67,7 @@ impl Carried<'_> {
             parameters: self.parameters,
             conditions: self.conditions.clone(),
             dropout: self.dropout,
+            columns: usize::MAX,
             maps: Vec::new(),
             recorded: Vec::new(),
         }

@@ -64,3 +64,41 @@ impl Crops {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// An image whose pixels tell their place.
+    fn image([height, width]: [usize; 2]) -> Vec<u8> {
+        let pixels = (0..height).flat_map(|y| (0..width).map(move |x| [y as u8, x as u8]));
+        pixels.flatten().collect()
+    }
+
+    #[test]
+    fn crops_lie_everywhere_in_their_images_and_move() {
+        let sizes = [[9, 5], [2, 40], [4, 4], [3, 3], [8, 8]];
+        let (crops, smaller) = Crops::of(4, 2, sizes.into_iter());
+        assert_eq!((crops.len(), smaller), (2 + 1 + 4, 2));
+        let pictures: Vec<usize> = (0..crops.len()).map(|crop| crops.picture(crop)).collect();
+        assert_eq!(pictures, [0, 0, 2, 4, 4, 4, 4]);
+        let mut places = HashSet::new();
+        for epoch in 0..200 {
+            for (crop, &picture) in pictures.iter().enumerate() {
+                let mut out = vec![0; 4 * 4 * 2];
+                crops.cut(7, epoch, crop, &image(sizes[picture]), &mut out);
+                let [top, left] = [out[0], out[1]];
+                let here = (0..4).flat_map(|y| (0..4).map(move |x| [top + y, left + x]));
+                assert_eq!(out, here.flatten().collect::<Vec<u8>>());
+                places.insert((crop, top, left));
+                let mut again = vec![0; out.len()];
+                crops.cut(7, epoch, crop, &image(sizes[picture]), &mut again);
+                assert_eq!(again, out);
+            }
+        }
+        // Of 9x5 twelve places, of 4x4 one, of 8x8 twenty-five.
+        assert_eq!(places.len(), 2 * 12 + 1 + 4 * 25);
+    }
+}

@@ -541,12 +541,12 @@ fn npy_arrays_that_are_not_images_are_refused() {
     .concat();
     fails(fortran, "ascontiguousarray");
 
-    let path = folder.write("a.npy", npy("|u1", "(3, 6, 4)", &[0; 72]));
+    let path = folder.write("a.npy", npy("|u1", "(3, 20000, 4)", &[0; 240_000]));
     assert_fails!(
         config(&path),
         Split::Train,
         DataError::Sides { .. },
-        "4x6",
+        "4x20000",
         "choose a size"
     );
     let path = folder.write("a.npy", npy("|u1", "(3, 4, 4)", &[0; 48]));
@@ -1238,31 +1238,43 @@ fn folders_in_disorder_have_no_labels() {
 }
 
 #[test]
-fn pictures_have_one_size_and_suit_the_model() {
+fn pictures_may_have_many_sizes() {
     let folder = Folder::new();
     folder.picture("a.png", [0; 3]);
-    folder.write("b.png", png(RgbImage::new(8, 4)));
-    assert_fails!(
-        folder.config(),
-        Split::Train,
-        DataError::MixedSizes { .. },
-        "a.png is 4x4",
-        "b.png is 8x4",
-        "choose a size"
+    folder.write("b.png", png(RgbImage::new(7, 5)));
+    folder.write("c.png", png(RgbImage::new(4, 4)));
+    let all = DataConfig {
+        held_out: 0.0,
+        ..folder.config()
+    };
+    let mixed = open(&all, Split::Train);
+    let sizes: Vec<[usize; 2]> = (0..3).map(|index| mixed.size(index)).collect();
+    assert_eq!(sizes, [[4, 4], [5, 7], [4, 4]]);
+    assert_eq!(mixed.largest(), [5, 7]);
+    assert!(
+        mixed
+            .describe()
+            .contains("3 images of many sizes up to 7x5x3")
     );
-    assert_eq!(open(&sized(folder.0.path(), 8), Split::Train).width(), 8);
+    let error = mixed.one_size().unwrap_err().to_string();
+    assert!(
+        error.contains("a.png is 4x4, b.png is 7x5: choose a size"),
+        "{error}"
+    );
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    mixed.read(&[1], &mut images, &mut labels).unwrap();
+    assert_eq!(images.len(), 7 * 5 * 3);
+    mixed.read(&[2, 0], &mut images, &mut labels).unwrap();
+    assert_eq!(images.len(), 2 * 4 * 4 * 3);
+    let error = mixed.read(&[0, 1], &mut images, &mut labels);
+    assert!(matches!(error, Err(DataError::MixedSizes { .. })));
+    let sized = open(&sized(folder.0.path(), 8), Split::Train);
+    assert_eq!(sized.one_size().unwrap(), [8, 8]);
 
-    let folder = Folder::new();
-    folder.write("a.png", png(RgbImage::new(30, 28)));
-    folder.write("b.png", png(RgbImage::new(30, 28)));
-    assert_fails!(
-        folder.config(),
-        Split::Train,
-        DataError::Sides { .. },
-        "30x28",
-        "choose a size"
-    );
-    assert_eq!(open(&sized(folder.0.path(), 28), Split::Train).height(), 28);
+    folder.write("d.png", png(RgbImage::new(20_000, 1)));
+    let sides = |error: &DataError| matches!(error, DataError::Sides { .. });
+    let error = Dataset::open(&all, Split::Train).unwrap_err();
+    assert!(sides(&error), "{error}");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn every_format_is_read_exactly() {
         assert_eq!(
             wrong.to_string(),
             format!(
-                "{}: 8x6 pixels where the model takes 6x8: crop or resize it first",
+                "{}: 8x6 pixels where 6x8 are wanted: crop or resize it first",
                 path.display()
             )
         );

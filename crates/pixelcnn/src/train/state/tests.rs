@@ -332,7 +332,7 @@ fn a_configuration_that_does_not_fit_is_named() {
         config.nr_resnet = 64;
     });
     assert!(matches!(error, Err(FileError::Mismatch { .. })));
-    let error = with_config(|config| config.height = 6);
+    let error = with_config(|config| config.height = 0);
     assert!(matches!(error, Err(FileError::Config { .. })));
     let error = with_config(|config| config.nr_filters = usize::MAX);
     assert!(matches!(error, Err(FileError::Config { .. })));
