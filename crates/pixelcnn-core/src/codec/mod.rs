@@ -14,18 +14,13 @@ mod tests;
 
 use std::ops::ControlFlow;
 
-use rayon::prelude::*;
-
-use crate::incremental::{Evaluator, EvaluatorError};
+use crate::incremental::{Evaluator, EvaluatorError, Raster};
 use crate::kernels::simd::Level;
-use crate::likelihood::{ChannelMixture, Mixture, from_level};
-use crate::progress::{Stopped, go_on};
+use crate::likelihood::ChannelMixture;
+use crate::progress::Stopped;
 use frequencies::Frequencies;
-use stream::{Decoder, Encoder};
+use strips::Strip;
 pub use strips::{Shape, TILE};
-
-/// Images whose pixels are worth a task of their own.
-const TASK: usize = 16;
 
 /// Why images are not coded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -70,18 +65,11 @@ impl Codec {
         EvaluatorError::unless_likelihood_of_images(config)?;
         let dims = config.dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
-        let images = images.chunks_exact(dims);
-        let mut coders: Vec<_> = images.map(|image| (Encoder::new(), image)).collect();
-        self.each_value(
-            labels,
-            &mut coders,
-            progress,
-            |(encoder, image), at, model| {
-                encoder.encode(image[at], model);
-                image[at]
-            },
-        )?;
-        let streams = coders.into_iter().map(|(encoder, _)| encoder.finish());
+        let images: Vec<&[u8]> = images.chunks_exact(dims).collect();
+        let (raster, strips) = self.begin_whole(labels)?;
+        let mut rows = |done, _| progress(done);
+        let coders = self.encode_strips(raster, &strips, &images, &mut rows)?;
+        let streams = coders.into_iter().map(|coder| coder.tiles.concat());
         Ok(streams.collect())
     }
 
@@ -104,68 +92,31 @@ impl Codec {
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
         let config = self.evaluator.config();
         EvaluatorError::unless_likelihood_of_images(config)?;
-        let dims = config.dims();
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
-        let streams = streams.iter();
-        let mut coders: Vec<_> = streams
-            .map(|stream| (Decoder::new(stream), Vec::with_capacity(dims)))
-            .collect();
-        self.each_value(
-            labels,
-            &mut coders,
-            progress,
-            |(decoder, image), _, model| {
-                image.push(decoder.decode(model));
-                image[image.len() - 1]
-            },
-        )?;
+        let (raster, strips) = self.begin_whole(labels)?;
+        let mut rows = |done, _| progress(done);
+        let mut stream = |image: usize, _| Some(streams[image].to_vec());
+        let coders = self.decode_strips(raster, &strips, &mut stream, &mut rows)?;
         let images = coders.into_iter();
-        let images = images.map(|(decoder, image)| decoder.finish().then_some(image));
-        Ok(images.collect())
+        Ok(images
+            .map(|coder| coder.sound.then_some(coder.levels))
+            .collect())
     }
 
-    /// Goes through the values of the images of all `coders`, a pixel of each at a time: `code`
-    /// codes one, given its place in its image and its frequencies, and says what it is.
-    fn each_value<T: Send>(
-        &self,
-        labels: &[u32],
-        coders: &mut [T],
-        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-        code: impl Fn(&mut T, usize, &Frequencies) -> u8 + Sync,
-    ) -> Result<(), CodecError> {
+    /// Begins images of the model's size.
+    fn begin_whole(&self, labels: &[u32]) -> Result<(Raster, Vec<Strip>), CodecError> {
         let config = self.evaluator.config();
-        let mixture = Mixture::of(config);
-        let (output, channels) = (mixture.logits_per_pixel(), config.channels_together());
-        let mut raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
-        let mut levels = vec![0; labels.len() * channels];
-        let mut pixels = vec![Pixel::default(); labels.len()];
-        let mut frequencies = vec![Frequencies::default(); labels.len().div_ceil(TASK)];
-        while let Some([y, x]) = raster.position() {
-            let turn = raster.channels();
-            let first = (y * config.width + x) * config.channels;
-            let logits = raster.logits().par_chunks(TASK * output);
-            let tasks = coders.par_chunks_mut(TASK).zip(logits);
-            let tasks = tasks.zip(levels.par_chunks_mut(TASK * channels));
-            let tasks = tasks.zip(pixels.par_chunks_mut(TASK)).zip(&mut frequencies);
-            tasks.for_each(|((((coders, logits), levels), pixels), frequencies)| {
-                let logits = logits.chunks_exact(output);
-                let due = logits.zip(levels.chunks_exact_mut(channels)).zip(pixels);
-                for (coder, ((logits, levels), pixel)) in coders.iter_mut().zip(due) {
-                    for (channel, level) in turn.clone().zip(levels) {
-                        let Pixel { known, one, .. } = pixel;
-                        mixture.next_channel(logits, &known[..channel], one);
-                        frequencies.set(one);
-                        *level = code(coder, first + channel, frequencies);
-                        known[channel] = from_level(*level);
-                    }
-                }
-            });
-            raster.push(&levels);
-            if x + 1 == config.width && turn.end == config.channels {
-                go_on(progress(y + 1))?;
-            }
-        }
-        Ok(())
+        let strip = |(image, &class): (usize, &u32)| {
+            let shape = Shape {
+                height: config.height,
+                width: config.width,
+                channels: config.channels,
+                class,
+            };
+            Strip::whole(image, shape)
+        };
+        let raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
+        Ok((raster, labels.iter().enumerate().map(strip).collect()))
     }
 }
 
@@ -176,6 +127,8 @@ struct Pixel {
     known: [f32; 3],
     /// The mixture of the channel before.
     one: ChannelMixture,
+    /// That of the channel, as frequencies.
+    frequencies: Frequencies,
     /// The first channel's level.
     first: u8,
 }

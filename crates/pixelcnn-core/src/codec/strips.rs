@@ -4,13 +4,12 @@
 //! can be decoded while the rest is still on its way.
 
 use std::ops::ControlFlow;
-
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use super::frequencies::Frequencies;
 use super::stream::{Decoder, Encoder};
 use super::{Codec, CodecError, Pixel};
-use crate::incremental::{EvaluatorError, LAG, Lane};
+use crate::incremental::{EvaluatorError, LAG, Lane, Raster};
 use crate::likelihood::{Mixture, from_level};
 use crate::progress::go_on;
 
@@ -49,16 +48,33 @@ impl Shape {
 }
 
 /// A strip of one of the pictures.
-struct Strip {
+pub(super) struct Strip {
     picture: usize,
     shape: Shape,
     /// Its first column, and how many it has.
     first: usize,
     columns: usize,
+    /// Rows of its tiles.
+    tile: usize,
     lane: Lane,
 }
 
 impl Strip {
+    /// All of a picture, as one tile.
+    pub fn whole(picture: usize, shape: Shape) -> Strip {
+        Strip {
+            picture,
+            shape,
+            first: 0,
+            columns: shape.width,
+            tile: shape.height,
+            lane: Lane {
+                class: shape.class,
+                ..Lane::default()
+            },
+        }
+    }
+
     /// The row of the picture that a row of the raster is, if it is one.
     fn row(&self, y: usize) -> Option<usize> {
         let row = y.checked_sub(self.lane.start);
@@ -72,9 +88,9 @@ impl Strip {
 }
 
 /// A strip that is being encoded: the tile's stream, and those that are done.
-struct Encoding {
+pub(super) struct Encoding {
     encoder: Encoder,
-    tiles: Vec<Vec<u8>>,
+    pub tiles: Vec<Vec<u8>>,
 }
 
 impl Encoding {
@@ -85,12 +101,12 @@ impl Encoding {
 }
 
 /// A strip that is being decoded.
-struct Decoding {
+pub(super) struct Decoding {
     decoder: Option<Decoder>,
     /// Its rows, one after the other.
-    levels: Vec<u8>,
+    pub levels: Vec<u8>,
     /// Whether all bytes so far were what an encoder gives.
-    sound: bool,
+    pub sound: bool,
 }
 
 impl Decoding {
@@ -116,6 +132,7 @@ impl Codec {
                     shape,
                     first,
                     columns: columns.min(shape.width - first),
+                    tile: TILE,
                     lane: Lane {
                         start: strip * LAG,
                         left: (strip > 0).then(|| strips.len() - 1),
@@ -146,24 +163,9 @@ impl Codec {
             assert_eq!(levels.len(), shape.dims(), "levels of a picture");
         }
         let strips = self.strips(&shapes);
-        let mut coders: Vec<Encoding> = Vec::new();
-        coders.resize_with(strips.len(), || Encoding {
-            encoder: Encoder::new(),
-            tiles: Vec::new(),
-        });
-        let code = |coder: &mut Encoding, strip: &Strip, at: usize, model: &Frequencies| {
-            let level = pictures[strip.picture].1[at];
-            coder.encoder.encode(level, model);
-            level
-        };
-        self.each_level(
-            &strips,
-            &mut coders,
-            progress,
-            |_, _, _| {},
-            Encoding::end_tile,
-            code,
-        )?;
+        let levels: Vec<&[u8]> = pictures.iter().map(|(_, levels)| *levels).collect();
+        let raster = self.begin_strips(&strips)?;
+        let mut coders = self.encode_strips(raster, &strips, &levels, progress)?;
         let mut streams: Vec<Vec<Vec<u8>>> = Vec::new();
         let mut first = 0;
         for shape in &shapes {
@@ -193,35 +195,8 @@ impl Codec {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
         let strips = self.strips(shapes);
-        let mut numbers: Vec<usize> = vec![0; shapes.len()];
-        let mut coders: Vec<Decoding> = Vec::new();
-        for _ in &strips {
-            coders.push(Decoding {
-                decoder: None,
-                levels: Vec::new(),
-                sound: true,
-            });
-        }
-        let begin = |coder: &mut Decoding, strip: &Strip, _: usize| {
-            let number = &mut numbers[strip.picture];
-            let bytes = stream(strip.picture, *number);
-            coder.decoder = bytes.map(|bytes| Decoder::new(&bytes));
-            *number += 1;
-        };
-        let code = |coder: &mut Decoding, _: &Strip, _: usize, model: &Frequencies| {
-            let decoder = coder.decoder.as_mut();
-            let level = decoder.map_or(0, |decoder| decoder.decode(model));
-            coder.levels.push(level);
-            level
-        };
-        self.each_level(
-            &strips,
-            &mut coders,
-            progress,
-            begin,
-            Decoding::end_tile,
-            code,
-        )?;
+        let raster = self.begin_strips(&strips)?;
+        let coders = self.decode_strips(raster, &strips, stream, progress)?;
         let mut pictures: Vec<Option<Vec<u8>>> = Vec::new();
         pictures.extend(shapes.iter().map(|shape| Some(vec![0; shape.dims()])));
         for (strip, coder) in strips.iter().zip(coders) {
@@ -241,90 +216,162 @@ impl Codec {
         Ok(pictures)
     }
 
-    /// Goes through the levels of all strips, a pixel of each at a time: `begin` is called where a tile of
-    /// a strip begins, in the order in which they do, `end` after its last pixel; `code` codes a level, given
-    /// its place in the picture and its frequencies, and says what it is.
-    fn each_level<T: Send>(
-        &self,
-        strips: &[Strip],
-        coders: &mut [T],
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-        mut begin: impl FnMut(&mut T, &Strip, usize),
-        end: impl Fn(&mut T),
-        code: impl Fn(&mut T, &Strip, usize, &Frequencies) -> u8 + Sync,
-    ) -> Result<(), CodecError> {
-        let config = self.evaluator.config();
-        EvaluatorError::unless_likelihood_of_images(config)?;
-        let mixture = Mixture::of(config);
-        let (output, channels) = (mixture.logits_per_pixel(), config.channels_together());
+    fn begin_strips(&self, strips: &[Strip]) -> Result<Raster, CodecError> {
+        EvaluatorError::unless_likelihood_of_images(self.evaluator.config())?;
         let lanes: Vec<Lane> = strips.iter().map(|strip| strip.lane).collect();
         let ends = strips
             .iter()
             .map(|strip| strip.lane.start + strip.shape.height);
         let rows = ends.max().unwrap_or(0);
-        let mut raster = self
+        Ok(self
             .evaluator
-            .begin_strips(self.level, &lanes, self.threads, rows)?;
-        let task = lanes.len().div_ceil(self.threads).max(1);
-        let mut levels = vec![0; lanes.len() * channels];
-        let mut pixels = vec![Pixel::default(); lanes.len()];
-        let mut frequencies = vec![Frequencies::default(); lanes.len().div_ceil(task)];
-        while let Some([y, x]) = raster.position() {
-            let turn = raster.channels();
-            if x == 0 && turn.start == 0 {
-                for (coder, strip) in coders.iter_mut().zip(strips) {
-                    if strip.row(y).is_some_and(|row| row.is_multiple_of(TILE)) {
-                        begin(coder, strip, y);
-                    }
-                }
-            }
-            let tasks = coders.par_chunks_mut(task).zip(strips.par_chunks(task));
-            let tasks = tasks.zip(raster.logits().par_chunks(task * output));
-            let tasks = tasks.zip(levels.par_chunks_mut(task * channels));
-            let tasks = tasks.zip(pixels.par_chunks_mut(task)).zip(&mut frequencies);
-            tasks.for_each(
-                |(((((coders, strips), logits), levels), pixels), frequencies)| {
-                    let logits = logits.chunks_exact(output);
-                    let due = logits.zip(levels.chunks_exact_mut(channels)).zip(pixels);
-                    let due = coders.iter_mut().zip(strips).zip(due);
-                    for ((coder, strip), ((logits, levels), pixel)) in due {
-                        let Some(row) = strip.inside([y, x]) else {
-                            continue;
-                        };
-                        let Shape {
-                            width, channels, ..
-                        } = strip.shape;
-                        let place = (row * width + strip.first + x) * channels;
-                        for (channel, level) in turn.clone().zip(levels) {
-                            let Pixel { known, one, first } = pixel;
-                            if channel < channels {
-                                mixture.next_channel(logits, &known[..channel], one);
-                                frequencies.set(one);
-                                *level = code(coder, strip, place + channel, frequencies);
-                                if channel == 0 {
-                                    *first = *level;
-                                }
-                            } else {
-                                *level = *first;
-                            }
-                            known[channel] = from_level(*level);
-                        }
-                    }
-                },
-            );
-            raster.push_inside(&levels, |lane| strips[lane].inside([y, x]).is_some());
-            if x + 1 == config.width && turn.end == config.channels {
-                for (coder, strip) in coders.iter_mut().zip(strips) {
-                    let last = |row: usize| {
-                        row + 1 == strip.shape.height || (row + 1).is_multiple_of(TILE)
-                    };
-                    if strip.row(y).is_some_and(last) {
-                        end(coder);
-                    }
-                }
-                go_on(progress(y + 1, rows))?;
-            }
-        }
-        Ok(())
+            .begin_strips(self.level, &lanes, self.threads, rows)?)
     }
+
+    /// Encodes strips of pictures of these `levels`.
+    pub(super) fn encode_strips(
+        &self,
+        raster: Raster,
+        strips: &[Strip],
+        levels: &[&[u8]],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Encoding>, CodecError> {
+        let new = |_: &Strip| Encoding {
+            encoder: Encoder::new(),
+            tiles: Vec::new(),
+        };
+        let code = |coder: &mut Encoding, strip: &Strip, at: usize, model: &Frequencies| {
+            let level = levels[strip.picture][at];
+            coder.encoder.encode(level, model);
+            level
+        };
+        let begin = |_: &mut Encoding, _: &Strip| {};
+        self.each_level(
+            raster,
+            strips,
+            new,
+            progress,
+            begin,
+            Encoding::end_tile,
+            code,
+        )
+    }
+
+    /// Decodes strips; `stream` is as for [`Self::decode_pictures`].
+    pub(super) fn decode_strips(
+        &self,
+        raster: Raster,
+        strips: &[Strip],
+        stream: &mut dyn FnMut(usize, usize) -> Option<Vec<u8>>,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Decoding>, CodecError> {
+        let new = |_: &Strip| Decoding {
+            decoder: None,
+            levels: Vec::new(),
+            sound: true,
+        };
+        let pictures = strips.iter().map(|strip| strip.picture + 1).max();
+        let mut numbers: Vec<usize> = vec![0; pictures.unwrap_or(0)];
+        let begin = |coder: &mut Decoding, strip: &Strip| {
+            let number = &mut numbers[strip.picture];
+            let bytes = stream(strip.picture, *number);
+            coder.decoder = bytes.map(|bytes| Decoder::new(&bytes));
+            *number += 1;
+        };
+        let code = |coder: &mut Decoding, _: &Strip, _: usize, model: &Frequencies| {
+            let decoder = coder.decoder.as_mut();
+            let level = decoder.map_or(0, |decoder| decoder.decode(model));
+            coder.levels.push(level);
+            level
+        };
+        self.each_level(
+            raster,
+            strips,
+            new,
+            progress,
+            begin,
+            Decoding::end_tile,
+            code,
+        )
+    }
+
+    /// Goes through the levels of all strips: `begin` is called where a tile of a strip begins, in the order
+    /// in which they do, `end` after its last pixel; `code` codes a level, given its place in the picture and
+    /// its frequencies, and says what it is.
+    #[allow(clippy::too_many_arguments)]
+    fn each_level<T: Send>(
+        &self,
+        mut raster: Raster,
+        strips: &[Strip],
+        new: impl Fn(&Strip) -> T,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        mut begin: impl FnMut(&mut T, &Strip),
+        end: impl Fn(&mut T),
+        code: impl Fn(&mut T, &Strip, usize, &Frequencies) -> u8 + Sync,
+    ) -> Result<Vec<T>, CodecError> {
+        let mixture = Mixture::of(self.evaluator.config());
+        let rows = raster.rows();
+        let coders = strips.iter().map(|strip| (new(strip), Pixel::default()));
+        let mut coders: Vec<Mutex<(T, Pixel)>> = coders.map(Mutex::new).collect();
+        while let Some([y, _]) = raster.position() {
+            let each = |coders: &mut [Mutex<(T, Pixel)>],
+                        f: &mut dyn FnMut(&mut T, &Strip, usize)| {
+                for (coder, strip) in coders.iter_mut().zip(strips) {
+                    if let Some(row) = strip.row(y) {
+                        f(&mut unlocked(coder.get_mut()).0, strip, row);
+                    }
+                }
+            };
+            each(&mut coders, &mut |coder, strip, row| {
+                if row.is_multiple_of(strip.tile) {
+                    begin(coder, strip);
+                }
+            });
+            raster.code_row(&|turn| {
+                let strip = &strips[turn.image];
+                let Some(row) = strip.inside(turn.pixel) else {
+                    turn.outside = true;
+                    return;
+                };
+                // Nobody else wants it: each image is one thread's.
+                let (coder, pixel) = &mut *unlocked(coders[turn.image].lock());
+                let Pixel {
+                    known,
+                    one,
+                    frequencies,
+                    first,
+                } = pixel;
+                let Shape {
+                    width, channels, ..
+                } = strip.shape;
+                let place = (row * width + strip.first + turn.pixel[1]) * channels;
+                for (channel, level) in turn.channels.clone().zip(&mut *turn.levels) {
+                    if channel < channels {
+                        mixture.next_channel(turn.logits, &known[..channel], one);
+                        frequencies.set(one);
+                        *level = code(coder, strip, place + channel, frequencies);
+                        if channel == 0 {
+                            *first = *level;
+                        }
+                    } else {
+                        *level = *first;
+                    }
+                    known[channel] = from_level(*level);
+                }
+            });
+            each(&mut coders, &mut |coder, strip, row| {
+                if row + 1 == strip.shape.height || (row + 1).is_multiple_of(strip.tile) {
+                    end(coder);
+                }
+            });
+            go_on(progress(y + 1, rows))?;
+        }
+        let coders = coders.into_iter();
+        Ok(coders.map(|coder| unlocked(coder.into_inner()).0).collect())
+    }
+}
+
+/// What a lock holds is whole whenever it can be had.
+fn unlocked<T>(result: Result<T, PoisonError<T>>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use super::stream::{Decoder, Encoder};
 use super::*;
 use crate::config::ModelConfig;
 use crate::kernels::simd;
+use crate::likelihood::{ChannelMixture, from_level};
 use crate::suite::{Images, configs, parameters};
 use constriction::stream::model::DecoderModel;
 use rand_chacha::ChaCha8Rng;

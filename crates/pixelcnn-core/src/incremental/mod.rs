@@ -370,6 +370,11 @@ impl Raster {
         self.images
     }
 
+    /// Rows that each of them is taken through.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The parameters of the pixel's mixture, or whatever the model's output is \[images, [`ModelConfig::output_channels`]\], given all
     /// pixels before it: those [of the channels](ModelConfig::outputs_of) whose turn it is, given the channels
     /// before, and of those. Of complete images they are those of the last pixel.
@@ -454,35 +459,102 @@ impl Raster {
             let floats = &mut Line::floats_mut(&mut group.lines)[first..];
             let pixels = floats.chunks_exact_mut(input.channels).zip(levels);
             for (image, (pixel, levels)) in group.images.clone().zip(pixels) {
-                if !inside(image) {
-                    pixel.fill(0.0);
-                    continue;
-                }
                 if codes {
                     let row = &embedding[ModelConfig::code(levels, 0) * ones..][..ones];
                     pixel[..ones].copy_from_slice(row);
+                    pixel[ones] = 1.0;
                 } else {
-                    for (value, level) in pixel[here.clone()].iter_mut().zip(levels) {
-                        *value = from_level(*level);
-                    }
+                    write_pixel(pixel, here.clone(), inside(image).then_some(levels));
                 }
-                pixel[ones] = 1.0;
             }
         }
         self.known = here.end % channels;
         self.done += usize::from(self.known == 0);
         self.computed = false;
-        if let (Some(strips), true) = (&mut self.strips, self.known == 0)
-            && x + 1 == self.model.config.width
-        {
+        if self.known == 0 && x + 1 == self.model.config.width {
+            self.end_row(y);
+        }
+    }
+
+    /// Takes the images through the row whose turn it is, which no pixel of is known yet. Threads don't
+    /// wait for each other at every pixel, where they have images of their own: so `code` is asked on any of
+    /// them what the channels of an image's pixel are, pixel by pixel of each image.
+    ///
+    /// # Panics
+    /// If the model is one of codes, the images are complete, or within a row.
+    pub fn code_row(&mut self, code: &(dyn Fn(&mut Turn) + Sync)) {
+        let (config, position) = (self.model.config.clone(), self.position());
+        let Some([y, 0]) = position.filter(|_| self.known == 0 && config.nr_codes == 0) else {
+            panic!("no row begins at {position:?}, channel {}", self.known);
+        };
+        self.begin_row(y);
+        let (by_image, threads) = (self.by_image, self.team.size());
+        let Raster {
+            model,
+            kernels,
+            team,
+            scratch,
+            groups,
+            ..
+        } = self;
+        let shared: Vec<(Memory, Range<usize>)> = groups
+            .iter_mut()
+            .map(|group| (group.memory(), group.images.clone()))
+            .collect();
+        team.run(&|member| {
+            let mut scratch = scratch[member.index]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let (groups, share) = match by_image {
+                true => (share(shared.len(), member.index, threads), [0, 1]),
+                false => (0..1, [member.index, threads]),
+            };
+            let codes = by_image || member.index == 0;
+            let member = (!by_image).then_some(member);
+            for (memory, images) in &shared[groups] {
+                let mut worker = Worker {
+                    model,
+                    kernels,
+                    memory: *memory,
+                    share,
+                    member: member.as_ref(),
+                    scratch: &mut scratch,
+                };
+                let mut logits = vec![0.0; images.len() * config.output_channels()];
+                for x in 0..config.width {
+                    for known in (0..config.channels).step_by(config.channels_together()) {
+                        worker.advance([y, x], known);
+                        if codes {
+                            // SAFETY: the pixel's logits are there since the last barrier, and until the
+                            // next one this thread alone reads and writes the pixel.
+                            unsafe { worker.code([y, x], known, images, &mut logits, code) };
+                        }
+                        worker.wait();
+                    }
+                }
+            }
+        });
+        self.done += config.width;
+        self.computed = false;
+        self.end_row(y);
+    }
+
+    fn begin_row(&mut self, y: usize) {
+        if let Some(strips) = &mut self.strips {
+            strips.begin_row(&self.model.program, y, &mut self.groups);
+        }
+    }
+
+    fn end_row(&mut self, y: usize) {
+        if let Some(strips) = &mut self.strips {
             strips.end_row(&self.model.program, y, &self.groups);
         }
     }
 
     fn compute(&mut self, pixel: [usize; 2]) {
         let here = self.channels();
-        if let (Some(strips), ([y, 0], 0)) = (&mut self.strips, (pixel, here.start)) {
-            strips.begin_row(&self.model.program, y, &mut self.groups);
+        if let ([y, 0], 0) = (pixel, here.start) {
+            self.begin_row(y);
         }
         let Raster {
             model,
@@ -531,6 +603,23 @@ impl Raster {
             }
         }
     }
+}
+
+/// Channels of an image's pixel that are due in [`Raster::code_row`].
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The image's number.
+    pub image: usize,
+    /// The pixel's row and column.
+    pub pixel: [usize; 2],
+    /// The channels.
+    pub channels: Range<usize>,
+    /// As [`Raster::logits`] gives them of one image.
+    pub logits: &'a [f32],
+    /// To be written: what the channels are.
+    pub levels: &'a mut [u8],
+    /// To be set where the pixel is outside of the image: then levels are not looked at.
+    pub outside: bool,
 }
 
 /// Some of the images, with the memory of their maps.
@@ -681,6 +770,58 @@ impl Worker<'_> {
                 self.pair_activations(sum, y >> sum.scale);
                 self.wait();
             }
+        }
+    }
+
+    /// Asks what the channels of the images' pixel are that are due, and writes them.
+    ///
+    /// # Safety
+    /// The logits are there, and nobody else uses them or the pixel.
+    unsafe fn code(
+        &self,
+        [y, x]: [usize; 2],
+        known: usize,
+        images: &Range<usize>,
+        logits: &mut [f32],
+        code: &(dyn Fn(&mut Turn) + Sync),
+    ) {
+        let Model {
+            config, program, ..
+        } = self.model;
+        let channels = known..known + config.channels_together();
+        let own = config.outputs_of(channels.clone());
+        let outputs = &program.rings[program.logits[known / channels.len()]];
+        let input = &program.rings[0];
+        let [first_output, first_input] =
+            [outputs, input].map(|ring| self.memory.pixel(ring, y as isize, x as isize));
+        let of_images = logits.chunks_exact_mut(config.output_channels());
+        for (place, logits) in of_images.enumerate() {
+            let mut levels = [0; 3];
+            let levels = &mut levels[..channels.len()];
+            // SAFETY: both places lie in the group's memory, in rows of rings; the rest is the caller's.
+            let (found, pixel) = unsafe {
+                let found = first_output + place * outputs.channels;
+                let pixel = first_input + place * input.channels;
+                (
+                    self.memory.read(found, own.len()),
+                    self.memory.write(pixel, input.channels),
+                )
+            };
+            logits[own.clone()].copy_from_slice(found);
+            let mut turn = Turn {
+                image: images.start + place,
+                pixel: [y, x],
+                channels: channels.clone(),
+                logits,
+                levels,
+                outside: false,
+            };
+            code(&mut turn);
+            write_pixel(
+                pixel,
+                channels.clone(),
+                (!turn.outside).then_some(&*turn.levels),
+            );
         }
     }
 
@@ -1051,6 +1192,19 @@ impl Worker<'_> {
                 }
             }
         }
+    }
+}
+
+/// Writes channels of a pixel, and the plane of ones behind them all; or zeros where it is outside.
+fn write_pixel(pixel: &mut [f32], channels: Range<usize>, levels: Option<&[u8]>) {
+    let Some(levels) = levels else {
+        return pixel.fill(0.0);
+    };
+    for (value, level) in pixel[channels].iter_mut().zip(levels) {
+        *value = from_level(*level);
+    }
+    if let Some(ones) = pixel.last_mut() {
+        *ones = 1.0;
     }
 }
 
