@@ -84,6 +84,8 @@ Examples:
       a larger one overnight that can be sampled by class
   pixelcnn train --data photos --size 32 --epochs 50 --steps 0
       on a folder of pictures, each cropped and resized to 32x32
+  pixelcnn train --data photos --crop 64 --epochs 50 --steps 0
+      on parts of them, as large as they are
   pixelcnn train --resume runs/quick-1 --steps 5000
       further than it was to go at first
   pixelcnn train --resume runs/small-1 --cooldown-steps 4000 --output runs/small-1-cooled
