@@ -40,18 +40,19 @@
 //! is above for each. What follows the last stream is not looked at, but [`Archive::trailing`] tells
 //! of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, hash_map};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crc32c::crc32c;
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use pixelcnn_core::codec::{Codec, CodecError};
+use pixelcnn_core::codec::{Codec, CodecError, Shape};
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::simd::{self, Level};
 use pixelcnn_core::{ModelConfig, Nonlinearity};
@@ -62,7 +63,7 @@ use crate::hex;
 use crate::picture::is_picture;
 use crate::sample::{side_by_side, useful_threads};
 
-const MAGIC: &[u8; 3] = b"pxc";
+pub(crate) const MAGIC: &[u8; 3] = b"pxc";
 const VERSION: u8 = 1;
 /// No header is longer: five varints of 32 bits after magic, version and hash.
 const MAX_HEADER: u64 = 4 + 16 + 5 * 5;
@@ -71,7 +72,7 @@ const MAX_NAME: usize = 255;
 /// The most that an image takes in the index: a name after two varints, a class, a length.
 const MAX_ENTRY: u64 = (2 + 2 + MAX_NAME + 5 + 1 + 5) as u64;
 /// Bytes of an image's checksum.
-const CHECKSUM: usize = 3;
+pub(crate) const CHECKSUM: usize = 3;
 
 /// Why images cannot be compressed, or not be read.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +211,9 @@ impl fmt::Display for ModelHash {
 #[derive(Debug, Clone)]
 pub struct CodingModel {
     evaluator: Evaluator,
+    parameters: Arc<Vec<Vec<f32>>>,
+    /// For strips of pictures of any size, by their columns.
+    strips: Arc<Mutex<HashMap<usize, Evaluator>>>,
     level: Level,
     hash: ModelHash,
 }
@@ -222,6 +226,8 @@ impl CodingModel {
     pub fn new(config: &ModelConfig, parameters: &[Vec<f32>]) -> Result<Self, EvaluatorError> {
         Ok(CodingModel {
             evaluator: Evaluator::new(config, parameters)?,
+            parameters: Arc::new(parameters.to_vec()),
+            strips: Arc::default(),
             level: simd::level(),
             hash: ModelHash::of(config, parameters),
         })
@@ -246,6 +252,87 @@ impl CodingModel {
     /// into a gigabyte, or one.
     pub fn side_by_side(&self, wanted: usize) -> usize {
         side_by_side(&self.evaluator, wanted)
+    }
+
+    /// The model of images of another size.
+    fn resized(&self, size: [usize; 2]) -> Result<Evaluator, EvaluatorError> {
+        Evaluator::new(&self.config().resized(size), &self.parameters)
+    }
+
+    /// For strips of so many columns.
+    fn for_strips(&self, columns: usize) -> Result<Codec, EvaluatorError> {
+        let mut strips = self.strips.lock().unwrap_or_else(PoisonError::into_inner);
+        let evaluator = match strips.entry(columns) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => entry.insert(self.resized([1, columns])?),
+        };
+        Ok(Codec {
+            evaluator: evaluator.clone(),
+            level: self.level,
+            threads: rayon::current_num_threads(),
+        })
+    }
+
+    /// Encodes layers of pictures, all side by side in strips of so many columns, or each whole where these
+    /// are 0, as attention wants it: of each the streams of its tiles.
+    pub(crate) fn encode_layers(
+        &self,
+        columns: usize,
+        layers: &[(Shape, Vec<u8>)],
+        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<Vec<u8>>>, CompressError> {
+        let given: Vec<(Shape, &[u8])> = layers.iter().map(|(s, l)| (*s, &l[..])).collect();
+        let share = |done: usize, rows: usize| done as f64 / rows as f64;
+        if columns > 0 {
+            let mut rows = |done, rows| progress(share(done, rows));
+            return Ok(self
+                .for_strips(columns)?
+                .encode_pictures(&given, &mut rows)?);
+        }
+        let mut streams = Vec::new();
+        for (number, one) in given.iter().enumerate() {
+            let mut rows =
+                |done, rows| progress((number as f64 + share(done, rows)) / given.len() as f64);
+            let codec = self.whole(one.0)?;
+            streams.extend(codec.encode_pictures(&[*one], &mut rows)?);
+        }
+        Ok(streams)
+    }
+
+    /// Decodes layers of pictures, as [`Codec::decode_pictures`] does.
+    pub(crate) fn decode_layers(
+        &self,
+        columns: usize,
+        shapes: &[Shape],
+        stream: &mut dyn FnMut(usize, usize) -> Option<Vec<u8>>,
+        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    ) -> Result<Vec<Option<Vec<u8>>>, CompressError> {
+        let share = |done: usize, rows: usize| done as f64 / rows as f64;
+        if columns > 0 {
+            let mut rows = |done, rows| progress(share(done, rows));
+            return Ok(self
+                .for_strips(columns)?
+                .decode_pictures(shapes, stream, &mut rows)?);
+        }
+        let mut layers = Vec::new();
+        for (number, &shape) in shapes.iter().enumerate() {
+            let mut rows =
+                |done, rows| progress((number as f64 + share(done, rows)) / shapes.len() as f64);
+            let mut stream = |_, tile| stream(number, tile);
+            let codec = self.whole(shape)?;
+            layers.extend(codec.decode_pictures(&[shape], &mut stream, &mut rows)?);
+        }
+        Ok(layers)
+    }
+
+    /// For one picture as a whole.
+    fn whole(&self, shape: Shape) -> Result<Codec, EvaluatorError> {
+        let evaluator = self.resized([shape.height, shape.width])?;
+        Ok(Codec {
+            threads: useful_threads(&evaluator, 1),
+            evaluator,
+            level: self.level,
+        })
     }
 
     fn codec(&self, images: usize) -> Codec {
@@ -384,14 +471,14 @@ fn front(model: &CodingModel, pictures: &[Picture], streams: &[Vec<u8>]) -> Vec<
     front
 }
 
-fn checksum(levels: &[u8]) -> [u8; CHECKSUM] {
+pub(crate) fn checksum(levels: &[u8]) -> [u8; CHECKSUM] {
     let [a, b, c, _] = crc32c(levels).to_le_bytes();
     [a, b, c]
 }
 
 /// Checks that names are relative paths of files, and all different: whoever writes files by these
 /// names writes into the folder of his choice and nowhere else.
-fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), CompressError> {
+pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), CompressError> {
     let mut seen = HashSet::new();
     for name in names {
         let mut parts = name.split('/');
@@ -501,7 +588,7 @@ fn successor(name: &str) -> Option<String> {
     None
 }
 
-fn write_name(index: &mut Vec<u8>, before: &str, name: &str) {
+pub(crate) fn write_name(index: &mut Vec<u8>, before: &str, name: &str) {
     if successor(before).as_deref() == Some(name) {
         return index.push(0);
     }
@@ -513,7 +600,7 @@ fn write_name(index: &mut Vec<u8>, before: &str, name: &str) {
     index.extend(rest);
 }
 
-fn read_name(index: &mut Fields, before: &str) -> Option<String> {
+pub(crate) fn read_name(index: &mut Fields, before: &str) -> Option<String> {
     let Some(shared) = index.number()?.checked_sub(1) else {
         return successor(before);
     };
@@ -524,7 +611,7 @@ fn read_name(index: &mut Fields, before: &str) -> Option<String> {
     String::from_utf8(name).ok().filter(|n| n.len() <= MAX_NAME)
 }
 
-fn varint(bytes: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn varint(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -533,17 +620,17 @@ fn varint(bytes: &mut Vec<u8>, mut number: u64) {
 }
 
 /// What is left of some bytes.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+    pub fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(taken)
     }
 
     /// A varint of up to 32 bits.
-    fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         let mut number = 0;
         for shift in (0..35).step_by(7) {
             let byte = self.take(1)?[0];

@@ -34,6 +34,7 @@
 //! The trained model that comes with the library is under the cargo feature `pretrained`, which is
 //! on by default.
 
+pub mod archive;
 pub mod atomic;
 pub mod classify;
 pub mod complete;

@@ -125,6 +125,11 @@ impl Codec {
         let columns = self.columns();
         let mut strips: Vec<Strip> = Vec::new();
         for (picture, &shape) in shapes.iter().enumerate() {
+            if self.evaluator.config().attends() {
+                assert_eq!(shape.width, columns, "pictures of the model's size");
+                strips.push(Strip::whole(picture, shape));
+                continue;
+            }
             for strip in 0..shape.width.div_ceil(columns) {
                 let first = strip * columns;
                 strips.push(Strip {
@@ -145,7 +150,8 @@ impl Codec {
     }
 
     /// Encodes pictures, u8 \[H, W, channels\], all of them side by side, in strips of the model's width:
-    /// of each the streams of its [tiles](Shape::tiles). `progress` is told the rows that are done of those
+    /// of each the streams of its [tiles](Shape::tiles); by a model with attention as a whole, of the model's
+    /// size, in one stream. `progress` is told the rows that are done of those
     /// that must be, and can stop it.
     ///
     /// # Errors
@@ -166,6 +172,9 @@ impl Codec {
         let levels: Vec<&[u8]> = pictures.iter().map(|(_, levels)| *levels).collect();
         let raster = self.begin_strips(&strips)?;
         let mut coders = self.encode_strips(raster, &strips, &levels, progress)?;
+        if self.evaluator.config().attends() {
+            return Ok(coders.into_iter().map(|coder| coder.tiles).collect());
+        }
         let mut streams: Vec<Vec<Vec<u8>>> = Vec::new();
         let mut first = 0;
         for shape in &shapes {
@@ -217,7 +226,14 @@ impl Codec {
     }
 
     fn begin_strips(&self, strips: &[Strip]) -> Result<Raster, CodecError> {
-        EvaluatorError::unless_likelihood_of_images(self.evaluator.config())?;
+        let config = self.evaluator.config();
+        EvaluatorError::unless_likelihood_of_images(config)?;
+        if config.attends() {
+            let fits = |strip: &Strip| strip.shape.height == config.height;
+            assert!(strips.iter().all(fits), "pictures of the model's size");
+            let labels: Vec<u32> = strips.iter().map(|strip| strip.lane.class).collect();
+            return Ok(self.evaluator.begin_at(self.level, &labels, self.threads)?);
+        }
         let lanes: Vec<Lane> = strips.iter().map(|strip| strip.lane).collect();
         let ends = strips
             .iter()

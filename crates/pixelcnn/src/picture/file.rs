@@ -264,6 +264,46 @@ pub(crate) fn decode(
     Ok(Decoded { levels, dropped })
 }
 
+/// All that a file shows.
+pub(crate) struct Whole {
+    /// As it lies in the file, and how it is to be turned.
+    pub image: DynamicImage,
+    pub orientation: Orientation,
+    /// ICC profile, EXIF and XMP.
+    pub profile: Option<Vec<u8>>,
+    pub exif: Option<Vec<u8>>,
+    pub xmp: Option<Vec<u8>>,
+    pub is_png: bool,
+}
+
+/// Decodes all of a file that holds one still picture, none of which was lost when it was made.
+pub(crate) fn whole(bytes: &[u8]) -> Result<Whole, String> {
+    let format = format(bytes)?;
+    let lossy = match format {
+        ImageFormat::Jpeg => true,
+        ImageFormat::WebP => {
+            let mut decoder = image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(one_line)?;
+            decoder.is_lossy()
+        }
+        _ => false,
+    };
+    if lossy {
+        return Err("its pixels hold more than the file".into());
+    }
+    still(bytes, format)?;
+    let mut decoder = decoder(bytes, format)?;
+    decoded_bytes(&decoder)?;
+    let found = |data: image::ImageResult<Option<Vec<u8>>>| data.ok().flatten();
+    Ok(Whole {
+        orientation: decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        profile: found(decoder.icc_profile()),
+        exif: found(decoder.exif_metadata()),
+        xmp: found(decoder.xmp_metadata()),
+        is_png: format == ImageFormat::Png,
+        image: DynamicImage::from_decoder(decoder).map_err(one_line)?,
+    })
+}
+
 /// What of a picture its `u8` pixels would not tell, and what to do about it.
 fn loss(image: &DynamicImage, channels: usize) -> Option<&'static str> {
     let colour = image.color();

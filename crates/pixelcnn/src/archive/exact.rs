@@ -1,0 +1,241 @@
+//! A picture taken out of its file so that a PNG can be made of it that shows exactly the same: all samples,
+//! transparency, and what says how they are to be shown.
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use image::DynamicImage;
+use png::chunk::{self, ChunkType};
+
+use crate::picture::file;
+
+/// The signature of a PNG file.
+const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+/// Chunks of a PNG that are not kept as they are: what the pixels say, or what would not suit them any more.
+const NOT_KEPT: [&[u8; 4]; 9] = [
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"bKGD", b"hIST", b"sBIT", b"sPLT",
+];
+
+/// A picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Exact {
+    pub height: usize,
+    pub width: usize,
+    pub kind: Kind,
+    /// \[H, W, channels\], of 16 bits the higher byte first.
+    pub samples: Vec<u8>,
+    /// PNG chunks that say more of it, each as in a PNG but without its sum: length, kind, data.
+    pub chunks: Vec<u8>,
+}
+
+/// What a pixel is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// Red, green and blue, or one level of grey.
+    pub colour: bool,
+    pub alpha: bool,
+    /// 16 bits, not 8.
+    pub deep: bool,
+}
+
+impl Kind {
+    /// As a number, and back.
+    pub fn number(self) -> u8 {
+        u8::from(self.colour) | u8::from(self.alpha) << 1 | u8::from(self.deep) << 2
+    }
+
+    pub fn of(number: u8) -> Option<Kind> {
+        let bit = |place: u8| number >> place & 1 == 1;
+        (number < 8).then(|| Kind {
+            colour: bit(0),
+            alpha: bit(1),
+            deep: bit(2),
+        })
+    }
+
+    fn colours(self) -> usize {
+        if self.colour { 3 } else { 1 }
+    }
+
+    /// Bytes of a sample.
+    fn depth(self) -> usize {
+        1 + usize::from(self.deep)
+    }
+
+    pub fn bytes_per_pixel(self) -> usize {
+        (self.colours() + usize::from(self.alpha)) * self.depth()
+    }
+
+    /// The layers that a model of so many channels codes one after the other: for each the places of its
+    /// channels among a pixel's bytes.
+    pub fn layers(self, channels: usize) -> Vec<Vec<usize>> {
+        let depth = self.depth();
+        let mut layers = Vec::new();
+        for byte in 0..depth {
+            let colours = (0..self.colours()).map(|colour| colour * depth + byte);
+            match self.colours() == channels {
+                true => layers.push(colours.collect()),
+                false => layers.extend(colours.map(|place| vec![place])),
+            }
+        }
+        let alpha = self.colours() * depth;
+        layers.extend(
+            (0..depth)
+                .filter(|_| self.alpha)
+                .map(|byte| vec![alpha + byte]),
+        );
+        layers
+    }
+}
+
+impl Exact {
+    /// The picture of a file; none where the file is to be kept as it is: for it is no still picture, or
+    /// was made with losses, or a PNG could not show all of it.
+    pub fn read(bytes: &[u8]) -> Option<Exact> {
+        let whole = file::whole(bytes).ok()?;
+        let chunks = match whole.is_png {
+            true => kept_chunks(bytes)?,
+            false => made_chunks(&whole)?,
+        };
+        let [height, width] = [whole.image.height() as usize, whole.image.width() as usize];
+        let kind = |colour, alpha, deep| Kind {
+            colour,
+            alpha,
+            deep,
+        };
+        let deep = |samples: Vec<u16>| samples.into_iter().flat_map(u16::to_be_bytes).collect();
+        let (kind, samples): (Kind, Vec<u8>) = match whole.image {
+            DynamicImage::ImageLuma8(image) => (kind(false, false, false), image.into_raw()),
+            DynamicImage::ImageLumaA8(image) => (kind(false, true, false), image.into_raw()),
+            DynamicImage::ImageRgb8(image) => (kind(true, false, false), image.into_raw()),
+            DynamicImage::ImageRgba8(image) => (kind(true, true, false), image.into_raw()),
+            DynamicImage::ImageLuma16(image) => (kind(false, false, true), deep(image.into_raw())),
+            DynamicImage::ImageLumaA16(image) => (kind(false, true, true), deep(image.into_raw())),
+            DynamicImage::ImageRgb16(image) => (kind(true, false, true), deep(image.into_raw())),
+            DynamicImage::ImageRgba16(image) => (kind(true, true, true), deep(image.into_raw())),
+            _ => return None,
+        };
+        Some(Exact {
+            height,
+            width,
+            kind,
+            samples,
+            chunks,
+        })
+    }
+
+    /// The samples of a layer \[H, W, channels\], given the places of its channels.
+    pub fn layer(&self, places: &[usize]) -> Vec<u8> {
+        let pixels = self.samples.chunks_exact(self.kind.bytes_per_pixel());
+        let layer = pixels.flat_map(|pixel| places.iter().map(|&place| pixel[place]));
+        layer.collect()
+    }
+
+    /// Puts a layer where it belongs.
+    pub fn put(&mut self, places: &[usize], layer: &[u8]) {
+        let pixels = self.samples.chunks_exact_mut(self.kind.bytes_per_pixel());
+        for (pixel, levels) in pixels.zip(layer.chunks_exact(places.len())) {
+            for (&place, &level) in places.iter().zip(levels) {
+                pixel[place] = level;
+            }
+        }
+    }
+
+    /// A PNG file of it.
+    pub fn png(&self) -> Option<Vec<u8>> {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, self.width as u32, self.height as u32);
+        encoder.set_color(match (self.kind.colour, self.kind.alpha) {
+            (false, false) => png::ColorType::Grayscale,
+            (false, true) => png::ColorType::GrayscaleAlpha,
+            (true, false) => png::ColorType::Rgb,
+            (true, true) => png::ColorType::Rgba,
+        });
+        encoder.set_depth(match self.kind.deep {
+            false => png::BitDepth::Eight,
+            true => png::BitDepth::Sixteen,
+        });
+        let mut writer = encoder.write_header().ok()?;
+        for (kind, data) in chunks(&self.chunks)? {
+            writer.write_chunk(ChunkType(*kind), data).ok()?;
+        }
+        writer.write_image_data(&self.samples).ok()?;
+        writer.finish().ok()?;
+        Some(file)
+    }
+}
+
+/// The kinds and the data of chunks, one after the other; none where they are not whole.
+fn chunks(mut bytes: &[u8]) -> Option<Vec<(&[u8; 4], &[u8])>> {
+    let mut chunks = Vec::new();
+    while !bytes.is_empty() {
+        let (len, rest) = bytes.split_first_chunk::<4>()?;
+        let (kind, rest) = rest.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
+        let (data, rest) = rest.split_at_checked(len)?;
+        chunks.push((kind, data));
+        bytes = rest;
+    }
+    Some(chunks)
+}
+
+fn push(chunks: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) -> Option<()> {
+    chunks.extend(u32::try_from(data.len()).ok()?.to_be_bytes());
+    chunks.extend(kind);
+    chunks.extend(data);
+    Some(())
+}
+
+/// The chunks of a PNG file that are kept; none where it has some that nobody knows and that pictures are
+/// made of.
+fn kept_chunks(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = bytes.strip_prefix(SIGNATURE)?;
+    let mut kept = Vec::new();
+    loop {
+        let (len, after) = rest.split_first_chunk::<4>()?;
+        let (kind, after) = after.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
+        let (data, after) = after.split_at_checked(len)?;
+        rest = after.get(4..)?;
+        if kind == b"IEND" {
+            // What follows would be lost.
+            return rest.is_empty().then_some(kept);
+        }
+        if NOT_KEPT.contains(&kind) {
+            continue;
+        }
+        if chunk::is_critical(ChunkType(*kind)) || [b"acTL", b"fcTL", b"fdAT"].contains(&kind) {
+            return None;
+        }
+        push(&mut kept, kind, data)?;
+    }
+}
+
+/// Chunks that say what a file of another format does.
+fn made_chunks(whole: &file::Whole) -> Option<Vec<u8>> {
+    let mut chunks = Vec::new();
+    if let Some(profile) = &whole.profile {
+        let mut data = b"profile\0\0".to_vec();
+        let mut deflated = ZlibEncoder::new(&mut data, Compression::best());
+        deflated.write_all(profile).ok()?;
+        deflated.finish().ok()?;
+        push(&mut chunks, b"iCCP", &data)?;
+    }
+    let orientation = whole.orientation.to_exif();
+    match &whole.exif {
+        Some(exif) => push(&mut chunks, b"eXIf", exif)?,
+        None if orientation > 1 => {
+            // Big-endian, one entry: orientation, a short.
+            let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+            exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+            push(&mut chunks, b"eXIf", &exif)?;
+        }
+        None => {}
+    }
+    if let Some(xmp) = &whole.xmp {
+        let text = [&b"XML:com.adobe.xmp\0\0\0\0\0"[..], xmp].concat();
+        push(&mut chunks, b"iTXt", &text)?;
+    }
+    Some(chunks)
+}

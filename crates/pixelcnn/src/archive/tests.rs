@@ -1,0 +1,413 @@
+//! Archives of honest files, of damaged ones and of hostile ones.
+
+use std::io::Cursor;
+use std::sync::LazyLock;
+
+use image::{DynamicImage, ImageFormat};
+use pixelcnn_core::kernels::simd::Level;
+use proptest::prelude::*;
+
+use super::*;
+use crate::ModelConfig;
+use crate::network::draw_parameters;
+
+fn model(config: &ModelConfig) -> CodingModel {
+    CodingModel::new(config, &draw_parameters(config, 1)).unwrap()
+}
+
+fn small() -> ModelConfig {
+    ModelConfig {
+        height: 8,
+        width: 8,
+        nr_resnet: 1,
+        nr_filters: 3,
+        nr_logistic_mix: 2,
+        ..ModelConfig::default()
+    }
+}
+
+fn go_on(_: f64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Levels of 16 bits as of a photograph: smooth, with some noise.
+fn level(x: u32, y: u32, channel: u32) -> u16 {
+    let mixed = (x + 1000 * y + 1_000_000 * channel).wrapping_mul(2_654_435_761);
+    let noise = ((mixed >> 16) * 13) >> 16;
+    let smooth = 90.0 + 60.0 * f64::sin(f64::from(x + 2 * y) / 17.0) + f64::from(channel);
+    (smooth * 256.0) as u16 + (noise * 90) as u16
+}
+
+fn pixel<const N: usize>(x: u32, y: u32) -> [u16; N] {
+    std::array::from_fn(|channel| level(x, y, channel as u32))
+}
+
+fn bytes<const N: usize>(x: u32, y: u32) -> [u8; N] {
+    pixel(x, y).map(|level| (level >> 8) as u8)
+}
+
+/// A picture of each kind of pixels.
+fn kinds(width: u32, height: u32) -> Vec<DynamicImage> {
+    use image::{
+        GrayAlphaImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba, RgbaImage,
+    };
+    vec![
+        GrayImage::from_fn(width, height, |x, y| Luma(bytes(x, y))).into(),
+        GrayAlphaImage::from_fn(width, height, |x, y| LumaA(bytes(x, y))).into(),
+        RgbImage::from_fn(width, height, |x, y| Rgb(bytes(x, y))).into(),
+        RgbaImage::from_fn(width, height, |x, y| Rgba(bytes(x, y))).into(),
+        ImageBuffer::from_fn(width, height, |x, y| Luma(pixel(x, y))).into(),
+        ImageBuffer::from_fn(width, height, |x, y| LumaA(pixel(x, y))).into(),
+        ImageBuffer::from_fn(width, height, |x, y| Rgb(pixel(x, y))).into(),
+        ImageBuffer::from_fn(width, height, |x, y| Rgba(pixel(x, y))).into(),
+    ]
+}
+
+fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    image.write_to(&mut file, format).unwrap();
+    file.into_inner()
+}
+
+fn item(name: &str, bytes: Vec<u8>) -> Item {
+    Item {
+        name: name.into(),
+        class: 0,
+        bytes,
+    }
+}
+
+/// In and out again: which items were coded by the model, once all were found to be as they were.
+fn round_trip(model: &CodingModel, items: &[Item]) -> Vec<bool> {
+    let file = compress(model, items.to_vec(), &mut go_on).unwrap();
+    let before: usize = items.iter().map(|item| item.bytes.len()).sum();
+    let most = before + 64 + items.iter().map(|item| item.name.len() + 12).sum::<usize>();
+    assert!(file.len() <= most, "{} of {before}", file.len());
+    // Without vectors a large model would take its time.
+    let plain = model.clone().at(Level::Plain);
+    for other in [plain].iter().filter(|_| model.config().nr_filters < 8) {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
+        let again = pool.install(|| compress(other, items.to_vec(), &mut go_on).unwrap());
+        assert!(again == file);
+    }
+    let mut archive = Archive::new(Cursor::new(file)).unwrap();
+    assert!(archive.is_whole() && archive.unknown() == 0);
+    let all: Vec<usize> = (0..items.len()).rev().collect();
+    let found = archive.read(model, &all, &mut go_on).unwrap();
+    let found = found.into_iter().rev().map(Result::unwrap);
+    let found: Vec<Found> = found.collect();
+    for ((found, item), entry) in found.iter().zip(items).zip(archive.entries()) {
+        assert_eq!(entry.name, item.name);
+        if !found.is_made {
+            assert!(found.bytes == item.bytes, "{}", item.name);
+            continue;
+        }
+        let [got, want] = [&found.bytes, &item.bytes].map(|b| image::load_from_memory(b).unwrap());
+        assert!(got == want, "{}", item.name);
+        assert_eq!(
+            entry.size,
+            Some([want.height() as usize, want.width() as usize])
+        );
+    }
+    // Each alone.
+    for (number, want) in found.iter().enumerate() {
+        let one = archive.read(model, &[number], &mut go_on).unwrap();
+        assert_eq!(one, [Ok(want.clone())]);
+    }
+    found.iter().map(|found| found.is_made).collect()
+}
+
+#[test]
+#[cfg(feature = "pretrained")]
+fn pictures_of_every_kind_come_back() {
+    let shipped = crate::Model::pretrained().unwrap();
+    let model = CodingModel::new(&shipped.config, &shipped.weights).unwrap();
+    let mut items = Vec::new();
+    for (number, image) in kinds(66, 20).iter().enumerate() {
+        items.push(item(
+            &format!("{number}.png"),
+            encoded(image, ImageFormat::Png),
+        ));
+        // Without compression, of what the format knows.
+        let mut file = Cursor::new(Vec::new());
+        if image.write_to(&mut file, ImageFormat::Tiff).is_ok() {
+            items.push(item(&format!("{number}.tif"), file.into_inner()));
+        }
+    }
+    for (number, size) in [[1, 1], [300, 3], [2, 65]].into_iter().enumerate() {
+        let image = &kinds(size[0], size[1])[2];
+        items.push(item(
+            &format!("small/{number}.ppm"),
+            encoded(image, ImageFormat::Pnm),
+        ));
+    }
+    let coded = round_trip(&model, &items);
+    // Those of 8 bits without compression at least, and of PNGs that of colours.
+    for name in [
+        "0.tif",
+        "2.tif",
+        "3.tif",
+        "0.png",
+        "2.png",
+        "3.png",
+        "small/1.ppm",
+    ] {
+        let number = items.iter().position(|item| item.name == name).unwrap();
+        assert!(coded[number], "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_picture_is_kept_as_it_is() {
+    let rgb = &kinds(20, 9)[2];
+    let mut cut = encoded(rgb, ImageFormat::Png);
+    cut.truncate(60);
+    let items = [
+        item("notes.txt", b"not a picture".to_vec()),
+        item("nothing", Vec::new()),
+        item("photo.jpg", encoded(rgb, ImageFormat::Jpeg)),
+        item("cut.png", cut),
+        item(
+            "more.png",
+            [encoded(rgb, ImageFormat::Png), vec![7; 9]].concat(),
+        ),
+        item("dir/photo.png", encoded(rgb, ImageFormat::Png)),
+    ];
+    assert_eq!(round_trip(&model(&small()), &items), [false; 6]);
+    assert!(round_trip(&model(&small()), &[]).is_empty());
+}
+
+/// Of formats that say each level in letters, any model's are smaller.
+fn in_letters(width: usize, height: usize, seed: usize) -> Vec<u8> {
+    let mut file = format!("P3\n{width} {height}\n255\n");
+    for i in 0..3 * width * height {
+        file += &format!("{} ", 100 + (i * (seed + 3) + i * i / 7) % 150);
+    }
+    file.into_bytes()
+}
+
+#[test]
+fn models_of_every_kind_code() {
+    let configs = [
+        small(),
+        ModelConfig {
+            channels: 1,
+            ..small()
+        },
+        ModelConfig {
+            nr_filters: 4,
+            attention: [0, 2, 1],
+            ..small()
+        },
+        ModelConfig {
+            nr_channel_resnet: 1,
+            nr_classes: 2,
+            ..small()
+        },
+    ];
+    for config in configs {
+        let grey = "P2\n5 70\n255\n".to_owned() + &"200 201 ".repeat(175);
+        let mut items = vec![
+            item("a.ppm", in_letters(11, 6, 1)),
+            item("b.pgm", grey.into_bytes()),
+            item("c.ppm", in_letters(70, 70, 2)),
+            item("c.txt", b"between".to_vec()),
+        ];
+        items[2].class = 1;
+        assert_eq!(
+            round_trip(&model(&config), &items),
+            [true, true, true, false]
+        );
+    }
+}
+
+/// What a PNG says beside its pixels.
+#[test]
+#[cfg(feature = "pretrained")]
+fn profiles_gamma_orientation_and_texts_come_back() {
+    let shipped = crate::Model::pretrained().unwrap();
+    let model = CodingModel::new(&shipped.config, &shipped.weights).unwrap();
+    let image = &kinds(80, 60)[2];
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 80, 60);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_source_gamma(png::ScaledFloat::new(1.0));
+    encoder
+        .add_text_chunk("Author".into(), "me".into())
+        .unwrap();
+    encoder.set_pixel_dims(Some(png::PixelDimensions {
+        xppu: 300,
+        yppu: 200,
+        unit: png::Unit::Meter,
+    }));
+    let mut writer = encoder.write_header().unwrap();
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    writer
+        .write_chunk(png::chunk::ChunkType(*b"eXIf"), exif)
+        .unwrap();
+    writer.write_image_data(image.as_bytes()).unwrap();
+    drop(writer);
+    let items = [item("a.png", file)];
+    assert_eq!(round_trip(&model, &items), [true]);
+    let archive = compress(&model, items.to_vec(), &mut go_on).unwrap();
+    let mut archive = Archive::new(Cursor::new(archive)).unwrap();
+    let [Ok(Found { bytes, .. })] = &archive.read(&model, &[0], &mut go_on).unwrap()[..] else {
+        panic!("lost");
+    };
+    let decoder = png::Decoder::new(Cursor::new(bytes)).read_info().unwrap();
+    let info = decoder.info();
+    assert_eq!(info.gama_chunk, Some(png::ScaledFloat::new(1.0)));
+    assert_eq!(info.uncompressed_latin1_text[0].text, "me");
+    assert_eq!(info.pixel_dims.unwrap().xppu, 300);
+    assert_eq!(info.exif_metadata.as_deref(), Some(&exif[..]));
+}
+
+/// An archive of two blocks, with what is in it.
+static TWO_BLOCKS: LazyLock<(CodingModel, Vec<Item>, Vec<u8>)> = LazyLock::new(|| {
+    let model = model(&small());
+    let items: Vec<Item> = (0..100)
+        .map(|number| match number % 10 {
+            9 => item(&format!("{number}.txt"), vec![number as u8; 5]),
+            _ => item(&format!("{number}.ppm"), in_letters(3, 2, number)),
+        })
+        .collect();
+    let file = compress(&model, items.clone(), &mut go_on).unwrap();
+    (model, items, file)
+});
+
+/// What comes back of a file that may be damaged: never another picture than there was.
+fn survivors(model: &CodingModel, items: &[Item], file: &[u8]) -> Option<usize> {
+    let mut archive = Archive::new(Cursor::new(file)).ok()?;
+    let all: Vec<usize> = (0..archive.entries().len()).collect();
+    let found = archive.read(model, &all, &mut go_on).unwrap();
+    let mut whole = 0;
+    for (entry, found) in archive.entries().iter().zip(found) {
+        let Ok(found) = found else {
+            continue;
+        };
+        let item = items.iter().find(|item| item.name == entry.name).unwrap();
+        match found.is_made {
+            false => assert!(found.bytes == item.bytes),
+            true => {
+                let [got, want] =
+                    [&found.bytes, &item.bytes].map(|b| image::load_from_memory(b).unwrap());
+                assert!(got == want, "{}", entry.name);
+            }
+        }
+        whole += 1;
+    }
+    assert!(!archive.is_whole() || all.len() == items.len());
+    Some(whole)
+}
+
+#[test]
+fn what_is_whole_comes_back_from_a_damaged_file() {
+    let (model, items, file) = &*TWO_BLOCKS;
+    assert_eq!(survivors(model, items, file), Some(100));
+    let archive = Archive::new(Cursor::new(&file[..])).unwrap();
+    assert_eq!(archive.blocks.len(), 2);
+    let second = archive.blocks[0].end() as usize;
+    let of_second = archive.blocks[1].len();
+    // Cut, what lies before is there.
+    let mut before = 0;
+    for at in (0..file.len()).step_by(7) {
+        let whole = survivors(model, items, &file[..at]).unwrap_or(0);
+        assert!(whole >= before, "{at}");
+        before = whole;
+        if at > second {
+            assert!(whole >= 100 - of_second);
+        }
+    }
+    assert!(before >= 99);
+    // Where the first block's head is damaged, the second is found; a stream is one item's.
+    for at in (0..file.len()).step_by(3) {
+        let mut flipped = file.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let whole = survivors(model, items, &flipped);
+        match whole {
+            None => assert!(at < 32, "{at}"),
+            Some(whole) => assert!(whole >= of_second.min(100 - of_second), "{at}: {whole}"),
+        }
+    }
+    // Something between the blocks, and behind all.
+    let spliced = [
+        &file[..second],
+        b"pxcB and more pxcE",
+        &file[second..],
+        b"tail",
+    ]
+    .concat();
+    assert_eq!(survivors(model, items, &spliced), Some(100));
+    let archive = Archive::new(Cursor::new(&spliced[..])).unwrap();
+    assert_eq!((archive.is_whole(), archive.unknown()), (false, 22));
+    let trailing = [&file[..], b"tail"].concat();
+    let archive = Archive::new(Cursor::new(&trailing[..])).unwrap();
+    assert_eq!((archive.is_whole(), archive.unknown()), (true, 4));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// However a file is mixed up, nothing panics and no other picture comes out.
+    #[test]
+    fn mixed_up_files_are_survived(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4u8), 1..6),
+    ) {
+        let (model, items, mut file) = TWO_BLOCKS.clone();
+        for (place, value, how) in changes {
+            let at = place.index(file.len().max(1));
+            match how {
+                0 if at < file.len() => file[at] ^= value,
+                1 => file.truncate(at),
+                2 => {
+                    let moved = file.split_off(at);
+                    file.splice(at / 2..at / 2, moved);
+                }
+                _ => file.insert(at, value),
+            }
+            if file.is_empty() {
+                file.push(0);
+            }
+        }
+        survivors(&model, &items, &file);
+    }
+
+    #[test]
+    fn anything_can_be_opened(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let file = [&front(&model(&small()))[..], &bytes].concat();
+        survivors(&model(&small()), &[], &file);
+        let block = [&front(&model(&small()))[..], b"pxcB", &bytes].concat();
+        survivors(&model(&small()), &[], &block);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let (model_, _, file) = &*TWO_BLOCKS;
+    let other = CodingModel::new(&small(), &draw_parameters(&small(), 2)).unwrap();
+    let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
+    let error = archive.read(&other, &[0], &mut go_on).unwrap_err();
+    assert!(matches!(error, CompressError::WrongModel { .. }), "{error}");
+    let stopped = archive.read(model_, &[0], &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(CompressError::Codec(_))));
+    for names in [&["a", "a"][..], &["../a"], &["/a"], &["a\nb"]] {
+        let items = names.iter().map(|name| item(name, vec![1])).collect();
+        let error = compress(model_, items, &mut go_on).unwrap_err();
+        assert!(matches!(error, CompressError::Name { .. }), "{error}");
+    }
+    for (bytes, part) in [
+        (&file[..10], "cut off in its front"),
+        (&b"PNG"[..], "not a .pxc file"),
+        (&[b"pxc\x03", &file[4..]].concat()[..], "version 3"),
+        (
+            &[&file[..9], &[!file[9]], &file[10..]].concat()[..],
+            "front was altered",
+        ),
+    ] {
+        let error = Archive::new(Cursor::new(bytes)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
