@@ -92,11 +92,11 @@ impl Trained {
         }
     }
 
-    /// Takes images of another height and width.
-    pub fn resize(&mut self, size: [usize; 2]) -> Result {
+    /// Takes images of another height and width; says so if `aloud`.
+    pub fn resize(&mut self, size: [usize; 2], aloud: bool) -> Result {
         let resized = self.model().resized(size);
         resized.validate()?;
-        self.note_unless(|own| own == size);
+        self.note_unless(|own| own == size || !aloud);
         match self {
             Trained::Run(run) => run.state.config = resized,
             Trained::Exported(exported) => exported.model.config = resized,

@@ -179,4 +179,6 @@ fn training_on_crops_can_stop_and_go_on() {
         "no 100x100 crops can be cut out of it",
     );
     contains(&fails(folder, "train --resume whole --crop 8"), "crop");
+    let refused = format!("train other --data photos --crop 0 {TRAIN}");
+    contains(&fails(folder, &refused), "crop 0: must be from 1 to");
 }

@@ -325,9 +325,9 @@ fn what_cannot_be_imported_is_said_on_one_line() {
     contains(
         &import(
             &golden("tf_checkpoint_v2/params_cifar.ckpt"),
-            "--image-size 7",
+            "--image-size 0",
         ),
-        "multiples of 4",
+        "between 1 and 16384",
     );
     contains(
         &import(&golden("tf_checkpoint_v2/params_cifar.ckpt"), "--dropout 1"),

@@ -613,7 +613,6 @@ impl Engine for Cuda {
         &self.config
     }
 
-    /// On the CPU, so that a seed means the same on every device: it is one forward pass.
     fn resize(&mut self, size: [usize; 2]) -> Result<(), EngineError> {
         let config = self.config.resized(size);
         if config != self.config {
@@ -628,6 +627,7 @@ impl Engine for Cuda {
         Ok(())
     }
 
+    /// On the CPU, so that a seed means the same on every device: it is one forward pass.
     fn initialise(
         &self,
         parameters: &mut [Vec<f32>],

@@ -1,5 +1,6 @@
 //! Exact likelihoods of whole data sets, in bits/dim.
 
+use std::cmp::Reverse;
 use std::ops::{ControlFlow, Range};
 
 use pixelcnn_core::incremental::EvaluatorError;
@@ -185,14 +186,19 @@ pub(crate) fn in_batches<E: From<DataError> + From<EngineError>>(
 ) -> Result<Order, E> {
     let indices: Vec<usize> = indices.into_iter().collect();
     let mut order: Vec<usize> = (0..indices.len()).collect();
-    order.sort_by_key(|&place| data.size(indices[place]));
+    // Large ones first: what is left to do is then less than it seems, and memory fails early.
+    let area = |size: [usize; 2]| size[0] * size[1];
+    order.sort_by_key(|&place| {
+        let size = data.size(indices[place]);
+        (Reverse(area(size)), size)
+    });
     let ModelConfig { height, width, .. } = *network.config();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     let mut evaluate = || {
         for places in order.chunk_by(|&a, &b| data.size(indices[a]) == data.size(indices[b])) {
             let size = data.size(indices[places[0]]);
             network.resize(size)?;
-            let most = (PIXELS / (size[0] * size[1])).max(1);
+            let most = (PIXELS / area(size)).max(1);
             for places in places.chunks(batch_size.clamp(1, most)) {
                 let indices: Vec<usize> = places.iter().map(|&place| indices[place]).collect();
                 data.read(&indices, &mut images, &mut labels)?;

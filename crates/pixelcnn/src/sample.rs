@@ -97,7 +97,7 @@ impl Sampler {
         match &self.0 {
             On::Cpu(evaluator) => {
                 let threads = useful_threads(evaluator, labels.len());
-                Ok(PixelByPixel::Cpu(evaluator.begin(labels, threads)?))
+                Ok(PixelByPixel::Cpu(evaluator.begin(labels, threads)?.into()))
             }
             #[cfg(feature = "cuda")]
             On::Cuda(evaluator) => Ok(PixelByPixel::Cuda(evaluator.begin(labels)?.into())),
@@ -107,7 +107,7 @@ impl Sampler {
 
 /// Images on their way, all at the same pixel.
 enum PixelByPixel {
-    Cpu(Raster),
+    Cpu(Box<Raster>),
     #[cfg(feature = "cuda")]
     Cuda(Box<CudaRaster>),
 }

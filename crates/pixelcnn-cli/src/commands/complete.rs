@@ -9,7 +9,7 @@ use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
 use pixelcnn::data::CodeMaps;
 use pixelcnn::device::Device;
-use pixelcnn::picture::{DroppedCount, grid, read, size, write_png};
+use pixelcnn::picture::{DroppedCount, decode, grid, read, read_bytes, size, write_png};
 use pixelcnn::sample::Sampler;
 
 use crate::drawing::{Drawing, GAP, coarse_maps, png_or_npy, prepare, progress, write_singles};
@@ -124,13 +124,22 @@ impl Complete {
         let [first, ..] = files else {
             return Err("no image is named: name the pictures to complete".into());
         };
-        trained.resize(match trained.model().nr_codes {
-            0 => size(first)?,
-            _ => {
+        // Once, for it may be a pipe.
+        let pictures: Vec<(&PathBuf, Vec<u8>)> = match trained.model().nr_codes {
+            0 => files
+                .iter()
+                .map(|path| Ok((path, read_bytes(path)?)))
+                .collect::<Result<_>>()?,
+            _ => Vec::new(),
+        };
+        let size = match &pictures[..] {
+            [(path, bytes), ..] => size(bytes, path)?,
+            [] => {
                 let [_, height, width] = CodeMaps::read(first)?.shape;
                 [height, width]
             }
-        })?;
+        };
+        trained.resize(size, true)?;
         let model = trained.model();
         let parameters = trained.parameters(self.drawing.raw)?;
         let known = self.known(model)?;
@@ -138,7 +147,7 @@ impl Complete {
         let codes = model.nr_codes > 0;
         let originals = match codes {
             true => codes_in(model, files, coarse.as_ref())?,
-            false => pictures(model, files)?,
+            false => levels_of(model, &pictures)?,
         };
         let class = label(&trained, self.class.as_deref())?;
         let n = originals.len() / model.bytes_per_image();
@@ -271,10 +280,11 @@ fn codes_in(model: &ModelConfig, files: &[PathBuf], coarse: Option<&CodeMaps>) -
 }
 
 /// The levels of some pictures.
-fn pictures(model: &ModelConfig, files: &[PathBuf]) -> Result<Vec<u8>> {
+fn levels_of(model: &ModelConfig, pictures: &[(&PathBuf, Vec<u8>)]) -> Result<Vec<u8>> {
     let (mut levels, mut dropped) = (Vec::new(), DroppedCount::default());
-    for path in files {
-        let picture = read(path, [model.height, model.width, model.channels])?;
+    let shape = [model.height, model.width, model.channels];
+    for (path, bytes) in pictures {
+        let picture = decode(bytes, path, shape, false)?;
         levels.extend(picture.levels);
         dropped += picture.dropped.of_pixels();
     }

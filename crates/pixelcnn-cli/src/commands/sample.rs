@@ -220,7 +220,7 @@ impl Sample {
         let device = device.find_for(team)?;
         let mut trained = Trained::open(self.run.as_deref(), "sample")?;
         if let Some(size) = self.size {
-            trained.resize(size)?;
+            trained.resize(size, team.leads())?;
         }
         let model = trained.model();
         let coarse = coarse_maps(model, self.coarse.as_deref())?;

@@ -509,7 +509,6 @@ impl Raster {
                 true => (share(shared.len(), member.index, threads), [0, 1]),
                 false => (0..1, [member.index, threads]),
             };
-            let codes = by_image || member.index == 0;
             let member = (!by_image).then_some(member);
             for (memory, images) in &shared[groups] {
                 let mut worker = Worker {
@@ -524,11 +523,9 @@ impl Raster {
                 for x in 0..config.width {
                     for known in (0..config.channels).step_by(config.channels_together()) {
                         worker.advance([y, x], known);
-                        if codes {
-                            // SAFETY: the pixel's logits are there since the last barrier, and until the
-                            // next one this thread alone reads and writes the pixel.
-                            unsafe { worker.code([y, x], known, images, &mut logits, code) };
-                        }
+                        // SAFETY: the pixel's logits are there since the last barrier, and until the next
+                        // one this thread alone reads and writes the pixel of its share of the images.
+                        unsafe { worker.code([y, x], known, images, &mut logits, code) };
                         worker.wait();
                     }
                 }
@@ -773,7 +770,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks what the channels of the images' pixel are that are due, and writes them.
+    /// Asks what the channels of the images' pixel are that are due, of those that are this thread's to share
+    /// out, and writes them.
     ///
     /// # Safety
     /// The logits are there, and nobody else uses them or the pixel.
@@ -794,8 +792,13 @@ impl Worker<'_> {
         let input = &program.rings[0];
         let [first_output, first_input] =
             [outputs, input].map(|ring| self.memory.pixel(ring, y as isize, x as isize));
+        let [index, of] = self.share;
+        let own_images = share(images.len(), index, of);
         let of_images = logits.chunks_exact_mut(config.output_channels());
-        for (place, logits) in of_images.enumerate() {
+        for (place, logits) in of_images.enumerate().take(own_images.end) {
+            if place < own_images.start {
+                continue;
+            }
             let mut levels = [0; 3];
             let levels = &mut levels[..channels.len()];
             // SAFETY: both places lie in the group's memory, in rows of rings; the rest is the caller's.

@@ -33,8 +33,11 @@ const STRIPS: usize = 64;
 /// Items of a block at most, and bytes of their files if it is not one item.
 const ITEMS: usize = 1024;
 const BYTES: usize = 64 << 20;
-/// The most bytes of a head, inflated: nobody's profiles and texts take as much.
-const HEAD: u64 = 1 << 28;
+/// Bytes of chunks that a picture has at most, else its file is kept as it is; and all before a block's last.
+const CHUNKS: usize = 4 << 20;
+/// The most bytes of a head, inflated, and streams of a block: none has as many.
+const HEAD: u64 = 16 << 20;
+const STREAMS: usize = 1 << 20;
 
 /// A file to compress.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +85,11 @@ impl Picture {
 
     /// Streams of all layers.
     fn streams(&self, channels: usize, columns: usize) -> usize {
-        let shapes = self.shapes(channels).into_iter();
-        shapes.map(|shape| tiles(shape, columns).len()).sum()
+        let tiles = match columns {
+            0 => 1,
+            columns => self.width.div_ceil(columns) * self.height.div_ceil(TILE),
+        };
+        self.kind.layers(channels).len() * tiles
     }
 }
 
@@ -117,19 +123,25 @@ pub(super) struct Block {
 impl Block {
     /// Takes as many items as make a block, one at least where there are any.
     pub fn of(model: &CodingModel, items: &mut Peekable<impl Iterator<Item = Item>>) -> Block {
-        let (mut contents, mut strips, mut bytes, mut widest) = (Vec::new(), 0, 0, 1);
+        let (mut contents, mut strips, mut widest) = (Vec::new(), 0, 1);
+        let (mut bytes, mut chunks) = (0, 0);
         while let Some(item) = items.next_if(|item| {
-            contents.is_empty()
-                || strips < STRIPS && contents.len() < ITEMS && bytes + item.bytes.len() <= BYTES
+            let few = strips < STRIPS && contents.len() < ITEMS && chunks <= CHUNKS;
+            contents.is_empty() || few && bytes + item.bytes.len() <= BYTES
         }) {
             let exact = Exact::read(&item.bytes);
-            let exact = exact.filter(|exact| exact.height.max(exact.width) <= MAX_SIDE);
+            let side = 1..=MAX_SIDE;
+            let exact = exact.filter(|exact| {
+                let sides = side.contains(&exact.height) && side.contains(&exact.width);
+                sides && exact.chunks.len() <= CHUNKS
+            });
             bytes += item.bytes.len();
             if let Some(exact) = &exact {
                 let layers = exact.kind.layers(model.config().channels).len();
                 strips += layers * exact.width.div_ceil(COLUMNS);
                 widest = widest.max(exact.width);
                 bytes += exact.samples.len();
+                chunks += exact.chunks.len();
             }
             contents.push((item, exact));
         }
@@ -140,6 +152,11 @@ impl Block {
             end: 0,
             contents,
         }
+    }
+
+    /// Whether its pictures are coded whole.
+    pub fn is_whole(&self) -> bool {
+        self.columns == 0
     }
 
     /// Items in it.
@@ -497,7 +514,10 @@ fn place_streams(parts: &mut [Part], mut head: Fields, start: u64, layout: Layou
         Some(picture) => picture.streams(channels, columns),
     };
     let counts: Vec<usize> = parts.iter().map(count).collect();
-    let lowest = head.take(counts.iter().sum())?.iter();
+    let total: usize = counts.iter().sum();
+    let lowest = head
+        .take(Some(total).filter(|total| *total <= STREAMS)?)?
+        .iter();
     let mut lengths = Vec::new();
     for low in lowest {
         lengths.push(head.number()? << 8 | u64::from(*low));

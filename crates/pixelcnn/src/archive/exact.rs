@@ -1,10 +1,6 @@
 //! A picture taken out of its file so that a PNG can be made of it that shows exactly the same: all samples,
 //! transparency, and what says how they are to be shown.
 
-use std::io::Write;
-
-use flate2::Compression;
-use flate2::write::ZlibEncoder;
 use image::DynamicImage;
 use png::chunk::{self, ChunkType};
 
@@ -12,9 +8,13 @@ use crate::picture::file;
 
 /// The signature of a PNG file.
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
-/// Chunks of a PNG that are not kept as they are: what the pixels say, or what would not suit them any more.
-const NOT_KEPT: [&[u8; 4]; 9] = [
-    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"bKGD", b"hIST", b"sBIT", b"sPLT",
+/// Chunks of a PNG that say what its pixels are made of, and are made anew; and one of places in the file.
+const MADE: [&[u8; 4]; 5] = [b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"iDOT"];
+/// Those that hang on the kind of the pixels.
+const OF_KIND: [&[u8; 4]; 4] = [b"bKGD", b"hIST", b"sBIT", b"sPLT"];
+/// Those that say how all pixels are to be shown, whatever their kind.
+const OF_PIXELS: [&[u8; 4]; 8] = [
+    b"cHRM", b"cICP", b"cLLI", b"gAMA", b"iCCP", b"mDCV", b"sRGB", b"tIME",
 ];
 
 /// A picture.
@@ -96,7 +96,7 @@ impl Exact {
         let whole = file::whole(bytes).ok()?;
         let chunks = match whole.is_png {
             true => kept_chunks(bytes)?,
-            false => made_chunks(&whole)?,
+            false => Vec::new(),
         };
         let [height, width] = [whole.image.height() as usize, whole.image.width() as usize];
         let kind = |colour, alpha, deep| Kind {
@@ -180,62 +180,39 @@ fn chunks(mut bytes: &[u8]) -> Option<Vec<(&[u8; 4], &[u8])>> {
     Some(chunks)
 }
 
-fn push(chunks: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) -> Option<()> {
-    chunks.extend(u32::try_from(data.len()).ok()?.to_be_bytes());
-    chunks.extend(kind);
-    chunks.extend(data);
-    Some(())
-}
-
-/// The chunks of a PNG file that are kept; none where it has some that nobody knows and that pictures are
-/// made of.
+/// The chunks of a PNG file that are kept; none where some would be lost, or mean something else.
 fn kept_chunks(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut rest = bytes.strip_prefix(SIGNATURE)?;
-    let mut kept = Vec::new();
+    let (mut kept, mut same_kind, mut of_kind) = (Vec::new(), true, false);
     loop {
         let (len, after) = rest.split_first_chunk::<4>()?;
-        let (kind, after) = after.split_first_chunk::<4>()?;
         let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
-        let (data, after) = after.split_at_checked(len)?;
-        rest = after.get(4..)?;
-        if kind == b"IEND" {
-            // What follows would be lost.
-            return rest.is_empty().then_some(kept);
-        }
-        if NOT_KEPT.contains(&kind) {
-            continue;
-        }
-        if chunk::is_critical(ChunkType(*kind)) || [b"acTL", b"fcTL", b"fdAT"].contains(&kind) {
+        let (summed, after) = after.split_at_checked(len.checked_add(4)?)?;
+        let (sum, after) = after.split_first_chunk::<4>()?;
+        let (kind, data) = summed.split_first_chunk::<4>()?;
+        let mut crc = flate2::Crc::new();
+        crc.update(summed);
+        if crc.sum() != u32::from_be_bytes(*sum) {
             return None;
         }
-        push(&mut kept, kind, data)?;
-    }
-}
-
-/// Chunks that say what a file of another format does.
-fn made_chunks(whole: &file::Whole) -> Option<Vec<u8>> {
-    let mut chunks = Vec::new();
-    if let Some(profile) = &whole.profile {
-        let mut data = b"profile\0\0".to_vec();
-        let mut deflated = ZlibEncoder::new(&mut data, Compression::best());
-        deflated.write_all(profile).ok()?;
-        deflated.finish().ok()?;
-        push(&mut chunks, b"iCCP", &data)?;
-    }
-    let orientation = whole.orientation.to_exif();
-    match &whole.exif {
-        Some(exif) => push(&mut chunks, b"eXIf", exif)?,
-        None if orientation > 1 => {
-            // Big-endian, one entry: orientation, a short.
-            let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
-            exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
-            push(&mut chunks, b"eXIf", &exif)?;
+        rest = after;
+        match kind {
+            // What follows would be lost.
+            b"IEND" => return (rest.is_empty() && (same_kind || !of_kind)).then_some(kept),
+            b"IHDR" => same_kind &= data.get(8)? >= &8 && data.get(9)? != &3,
+            b"tRNS" => same_kind = false,
+            _ => {}
         }
-        None => {}
+        of_kind |= OF_KIND.contains(&kind);
+        if MADE.contains(&kind) {
+            continue;
+        }
+        let chunk = ChunkType(*kind);
+        let known = OF_KIND.contains(&kind) || OF_PIXELS.contains(&kind);
+        if chunk::is_critical(chunk) || !known && !chunk::safe_to_copy(chunk) {
+            return None;
+        }
+        kept.extend(u32::try_from(len).ok()?.to_be_bytes());
+        kept.extend(summed);
     }
-    if let Some(xmp) = &whole.xmp {
-        let text = [&b"XML:com.adobe.xmp\0\0\0\0\0"[..], xmp].concat();
-        push(&mut chunks, b"iTXt", &text)?;
-    }
-    Some(chunks)
 }

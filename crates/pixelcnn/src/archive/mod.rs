@@ -1,6 +1,9 @@
 //! Files compressed without loss, many of them in one `.pxc` file of version 2, each readable without the
 //! others: pictures of any size by a model, whatever else there is as it is.
 //!
+//! **A draft** as long as `pixelcnn compress` does not write it: its bytes may change yet, and what was
+//! written before is not read then. To keep something, take [`compress`](crate::compress).
+//!
 //! ```
 //! use pixelcnn::archive::{Archive, Item, compress};
 //! use pixelcnn::compress::CodingModel;
@@ -67,7 +70,8 @@ use crate::compress::{
 pub use block::Item;
 use block::{Block, END, MARKER, SUM};
 
-const VERSION: u8 = 2;
+/// A draft of version 2.
+const VERSION: u8 = 0xf2;
 /// No front is longer.
 const MAX_FRONT: usize = 4 + 16 + 2 * 5 + SUM;
 /// Bytes that are looked through at a time for the next block.
@@ -148,6 +152,8 @@ pub struct Entry {
 pub struct Archive<R> {
     source: R,
     hash: ModelHash,
+    /// Of the model.
+    channels: usize,
     blocks: Vec<Block>,
     entries: Vec<Entry>,
     /// Whether the end is there, with as many items as were found.
@@ -191,6 +197,7 @@ impl<R: Read + Seek> Archive<R> {
         let mut archive = Archive {
             source,
             hash: ModelHash(hash),
+            channels,
             blocks: Vec::new(),
             entries: Vec::new(),
             whole: false,
@@ -302,6 +309,13 @@ impl<R: Read + Seek> Archive<R> {
                 wanted: self.hash,
                 given: model.hash(),
             });
+        }
+        let config = model.config();
+        let fits = |block: &Block| block.is_whole() == config.attends();
+        if self.channels != config.channels || !self.blocks.iter().all(fits) {
+            return Err(CompressError::Damaged(
+                "the file's pictures are not its model's",
+            ));
         }
         let mut found = vec![Err(Damage::Cut); numbers.len()];
         let mut places: Vec<usize> = (0..numbers.len()).collect();

@@ -412,6 +412,15 @@ impl Dataset {
                 config.size.unwrap_or_default()
             )));
         }
+        if config
+            .crop
+            .is_some_and(|side| !(1..=MAX_SIDE).contains(&side))
+        {
+            return Err(DataError::Config(format!(
+                "crop {}: must be from 1 to {MAX_SIDE}",
+                config.crop.unwrap_or_default()
+            )));
+        }
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
             name @ ("cifar10" | "imagenet32" | "imagenet64") if config.codes > 0 => {
@@ -695,11 +704,16 @@ impl Dataset {
         let few = self.len().min(16);
         let spread: Vec<usize> = (0..few).map(|n| n * self.len() / few).collect();
         let (mut images, mut labels) = (Vec::new(), Vec::new());
-        self.read(&spread, &mut images, &mut labels)?;
-        let labels = labels.iter().flat_map(|label| label.to_le_bytes());
-        images.extend(labels);
-        let sum = hex(&Sha256::digest(&images));
-        Ok(format!("{} {sum}", self.describe()))
+        let mut sum = Sha256::new();
+        // They need not be of one size.
+        for index in spread {
+            self.read(&[index], &mut images, &mut labels)?;
+            sum.update(&images);
+            labels
+                .iter()
+                .for_each(|label| sum.update(label.to_le_bytes()));
+        }
+        Ok(format!("{} {}", self.describe(), hex(&sum.finalize())))
     }
 
     /// For example `CIFAR-10 test: 10000 images 32x32x3, 10 classes`.
@@ -814,9 +828,15 @@ impl Dataset {
     /// Crops of this side instead of whole images: of each image as many in an epoch as would cover it, at
     /// places that are drawn anew in every one. Smaller images are left out, and the listener is told so.
     fn cropped(mut self, side: usize, listener: &mut Listener) -> Result<Dataset, DataError> {
+        if self.codes().is_some() {
+            return Err(DataError::Config(format!(
+                "{}: crops are cut out of pictures, not of maps of codes: leave the crop out",
+                self.describe()
+            )));
+        }
         let sizes = (0..self.pictures()).map(|picture| self.size(picture));
         let (crops, smaller) = Crops::of(side, self.shape[2], sizes);
-        if crops.len() == 0 || self.codes().is_some() {
+        if crops.len() == 0 {
             return Err(DataError::Config(format!(
                 "{}: no {side}x{side} crops can be cut out of it: choose a smaller crop, or larger pictures",
                 self.describe()

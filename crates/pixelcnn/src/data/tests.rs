@@ -1268,8 +1268,15 @@ fn pictures_may_have_many_sizes() {
     assert_eq!(images.len(), 2 * 4 * 4 * 3);
     let error = mixed.read(&[0, 1], &mut images, &mut labels);
     assert!(matches!(error, Err(DataError::MixedSizes { .. })));
+    // They are told apart from others by a few, of any sizes.
+    assert!(mixed.fingerprint().unwrap().contains("many sizes"));
     let sized = open(&sized(folder.0.path(), 8), Split::Train);
     assert_eq!(sized.one_size().unwrap(), [8, 8]);
+
+    folder.write("c.ppm", "P6 0 0 255 ");
+    let error = Dataset::open(&all, Split::Train).unwrap_err().to_string();
+    assert!(error.contains("it has no pixels"), "{error}");
+    fs::remove_file(folder.0.path().join("c.ppm")).unwrap();
 
     folder.write("d.png", png(RgbImage::new(20_000, 1)));
     let sides = |error: &DataError| matches!(error, DataError::Sides { .. });

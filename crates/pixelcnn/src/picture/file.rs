@@ -160,6 +160,9 @@ pub(crate) fn header(bytes: &[u8], whole: bool) -> Result<Header, String> {
     let mut decoder = decoder(bytes, format)?;
     decoded_bytes(&decoder)?;
     let [height, width] = upright(&mut decoder).1;
+    if height * width == 0 {
+        return Err("it has no pixels".into());
+    }
     let colour = decoder.color_type();
     Ok(Header {
         height,
@@ -266,42 +269,71 @@ pub(crate) fn decode(
 
 /// All that a file shows.
 pub(crate) struct Whole {
-    /// As it lies in the file, and how it is to be turned.
+    /// As it lies in the file, not turned.
     pub image: DynamicImage,
-    pub orientation: Orientation,
-    /// ICC profile, EXIF and XMP.
-    pub profile: Option<Vec<u8>>,
-    pub exif: Option<Vec<u8>>,
-    pub xmp: Option<Vec<u8>>,
     pub is_png: bool,
 }
 
-/// Decodes all of a file that holds one still picture, none of which was lost when it was made.
+/// Decodes all of a file that holds one still picture, and nothing that a PNG could not: of formats that hold
+/// more, or were made with losses, none.
 pub(crate) fn whole(bytes: &[u8]) -> Result<Whole, String> {
     let format = format(bytes)?;
-    let lossy = match format {
-        ImageFormat::Jpeg => true,
-        ImageFormat::WebP => {
-            let mut decoder = image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(one_line)?;
-            decoder.is_lossy()
-        }
-        _ => false,
-    };
-    if lossy {
-        return Err("its pixels hold more than the file".into());
+    match format {
+        ImageFormat::Png => {}
+        ImageFormat::Pnm if is_plain_pnm(bytes) => {}
+        _ => return Err("its file may hold more than its pixels".into()),
     }
     still(bytes, format)?;
-    let mut decoder = decoder(bytes, format)?;
+    let decoder = decoder(bytes, format)?;
     decoded_bytes(&decoder)?;
-    let found = |data: image::ImageResult<Option<Vec<u8>>>| data.ok().flatten();
     Ok(Whole {
-        orientation: decoder.orientation().unwrap_or(Orientation::NoTransforms),
-        profile: found(decoder.icc_profile()),
-        exif: found(decoder.exif_metadata()),
-        xmp: found(decoder.xmp_metadata()),
         is_png: format == ImageFormat::Png,
         image: DynamicImage::from_decoder(decoder).map_err(one_line)?,
     })
+}
+
+/// Whether a PNM file has levels of whole bytes, no comments, and nothing but one picture.
+fn is_plain_pnm(bytes: &[u8]) -> bool {
+    let (channels, letters) = match bytes {
+        [b'P', b'2', ..] => (1, true),
+        [b'P', b'3', ..] => (3, true),
+        [b'P', b'5', ..] => (1, false),
+        [b'P', b'6', ..] => (3, false),
+        _ => return false,
+    };
+    let mut rest = &bytes[2..];
+    let mut number = || -> Option<usize> {
+        let start = rest.iter().position(|byte| !byte.is_ascii_whitespace())?;
+        let digits = rest[start..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
+        let number = std::str::from_utf8(&rest[start..start + digits])
+            .ok()?
+            .parse()
+            .ok();
+        rest = &rest[start + digits..];
+        number
+    };
+    let [Some(width), Some(height), Some(most)] = [number(), number(), number()] else {
+        return false;
+    };
+    let depth = match most {
+        255 => 1,
+        65_535 => 2,
+        _ => return false,
+    };
+    let Some(levels) = width
+        .checked_mul(height)
+        .and_then(|n| n.checked_mul(channels))
+    else {
+        return false;
+    };
+    if !letters {
+        // A single white space comes before them.
+        return levels.checked_mul(depth).and_then(|n| n.checked_add(1)) == Some(rest.len());
+    }
+    (0..levels).all(|_| number().is_some()) && rest.iter().all(u8::is_ascii_whitespace)
 }
 
 /// What of a picture its `u8` pixels would not tell, and what to do about it.

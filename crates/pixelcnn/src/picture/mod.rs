@@ -89,16 +89,16 @@ pub struct Picture {
     pub file_bytes: u64,
 }
 
-/// Height and width of a picture file.
+/// Height and width of a picture file in memory; `path` stands for it in errors.
 ///
 /// # Errors
 /// [`PictureError::Read`].
-pub fn size(path: &Path) -> Result<[usize; 2], PictureError> {
+pub fn size(bytes: &[u8], path: &Path) -> Result<[usize; 2], PictureError> {
     let unreadable = |reason| PictureError::Read {
         path: path.into(),
         reason,
     };
-    let header = file::header(&read_bytes(path)?, true).map_err(unreadable)?;
+    let header = file::header(bytes, true).map_err(unreadable)?;
     Ok([header.height, header.width])
 }
 
@@ -124,8 +124,11 @@ fn read_file(path: &Path, shape: [usize; 3], exactly: bool) -> Result<Picture, P
     decode(&read_bytes(path)?, path, shape, exactly)
 }
 
-/// A file's bytes, if they are not too many.
-fn read_bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
+/// A picture file's bytes, if they are not too many.
+///
+/// # Errors
+/// [`PictureError::Read`].
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
     let unreadable = |reason| PictureError::Read {
         path: path.into(),
         reason,
