@@ -235,8 +235,13 @@ fn what_does_not_go_with_codes_is_refused() {
     };
     narrow.write(&folder.join("narrow.npy")).unwrap();
     refused("sample run --coarse narrow.npy", "do not lie over");
+    let many = CodeMaps {
+        shape: [2, 8, 8],
+        codes: vec![300; 128],
+    };
+    many.write(&folder.join("many.npy")).unwrap();
     refused(
-        "complete run two.npy --coarse two.npy --keep top:2",
+        "complete run many.npy --coarse two.npy --keep top:2",
         "8x8 of 259 codes",
     );
     refused("compress run two.npy -o two.pxc", "models of images");

@@ -216,7 +216,7 @@ fn what_cannot_be_compressed_is_one_line() {
     for (files, part) in [
         (
             "wide.png",
-            "wide.png: 16x8 pixels where the model takes 12x8: crop or resize",
+            "wide.png: 16x8 pixels where 12x8 are wanted: crop or resize",
         ),
         ("deep.png", "deep.png: it has more than 8 bits"),
         (
@@ -346,7 +346,7 @@ fn what_is_lost_is_refused_or_told() {
     // The size is looked at first.
     RgbImage::new(40, 8).save(folder.join("wide.png")).unwrap();
     let error = fails(folder, "compress run wide.png -o wide.pxc");
-    contains(&error, "wide.png: 40x8 pixels where the model takes 12x8");
+    contains(&error, "wide.png: 40x8 pixels where 12x8 are wanted");
 
     // Files that lose pixels anyhow are smaller than all of them.
     picture(1).save(folder.join("small.jpg")).unwrap();

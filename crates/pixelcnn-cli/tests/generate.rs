@@ -203,10 +203,6 @@ fn what_cannot_be_completed_is_one_line() {
     fs::write(folder.join("text.png"), "not a picture").unwrap();
     for (arguments, parts) in [
         (
-            "wide.png --keep top:4 --class 0",
-            ["wide.png: 16x8 pixels", "takes 12x8: crop or resize"],
-        ),
-        (
             "none.png --keep top:4 --class 0",
             ["cannot read `none.png`", "No such file"],
         ),
@@ -224,7 +220,7 @@ fn what_cannot_be_completed_is_one_line() {
         ),
         (
             "a.png --mask wide.png --class 0",
-            ["wide.png: 16x8 pixels", "takes 12x8"],
+            ["wide.png: 16x8 pixels", "12x8 are wanted: crop or resize"],
         ),
         (
             "a.png --mask black.png --class 0",

@@ -256,10 +256,6 @@ fn earlier_scores_make_room() {
 fn what_cannot_be_scored_is_one_line() {
     let folder = trained();
     let folder = folder.path();
-    fs::create_dir(folder.join("wide")).unwrap();
-    RgbImage::new(16, 8)
-        .save(folder.join("wide/a.png"))
-        .unwrap();
     fs::write(folder.join("file"), "").unwrap();
     fs::create_dir(folder.join("empty")).unwrap();
     for (arguments, part) in [
@@ -267,12 +263,6 @@ fn what_cannot_be_scored_is_one_line() {
         ("run photos flat", "--against"),
         ("run nowhere", "nowhere not found: give cifar10"),
         ("run empty", "no pictures in it"),
-        (
-            "run wide",
-            "the model takes 12x8x3: choose other images, or train a model on these (--size resizes",
-        ),
-        ("run photos --against wide", "wide train: 1 images 16x8x3"),
-        ("run photos --size 8", "images 8x8x3"),
         ("run photos -o file", "cannot make the folder `file`"),
         ("nowhere photos", "nowhere: no such file"),
     ] {

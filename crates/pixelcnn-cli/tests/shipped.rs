@@ -146,7 +146,6 @@ fn what_it_cannot_do_is_said() {
             "export --format tensorflow --out x",
             "without the optimizer's state",
         ),
-        ("complete wide.png --keep top:4", "the model takes 32x32"),
     ] {
         contains(&fails_with_it(folder, arguments), part);
     }
