@@ -20,9 +20,9 @@
 //! // Images, from CIFAR-10, a folder of pictures or an array file, and how likely it finds those.
 //! let data = DataConfig { data: path.into(), ..DataConfig::default() };
 //! let images = Dataset::open(&data, Split::Test)?;
-//! let network = model.network(&device::parse("auto")?)?;
+//! let mut network = model.network(&device::parse("auto")?)?;
 //! let go_on = &mut |_: &evaluate::Evaluation| ControlFlow::Continue(());
-//! let figures = evaluate::evaluate(&network, &images, 0..8, 8, go_on)?;
+//! let figures = evaluate::evaluate(&mut network, &images, 0..8, 8, go_on)?;
 //! println!("{}: {:.2} ± {:.2}", images.describe(), figures.mean(), figures.standard_error());
 //! # Ok(())
 //! # }
