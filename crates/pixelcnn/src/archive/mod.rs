@@ -52,9 +52,10 @@
 //! chunks (length, kind, data); then the streams' lengths: all lowest bytes, then a varint of what is above
 //! for each. A file has one stream, itself. A picture has those of its layers, one layer after the other:
 //! red, green and blue together (one by one if the model is one of grey), or grey; of 16 bits the higher
-//! bytes, then the lower; then alpha likewise; each coded by itself as [`Codec`] does it, in tiles. The
-//! streams of a block lie in the order in which a decoder wants them: files first, then tiles in the order
-//! in which they begin, as [`Shape::tiles`] tells, of all layers side by side.
+//! bytes, then the lower; then alpha likewise; each coded by itself as
+//! [`Codec`](pixelcnn_core::codec::Codec) does it, in tiles. The streams of a block lie in the order in which
+//! a decoder wants them: files first, then tiles in the order in which they begin, as
+//! [`Shape::tiles`](pixelcnn_core::codec::Shape::tiles) tells, of all layers side by side.
 
 mod block;
 mod exact;
