@@ -839,7 +839,11 @@ impl<R: Read + Seek> Archive<R> {
 }
 
 /// `len` bytes from `start` on; the caller knows that the source has them.
-fn read(source: &mut (impl Read + Seek), start: u64, len: u64) -> Result<Vec<u8>, CompressError> {
+pub(crate) fn read(
+    source: &mut (impl Read + Seek),
+    start: u64,
+    len: u64,
+) -> Result<Vec<u8>, CompressError> {
     let mut bytes = Vec::new();
     let sought = source.seek(SeekFrom::Start(start));
     let read = sought.and_then(|_| source.take(len).read_to_end(&mut bytes));

@@ -488,46 +488,15 @@ impl Raster {
             panic!("no row begins at {position:?}, channel {}", self.known);
         };
         self.begin_row(y);
-        let (by_image, threads) = (self.by_image, self.team.size());
-        let Raster {
-            model,
-            kernels,
-            team,
-            scratch,
-            groups,
-            ..
-        } = self;
-        let shared: Vec<(Memory, Range<usize>)> = groups
-            .iter_mut()
-            .map(|group| (group.memory(), group.images.clone()))
-            .collect();
-        team.run(&|member| {
-            let mut scratch = scratch[member.index]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let (groups, share) = match by_image {
-                true => (share(shared.len(), member.index, threads), [0, 1]),
-                false => (0..1, [member.index, threads]),
-            };
-            let member = (!by_image).then_some(member);
-            for (memory, images) in &shared[groups] {
-                let mut worker = Worker {
-                    model,
-                    kernels,
-                    memory: *memory,
-                    share,
-                    member: member.as_ref(),
-                    scratch: &mut scratch,
-                };
-                let mut logits = vec![0.0; images.len() * config.output_channels()];
-                for x in 0..config.width {
-                    for known in (0..config.channels).step_by(config.channels_together()) {
-                        worker.advance([y, x], known);
-                        // SAFETY: the pixel's logits are there since the last barrier, and until the next
-                        // one this thread alone reads and writes the pixel of its share of the images.
-                        unsafe { worker.code([y, x], known, images, &mut logits, code) };
-                        worker.wait();
-                    }
+        self.on_groups(&|worker, images| {
+            let mut logits = vec![0.0; images.len() * config.output_channels()];
+            for x in 0..config.width {
+                for known in (0..config.channels).step_by(config.channels_together()) {
+                    worker.advance([y, x], known);
+                    // SAFETY: the pixel's logits are there since the last barrier, and until the next one
+                    // this thread alone reads and writes the pixel of its share of the images.
+                    unsafe { worker.code([y, x], known, images, &mut logits, code) };
+                    worker.wait();
                 }
             }
         });
@@ -548,11 +517,9 @@ impl Raster {
         }
     }
 
-    fn compute(&mut self, pixel: [usize; 2]) {
-        let here = self.channels();
-        if let ([y, 0], 0) = (pixel, here.start) {
-            self.begin_row(y);
-        }
+    /// Calls `f` on the threads with the groups that are theirs and the images of each, or on all of them
+    /// with the one whose channels they share.
+    fn on_groups(&mut self, f: &(dyn Fn(&mut Worker, &Range<usize>) + Sync)) {
         let Raster {
             model,
             kernels,
@@ -563,7 +530,10 @@ impl Raster {
             ..
         } = self;
         let (by_image, threads) = (*by_image, team.size());
-        let shared: Vec<Memory> = groups.iter_mut().map(Group::memory).collect();
+        let shared = groups
+            .iter_mut()
+            .map(|group| (group.memory(), group.images.clone()));
+        let shared: Vec<(Memory, Range<usize>)> = shared.collect();
         team.run(&|member| {
             let mut scratch = scratch[member.index]
                 .lock()
@@ -573,7 +543,7 @@ impl Raster {
                 false => (0..1, [member.index, threads]),
             };
             let member = (!by_image).then_some(member);
-            for memory in &shared[groups] {
+            for (memory, images) in &shared[groups] {
                 let mut worker = Worker {
                     model,
                     kernels,
@@ -582,10 +552,19 @@ impl Raster {
                     member: member.as_ref(),
                     scratch: &mut scratch,
                 };
-                worker.advance(pixel, here.start);
+                f(&mut worker, images);
             }
         });
+    }
 
+    fn compute(&mut self, pixel: [usize; 2]) {
+        let here = self.channels();
+        if let ([y, 0], 0) = (pixel, here.start) {
+            self.begin_row(y);
+        }
+        self.on_groups(&|worker, _| worker.advance(pixel, here.start));
+
+        let Raster { model, groups, .. } = self;
         let output = model.config.output_channels();
         let ring = &model.program.rings[model.program.logits[here.start / here.len()]];
         let own = model.config.outputs_of(here);

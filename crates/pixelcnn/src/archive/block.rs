@@ -12,9 +12,10 @@ use pixelcnn_core::config::MAX_SIDE;
 use pixelcnn_core::incremental::LAG;
 
 use super::exact::{Exact, Kind};
-use super::{Entry, Found, read_at, summed};
+use super::{Entry, Found, summed};
 use crate::compress::{
-    CHECKSUM, CodingModel, CompressError, Damage, Fields, checksum, read_name, varint, write_name,
+    CHECKSUM, CodingModel, CompressError, Damage, Fields, checksum, read, read_name, varint,
+    write_name,
 };
 
 /// Columns of a strip at most; of narrower pictures it has fewer.
@@ -254,7 +255,7 @@ impl Block {
         size: u64,
         channels: usize,
     ) -> Result<Option<Block>, CompressError> {
-        let front = read_at(source, start, (size - start).min(MAX_START) as usize)?;
+        let front = read(source, start, (size - start).min(MAX_START))?;
         let mut fields = Fields(&front[MARKER.len()..]);
         let [Some(count), Some(columns), Some(len)] = [(); 3].map(|()| fields.number()) else {
             return Ok(None);
@@ -271,7 +272,7 @@ impl Block {
         if checked + SUM as u64 > size - start {
             return Ok(None);
         }
-        let front = read_at(source, start, checked as usize + SUM)?;
+        let front = read(source, start, checked + SUM as u64)?;
         let (front, sum) = front.split_at(checked as usize);
         if sum != crc32c::crc32c(front).to_le_bytes() {
             return Ok(None);
@@ -324,7 +325,7 @@ impl Block {
                 _ if !whole => {}
                 None => {
                     let [start, len] = part.streams[0];
-                    let bytes = read_at(source, start, len as usize)?;
+                    let bytes = read(source, start, len)?;
                     found[place] = match checksum(&bytes) == part.checksum {
                         true => Ok(Found {
                             bytes,
@@ -350,7 +351,7 @@ impl Block {
         let mut failed = None;
         let mut stream = |layer: usize, tile: usize| {
             let [start, len] = streams[layer][tile];
-            match read_at(source, start, len as usize) {
+            match read(source, start, len) {
                 Ok(bytes) => Some(bytes),
                 Err(error) => {
                     failed = Some(error);

@@ -60,13 +60,13 @@
 mod block;
 mod exact;
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 
 use pixelcnn_core::codec::TILE;
 
 use crate::compress::{
-    CodingModel, CompressError, Damage, Fields, MAGIC, ModelHash, check_names, varint,
+    CodingModel, CompressError, Damage, Fields, MAGIC, ModelHash, check_names, read, varint,
 };
 pub use block::Item;
 use block::{Block, END, MARKER, SUM};
@@ -74,9 +74,9 @@ use block::{Block, END, MARKER, SUM};
 /// A draft of version 2.
 const VERSION: u8 = 0xf2;
 /// No front is longer.
-const MAX_FRONT: usize = 4 + 16 + 2 * 5 + SUM;
+const MAX_FRONT: u64 = (4 + 16 + 2 * 5 + SUM) as u64;
 /// Bytes that are looked through at a time for the next block.
-const WINDOW: usize = 1 << 16;
+const WINDOW: u64 = 1 << 16;
 
 /// Compresses files, pictures among them: the bytes of a `.pxc` file. They are the same for any number of
 /// threads and vector instructions. `progress` is told the share of the work that is done, and can stop it.
@@ -176,7 +176,7 @@ impl<R: Read + Seek> Archive<R> {
         const ALTERED: CompressError = CompressError::Damaged("the file's front was altered");
 
         let size = source.seek(SeekFrom::End(0)).map_err(CompressError::Read)?;
-        let front = read_at(&mut source, 0, size.min(MAX_FRONT as u64) as usize)?;
+        let front = read(&mut source, 0, size.min(MAX_FRONT))?;
         let mut fields = Fields(&front);
         if fields.take(MAGIC.len()) != Some(MAGIC) {
             return Err(CompressError::NotPxc);
@@ -218,7 +218,7 @@ impl<R: Read + Seek> Archive<R> {
     ) -> Result<(), CompressError> {
         let mut at = from as u64;
         while at < size {
-            let start = read_at(&mut self.source, at, (size - at).min(64) as usize)?;
+            let start = read(&mut self.source, at, (size - at).min(64))?;
             if let Some(count) = end_of(&start) {
                 self.whole = self.unknown == 0 && count == self.entries.len();
                 self.unknown += size - at - end(count).len() as u64;
@@ -249,11 +249,7 @@ impl<R: Read + Seek> Archive<R> {
     fn next_marker(&mut self, from: u64, size: u64) -> Result<u64, CompressError> {
         let mut at = from;
         while at < size {
-            let here = read_at(
-                &mut self.source,
-                at,
-                (size - at).min(WINDOW as u64) as usize,
-            )?;
+            let here = read(&mut self.source, at, (size - at).min(WINDOW))?;
             let found = here.windows(MARKER.len());
             let mut found = found.enumerate();
             if let Some((place, _)) = found.find(|(_, bytes)| *bytes == MARKER || *bytes == END) {
@@ -347,21 +343,6 @@ fn end_of(bytes: &[u8]) -> Option<usize> {
     let mut fields = Fields(bytes.strip_prefix(END)?);
     let count = fields.number()? as usize;
     bytes.starts_with(&end(count)).then_some(count)
-}
-
-/// So many bytes from a place on; the caller knows that the source has them.
-fn read_at(
-    source: &mut (impl Read + Seek),
-    start: u64,
-    len: usize,
-) -> Result<Vec<u8>, CompressError> {
-    let mut bytes = Vec::new();
-    let sought = source.seek(SeekFrom::Start(start));
-    let read = sought.and_then(|_| source.by_ref().take(len as u64).read_to_end(&mut bytes));
-    match read.map_err(CompressError::Read)? == len {
-        true => Ok(bytes),
-        false => Err(CompressError::Read(io::ErrorKind::UnexpectedEof.into())),
-    }
 }
 
 #[cfg(test)]

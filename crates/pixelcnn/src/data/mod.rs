@@ -403,23 +403,12 @@ impl Dataset {
                 config.held_out
             )));
         }
-        if config
-            .size
-            .is_some_and(|size| !(1..=MAX_SIDE).contains(&size))
-        {
-            return Err(DataError::Config(format!(
-                "size {}: must be from 1 to {MAX_SIDE}",
-                config.size.unwrap_or_default()
-            )));
-        }
-        if config
-            .crop
-            .is_some_and(|side| !(1..=MAX_SIDE).contains(&side))
-        {
-            return Err(DataError::Config(format!(
-                "crop {}: must be from 1 to {MAX_SIDE}",
-                config.crop.unwrap_or_default()
-            )));
+        for (name, side) in [("size", config.size), ("crop", config.crop)] {
+            if let Some(side) = side.filter(|side| !(1..=MAX_SIDE).contains(side)) {
+                return Err(DataError::Config(format!(
+                    "{name} {side}: must be from 1 to {MAX_SIDE}"
+                )));
+            }
         }
         let data_dir = config.data_dir.as_deref();
         let dataset = match config.data.as_str() {
