@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use pixelcnn::ModelConfig;
-use pixelcnn::compress::{Archive, CodingModel};
+use pixelcnn::archive::{Archive, CodingModel};
 use pixelcnn::network::draw_parameters;
 
 static MODEL: LazyLock<CodingModel> = LazyLock::new(|| {
@@ -25,6 +25,6 @@ static MODEL: LazyLock<CodingModel> = LazyLock::new(|| {
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(mut archive) = Archive::new(Cursor::new(bytes)) {
         let first: Vec<usize> = (0..archive.entries().len().min(4)).collect();
-        let _ = archive.decompress(&MODEL, &first, &mut |_| ControlFlow::Continue(()));
+        let _ = archive.read(&MODEL, &first, &mut |_| ControlFlow::Continue(()));
     }
 });

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use pixelcnn::Stopped;
+use pixelcnn::archive::ArchiveError;
 use pixelcnn::codec::CodecError;
-use pixelcnn::compress::CompressError;
 use pixelcnn::data::DataError;
 use pixelcnn::device::on_threads;
 use pixelcnn::evaluate::EvaluateError;
@@ -151,7 +151,7 @@ fn is_stop(error: &(dyn Error + 'static)) -> bool {
         || matches!(error.downcast_ref(), Some(ScoreError::Stopped(_)))
         || matches!(
             error.downcast_ref(),
-            Some(CompressError::Codec(CodecError::Stopped(_)))
+            Some(ArchiveError::Codec(CodecError::Stopped(_)))
         )
 }
 

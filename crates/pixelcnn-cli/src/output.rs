@@ -57,6 +57,11 @@ impl Overwrite {
     }
 }
 
+/// Whether a file's name, `-`, stands for standard input or output.
+pub fn is_standard(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
 /// Whether there is anything of this name, even a link that leads nowhere.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use pixelcnn::compress::ModelHash;
+use pixelcnn::archive::ModelHash;
 use pixelcnn::data::Dataset;
 use pixelcnn::device::Device;
 use pixelcnn::kernels::simd;

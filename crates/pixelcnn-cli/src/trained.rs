@@ -15,6 +15,7 @@ use pixelcnn::weights::hub;
 use pixelcnn::weights::safetensors::FileError;
 use pixelcnn::{Model, ModelConfig};
 
+use crate::output::is_standard;
 use crate::settings::{DataFlags, is_data_set};
 use crate::terminal::{Result, note, opening, quoted};
 
@@ -38,15 +39,20 @@ impl Trained {
     /// Opens the model off the front of the files given to `pixelcnn COMMAND`, and gives the rest:
     /// the shipped model and all of them where the first one is none.
     pub fn open_first<'a>(files: &'a [PathBuf], command: &str) -> Result<(Trained, &'a [PathBuf])> {
-        let (model, rest) = match files {
-            [first, rest @ ..] if is_model(first) => (Some(first.as_path()), rest),
-            // A model's mistyped name is not to be taken for an image's.
-            [first, ..] if !first.exists() && !is_data_set(first) => {
-                return Err(no_such_file(first));
-            }
-            _ => (None, files),
-        };
+        let (model, rest) = Trained::named_first(files)?;
         Ok((Trained::open(model, command)?, rest))
+    }
+
+    /// The name of a model that is the first of some files, and the rest.
+    pub fn named_first(files: &[PathBuf]) -> Result<(Option<&Path>, &[PathBuf])> {
+        match files {
+            [first, rest @ ..] if is_model(first) => Ok((Some(first.as_path()), rest)),
+            // A model's mistyped name is not to be taken for an image's.
+            [first, ..] if !first.exists() && !is_data_set(first) && !is_standard(first) => {
+                Err(no_such_file(first))
+            }
+            _ => Ok((None, files)),
+        }
     }
 
     /// Opens a run folder or a file for `pixelcnn COMMAND`, or the shipped model.
@@ -76,7 +82,8 @@ impl Trained {
         })
     }
 
-    fn exported(model: Model) -> Trained {
+    /// A model that is known.
+    pub fn exported(model: Model) -> Trained {
         let data = is_data_set(Path::new(&model.card.data)).then(|| DataConfig {
             data: model.card.data.clone(),
             ..DataConfig::default()
@@ -158,7 +165,19 @@ impl Trained {
         }
     }
 
-    /// The model with its averaged parameters, or with the raw ones.
+    /// The model with its averaged parameters, or those that it has.
+    pub fn averaged(&self) -> Model {
+        match self {
+            Trained::Run(run) => Model {
+                config: run.state.config.clone(),
+                weights: run.state.average.clone(),
+                card: run.card(false),
+            },
+            Trained::Exported(exported) => exported.model.clone(),
+        }
+    }
+
+    /// The network with its averaged parameters, or with the raw ones.
     pub fn network(&self, raw: bool, device: &Device) -> Result<Network> {
         let parameters = self.parameters(raw)?;
         Ok(Network::new(self.model(), parameters, device)?)

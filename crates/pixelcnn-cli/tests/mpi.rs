@@ -134,10 +134,7 @@ fn images_are_shared_out_and_the_results_are_the_same() {
             "sample run --num 7 -o OUT/seven.png --npz OUT/seven.npz --singles singles --force",
             vec!["seven.png", "seven.npz"],
         ),
-        (
-            "compress run singles -o OUT/all.pxc --batch-size 2",
-            vec!["all.pxc"],
-        ),
+        ("compress run singles -o OUT/all.pxc", vec!["all.pxc"]),
     ] {
         let alone = arguments.replace("OUT", "alone");
         let alone = succeeds(folder, &alone);

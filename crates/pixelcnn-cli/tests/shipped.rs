@@ -108,7 +108,7 @@ fn images_are_compressed_and_scored() {
     let folder = folder.path();
     ships(folder, "sample --num 2 --singles images");
     let told = ships(folder, "compress images -o images.pxc");
-    contains(&told, "2 images in images.pxc");
+    contains(&told, "2 files in images.pxc: ");
     // A copy of the model takes its place.
     ships(folder, "export --out kept");
     succeeds(

@@ -38,7 +38,6 @@ pub mod archive;
 pub mod atomic;
 pub mod classify;
 pub mod complete;
-pub mod compress;
 pub mod data;
 pub mod device;
 pub mod evaluate;

@@ -21,17 +21,18 @@
 //!
 //! These methods run on the CPU and don't tell how far they are. Where that matters, or for another
 //! device, take what they are made of: [`Model::sampler`] for [`sample`](crate::sample::sample()) and
-//! [`complete`](crate::complete::complete()), [`compress`](crate::compress::compress()) on the CPU alone,
+//! [`complete`](crate::complete::complete()), [`compress`](crate::archive::compress()) on the CPU alone,
 //! [`Model::network`] for [`evaluate`](crate::evaluate::evaluate()) and
 //! [`score`](crate::score::score()).
 
+use std::io::Cursor;
 use std::ops::ControlFlow;
 
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 
+use crate::archive::{self, Archive, ArchiveError, CodingModel, Damage, Found, Item};
 use crate::complete::{self, Completion};
-use crate::compress::{self, CodingModel, CompressError, Picture};
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network};
 use crate::sample::{self, DrawError, Sampler, Sampling};
@@ -131,14 +132,36 @@ impl Model {
         Ok(bits.collect())
     }
 
-    /// Compresses pictures: the bytes of a `.pxc` file, which
-    /// [`Archive`](crate::compress::Archive) reads.
+    /// The model ready to code pictures without loss.
     ///
     /// # Errors
-    /// Where a picture is not of the model's size, or its name is none that a file can have.
-    pub fn compress(&self, pictures: &[Picture]) -> Result<Vec<u8>, CompressError> {
-        let model = CodingModel::new(&self.config, &self.weights)?;
-        compress::compress(&model, pictures, SIDE_BY_SIDE, &mut |_| unheard())
+    /// Where the weights are not those of the shape, or it gives images no likelihood.
+    pub fn coder(&self) -> Result<CodingModel, EvaluatorError> {
+        CodingModel::new(&self.config, &self.weights)
+    }
+
+    /// Compresses files, pictures of any size among them: the bytes of a `.pxc` file.
+    ///
+    /// # Errors
+    /// Where a name is none that a file can have, or a class is none that the model has.
+    pub fn compress(&self, files: Vec<Item>) -> Result<Vec<u8>, ArchiveError> {
+        archive::compress(&self.coder()?, files, &mut |_| unheard())
+    }
+
+    /// Decompresses all that is in a `.pxc` file that was made with this model: names, and files or why they
+    /// are lost.
+    ///
+    /// # Errors
+    /// As [`Archive::new`](archive::Archive::new) and [`Archive::read`](archive::Archive::read).
+    pub fn decompress(
+        &self,
+        file: &[u8],
+    ) -> Result<Vec<(String, Result<Found, Damage>)>, ArchiveError> {
+        let mut archive = Archive::new(Cursor::new(file))?;
+        let all: Vec<usize> = (0..archive.entries().len()).collect();
+        let found = archive.read(&self.coder()?, &all, &mut |_| unheard())?;
+        let names = archive.entries().iter().map(|entry| entry.name.clone());
+        Ok(names.zip(found).collect())
     }
 }
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use pixelcnn::archive::{Item, ModelHash};
 use pixelcnn::complete::Completion;
-use pixelcnn::compress::{Archive, CodingModel, ModelHash, Picture};
 use pixelcnn::data::DataConfig;
 use pixelcnn::device::Device;
 use pixelcnn::network::{Batch, Network, draw_parameters};
@@ -156,20 +156,20 @@ fn its_answers_are_those_of_its_parts() {
         assert_ne!(variant, &images[..dims]);
     }
 
-    let pictures: Vec<Picture> = (images.chunks(dims).enumerate())
-        .map(|(i, levels)| Picture {
-            name: format!("{i}"),
-            class: 0,
-            levels: levels.to_vec(),
-        })
+    let shape = [
+        model.config.height,
+        model.config.width,
+        model.config.channels,
+    ];
+    let items: Vec<Item> = (images.chunks(dims).enumerate())
+        .map(|(i, levels)| Item::of_levels(&i.to_string(), 0, shape, levels))
         .collect();
-    let file = model.compress(&pictures).unwrap();
-    let coding = CodingModel::new(&model.config, &model.weights).unwrap();
-    let mut archive = Archive::new(std::io::Cursor::new(file)).unwrap();
-    let all: Vec<usize> = (0..20).collect();
-    let decoded = archive.decompress(&coding, &all, &mut |_| ControlFlow::Continue(()));
-    for (levels, image) in decoded.unwrap().into_iter().zip(images.chunks(dims)) {
-        assert_eq!(levels.unwrap(), image);
+    let file = model.compress(items.clone()).unwrap();
+    let found = model.decompress(&file).unwrap();
+    assert_eq!(found.len(), items.len());
+    for ((name, found), item) in found.into_iter().zip(&items) {
+        assert_eq!(name, item.name);
+        assert!(found.unwrap().is_of(&item.bytes));
     }
 }
 

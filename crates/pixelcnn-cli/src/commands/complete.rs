@@ -284,7 +284,7 @@ fn levels_of(model: &ModelConfig, pictures: &[(&PathBuf, Vec<u8>)]) -> Result<Ve
     let (mut levels, mut dropped) = (Vec::new(), DroppedCount::default());
     let shape = [model.height, model.width, model.channels];
     for (path, bytes) in pictures {
-        let picture = decode(bytes, path, shape, false)?;
+        let picture = decode(bytes, path, shape)?;
         levels.extend(picture.levels);
         dropped += picture.dropped.of_pixels();
     }

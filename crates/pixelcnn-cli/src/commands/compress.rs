@@ -1,51 +1,60 @@
 //! `pixelcnn compress`.
 
-use std::ops::{ControlFlow, Range};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, value_parser};
-use pixelcnn::ModelConfig;
-use pixelcnn::compress::{CodingModel, Picture, assemble, distinct_names, streams, write};
+use clap::Args;
+use pixelcnn::archive::{
+    Archive, Coded, CodingModel, Group, Grouping, Item, Writer, distinct_names,
+};
+use pixelcnn::atomic::{self, is_replaced};
 use pixelcnn::data::{Walk, walk};
 use pixelcnn::device::Device;
-use pixelcnn::picture::{DroppedCount, FORMATS, read_exactly};
-use pixelcnn::ranks::{gather, share};
+use pixelcnn::ranks::{Ranks, gather};
 
 use super::complete::label;
-use crate::output::Overwrite;
+use crate::output::{Overwrite, is_standard};
 use crate::ranks::{RankFlags, Team, common, together};
 use crate::terminal::{
     Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
 };
 use crate::trained::Trained;
 
-/// Compress images without loss.
+/// Compress pictures without loss, and whatever lies beside them.
 ///
-/// The likelier the model finds an image, the fewer bytes it takes. All images go into one file, of
-/// which each can be read without the others, by `pixelcnn decompress` with the same model: keep
-/// it. Later versions of this program may come with another shipped model; `pixelcnn export -o
-/// DIR` keeps this one, as a file that takes its place. Images are still pictures of the model's size
-/// with 8 bits and no transparency; their pixels are kept and nothing else of their files.
+/// The likelier the model finds a picture, the fewer bytes it takes. All files go into one archive, of
+/// which each can be read without the others by `pixelcnn decompress`. PNG files of any size, and plain
+/// PNM ones, are coded by the model: their pixels with alpha, 16 bits, profile, gamma, orientation and
+/// texts come back, as a PNG file. What it can't take or can't make smaller (a JPEG, a text) is kept as
+/// it is, byte by byte.
+///
+/// Reading takes the same model: keep it, or let --embed-model put it into the archive. Later versions
+/// of this program may come with another shipped model; `pixelcnn export -o DIR` keeps this one, as a
+/// file that takes its place.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-#[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <IMAGE|DIR>... -o <FILE>")]
+#[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <FILE|DIR>... -o <FILE.pxc>")]
 pub struct Compress {
     /// Run folder (its newest checkpoint), checkpoint file or exported weights [default: the
-    /// shipped model]; then pictures (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM, QOI) or folders of them
+    /// shipped model]; then files, folders of them, or - for standard input
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
-    /// File to write
+    /// Archive to write, or - for standard output
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Class of all images, by number or by name, of a class-conditional model
+    /// Class of all pictures, by number or by name, of a class-conditional model
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Images that are compressed side by side; fewer where they would take over a gigabyte
-    #[arg(long, value_name = "N", default_value = "64")]
-    #[arg(value_parser = value_parser!(u16).range(1..=1024))]
-    batch_size: u16,
+    /// Read the archive back and compare everything in it with the files before saying done
+    #[arg(long)]
+    verify: bool,
+    /// Put the model into the archive, so that reading it takes nothing else
+    #[arg(long)]
+    embed_model: bool,
     #[command(flatten)]
     overwrite: Overwrite,
     #[command(flatten)]
@@ -55,203 +64,385 @@ pub struct Compress {
 const EXAMPLES: &str = "\
 Examples:
   pixelcnn compress photos -o photos.pxc
-      all pictures in the folder and in those in it, by the shipped model
-  pixelcnn compress runs/quick-1/checkpoints/best.safetensors a.png b.jpg -o two.pxc
+      all files in the folder and in those in it, pictures by the shipped model
+  pixelcnn compress photos -o photos.pxc --verify --embed-model
+      to be read by anyone and for ever, and checked
+  pixelcnn compress runs/quick-1/checkpoints/best.safetensors a.png b.png -o two.pxc
   pixelcnn compress runs/classes horses --class horse -o horses.pxc
       as pictures of a class, where the model was trained with --class-conditional";
 
+/// A file that is to be compressed, and its name in the archive.
+struct Found {
+    name: String,
+    /// None for standard input.
+    path: Option<PathBuf>,
+}
+
+impl Found {
+    fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let read = match &self.path {
+            Some(path) => fs::read(path).map(|read| bytes = read),
+            None => io::stdin().read_to_end(&mut bytes).map(|_| ()),
+        };
+        read.map_err(|error| format!("cannot read {self}: {error}: check the file"))?;
+        Ok(bytes)
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "`{}`", path.display()),
+            None => f.write_str("standard input"),
+        }
+    }
+}
+
+/// What was written.
+#[derive(Default)]
+struct Summary {
+    /// Bytes of the archive, and of the files.
+    bytes: u64,
+    before: u64,
+    /// Files, and those of them that the model coded.
+    files: usize,
+    pictures: usize,
+    /// Values of these, and bytes of the others.
+    levels: u64,
+    kept: u64,
+    /// Bytes of the model in it.
+    model: u64,
+}
+
 impl Compress {
-    /// Runs the command, as one of the ranks that share the images.
+    /// Runs the command, as one of the ranks that share the pictures.
     pub fn run(&self) -> Result<ExitCode> {
         together(self.ranks, |team| self.compress(team))
     }
 
     fn compress(&self, team: &Team) -> Result<ExitCode> {
-        let ranks = &*team.ranks;
-        let Prepared {
-            trained,
-            own,
-            pictures,
-            before,
-        } = team.prepare(
+        let (trained, class, found) = team.prepare(
             || self.prepare(team),
-            |Prepared { trained, .. }| common(self, trained, false, Device::Cpu, &[]),
+            |(trained, ..)| common(self, trained, false, Device::Cpu, &[]),
         )?;
-        let config = trained.model();
-        let model = CodingModel::new(config, trained.parameters(false)?)?;
-        let (start, size) = (Instant::now(), self.batch_size.into());
-        let pixels = config.height * config.width;
-        let mut shown = progress(config, pictures.len(), 0);
-        let parts = gather(ranks, |beat| {
-            let mut progress = |done: usize| {
-                beat()?;
-                // The others are as far.
-                shown((done * ranks.count()).min(pictures.len() * pixels))
+        let model = CodingModel::new(trained.model(), trained.parameters(false)?)?;
+        let start = Instant::now();
+        let embedded = self.embed_model.then(|| trained.averaged());
+        let work = |out: Option<&mut dyn Write>| {
+            let writer = out.map(|out| Writer::new(&model, out));
+            let writer = match (writer, &embedded) {
+                (Some(writer), Some(embedded)) => Some(writer.embed(embedded)?),
+                (writer, _) => writer,
             };
-            Result::Ok(streams(&model, &pictures[own], size, &mut progress)?)
-        });
-        drop(shown);
-        let streams = parts?.concat();
-        if !team.leads() {
-            return Ok(ExitCode::SUCCESS);
+            write(&model, &*team.ranks, &found, class, writer)
+        };
+        let summary = match team.leads() {
+            false => {
+                work(None)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            true if is_standard(&self.output) => work(Some(&mut io::stdout().lock()))?,
+            true => {
+                let mut done = Ok(Summary::default());
+                let written = atomic::write(&self.output, |out| {
+                    done = work(Some(out));
+                    match done {
+                        Ok(_) => Ok(()),
+                        Err(_) => Err(io::Error::other("it is not complete")),
+                    }
+                });
+                let summary = done?;
+                written.map_err(|error| {
+                    let path = self.output.display();
+                    format!("cannot write `{path}`: {error}: make room or choose another folder")
+                })?;
+                summary
+            }
+        };
+        let took = start.elapsed().as_secs_f64();
+        if self.verify {
+            verify(&self.output, &model, &found)?;
         }
-        let file = assemble(&model, &pictures, &streams)?;
-        write(&self.output, &file)?;
-        let raw = (pictures.len() * config.dims()) as f64;
-        say(format_args!(
-            "{} in {}: {} bytes of {} in the pictures' files, {:.4} bits/dim, 1/{:.2} of the raw \
-             pixels, {:.3} MB/s",
-            counted(pictures.len(), "image"),
-            self.output.display(),
-            grouped(file.len() as u64),
-            grouped(before),
-            8.0 * file.len() as f64 / raw,
-            raw / file.len() as f64,
-            raw / 1e6 / start.elapsed().as_secs_f64()
-        ))?;
-        if file.len() as u64 > before {
-            note(format_args!(
-                "the pictures' own files are smaller by {} bytes: lossy ones such as JPEG hold less \
-                 than their pixels, all of which are kept here",
-                grouped(file.len() as u64 - before)
-            ));
+        let said = summary.said(&self.output, took, self.verify);
+        match is_standard(&self.output) {
+            true => note(said),
+            false => say(said)?,
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn prepare(&self, team: &Team) -> Result<Prepared> {
+    fn prepare(&self, team: &Team) -> Result<(Trained, u32, Vec<Found>)> {
         let (trained, files) = Trained::open_first(&self.files, "compress")?;
         trained.expect_likelihood_of_images("compress")?;
-        let config = trained.model();
         let class = label(&trained, self.class.as_deref())?;
+        if files.iter().any(|file| is_standard(file)) && team.ranks.count() > 1 {
+            return Err("-: many ranks can't read standard input: name files".into());
+        }
         let found = find(files)?;
         if team.leads() {
-            // Not even by force over what is about to be read.
-            let output = self.output.canonicalize().ok();
-            if output.is_some()
-                && found
-                    .iter()
-                    .any(|(_, path)| path.canonicalize().ok() == output)
-            {
-                return Err(format!(
-                    "`{}` is one of the pictures: choose another name",
-                    self.output.display()
-                )
-                .into());
-            }
-            self.overwrite.prepare(&self.output)?;
-        }
-        let shape = [config.height, config.width, config.channels];
-        let own = share(found.len(), team.ranks.rank(), team.ranks.count());
-        let (mut pictures, mut dropped, mut before) = (Vec::new(), DroppedCount::default(), 0);
-        for (number, (name, path)) in found.into_iter().enumerate() {
-            let mut levels = Vec::new();
-            // Rank 0 writes the checksums of all.
-            if team.leads() || own.contains(&number) {
-                let picture = read_exactly(&path, shape)?;
-                before += picture.file_bytes;
-                // What is exact has nothing in its alpha channel.
-                dropped += picture.dropped.beside_pixels();
-                levels = picture.levels;
-            }
-            pictures.push(Picture {
-                name,
-                class,
-                levels,
-            });
-        }
-        if !dropped.is_empty() {
-            note(format_args!("{dropped}: only pixels are kept"));
-        }
-        if team.leads() {
+            self.prepare_output(&found)?;
             catch_interrupts("leaving after this row")?;
         }
-        Ok(Prepared {
-            trained,
-            own,
-            pictures,
-            before,
-        })
+        Ok((trained, class, found))
+    }
+
+    fn prepare_output(&self, found: &[Found]) -> Result {
+        if is_standard(&self.output) {
+            return match (self.verify, io::stdout().is_terminal()) {
+                (true, _) => Err("--verify reads a file: name one with --output".into()),
+                (_, true) => Err("-o -: standard output is a terminal: name a file, or let \
+                                  another program read it"
+                    .into()),
+                _ => Ok(()),
+            };
+        }
+        // Not even by force over what is about to be read.
+        let output = self.output.canonicalize().ok();
+        let mut paths = found.iter().filter_map(|found| found.path.as_ref());
+        if output.is_some() && paths.any(|path| path.canonicalize().ok() == output) {
+            return Err(format!(
+                "`{}` is one of the files: choose another name",
+                self.output.display()
+            )
+            .into());
+        }
+        if self.verify && !is_replaced(&self.output) {
+            return Err(format!(
+                "--verify can't read `{}` back: name a file",
+                self.output.display()
+            )
+            .into());
+        }
+        self.overwrite.prepare(&self.output)
     }
 }
 
-/// What compressing needs.
-struct Prepared {
-    trained: Trained,
-    /// The numbers of this rank's pictures.
-    own: Range<usize>,
-    pictures: Vec<Picture>,
-    /// Bytes of their files.
-    before: u64,
+/// Writes the archive, the blocks of which are coded by the ranks in turn; `writer` is rank 0's alone.
+fn write(
+    model: &CodingModel,
+    ranks: &dyn Ranks,
+    found: &[Found],
+    class: u32,
+    mut writer: Option<Writer<&mut dyn Write>>,
+) -> Result<Summary> {
+    let size = |found: &Found| Some(found.path.as_ref()?.metadata().ok()?.len());
+    let total = found.iter().filter_map(size).sum::<u64>();
+    let mut shown = progress(counted(found.len(), "file"), total);
+    let mut summary = Summary {
+        model: writer.as_ref().map_or(0, Writer::embedded_bytes),
+        ..Summary::default()
+    };
+    let mut grouping = Grouping::new(model);
+    let mut round: Vec<Group> = Vec::new();
+    let mut code = |round: &mut Vec<Group>| -> Result {
+        let here: u64 = round.iter().map(Group::bytes).sum();
+        let before = summary.before;
+        let mut groups = round.drain(..);
+        let parts = gather(ranks, |beat| {
+            let Some(own) = groups.nth(ranks.rank()) else {
+                return Ok(None);
+            };
+            let mut progress = |share: f64| {
+                beat()?;
+                // The others are as far.
+                shown(before + (share * here as f64) as u64)
+            };
+            Result::Ok(Some(own.encode(model, &mut progress)?))
+        })?;
+        for block in parts.iter().flatten() {
+            if let Some(writer) = &mut writer {
+                writer.write(block)?;
+            }
+            summary.add(block);
+        }
+        summary.before += here;
+        Ok(())
+    };
+    for found in found {
+        let item = Item {
+            name: found.name.clone(),
+            class,
+            bytes: found.read()?,
+        };
+        round.extend(grouping.push(item));
+        if round.len() == ranks.count() {
+            code(&mut round)?;
+        }
+    }
+    round.extend(grouping.finish());
+    if !round.is_empty() {
+        code(&mut round)?;
+    }
+    if let Some(writer) = writer {
+        (_, summary.bytes) = writer.finish()?;
+    }
+    Ok(summary)
 }
 
-/// Shows how far so many images are, of which the first `before` are done already, until Ctrl-C is
-/// pressed: told the number of the others' pixels that are done.
-pub fn progress(
-    model: &ModelConfig,
-    images: usize,
-    before: usize,
-) -> impl FnMut(usize) -> ControlFlow<()> + use<> {
-    let pixels = model.height * model.width;
-    let channels = model.channels;
+impl Summary {
+    fn add(&mut self, block: &Coded) {
+        self.files += block.items();
+        self.pictures += block.pictures();
+        self.levels += block.levels();
+        self.kept += block.kept();
+    }
+
+    fn said(&self, path: &Path, seconds: f64, verified: bool) -> String {
+        let place = match is_standard(path) {
+            true => "standard output".into(),
+            false => path.display().to_string(),
+        };
+        let mut said = format!(
+            "{} in {place}: {} bytes of {}",
+            counted(self.files, "file"),
+            grouped(self.bytes),
+            grouped(self.before),
+        );
+        if self.pictures > 0 {
+            said += &format!(
+                "; {} coded in {:.4} bits/dim, {:.3} MB/s",
+                counted(self.pictures, "picture"),
+                8.0 * (self.bytes - self.kept - self.model) as f64 / self.levels as f64,
+                self.levels as f64 / 1e6 / seconds,
+            );
+        }
+        if self.pictures < self.files {
+            let kept = self.files - self.pictures;
+            said += &format!(
+                "; {} kept as {}",
+                counted(kept, "file"),
+                if kept == 1 { "it is" } else { "they are" }
+            );
+        }
+        if self.model > 0 {
+            said += &format!("; the model takes {} of them", grouped(self.model));
+        }
+        if verified {
+            said += "; all read back and the same";
+        }
+        said
+    }
+}
+
+/// Reads an archive back and compares what is in it with the files.
+fn verify(path: &Path, model: &CodingModel, found: &[Found]) -> Result {
+    let failed = |what: String| {
+        format!(
+            "--verify: {what}: keep the files, and remove `{}`",
+            path.display()
+        )
+    };
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    let archive = Archive::new(file);
+    let mut archive = archive.map_err(|error| failed(error.to_string()))?;
+    let is_whole = archive.reader().is_whole() && archive.entries().len() == found.len();
+    if !is_whole {
+        return Err(failed("what was written is not what is read".into()).into());
+    }
+    let total = archive
+        .entries()
+        .iter()
+        .map(|entry| entry.bytes + entry.levels)
+        .sum::<u64>();
+    let mut shown = progress("reading back".into(), total);
+    let mut done = 0;
+    let numbers: Vec<usize> = (0..found.len()).collect();
+    for numbers in numbers.chunks(VERIFIED_AT_ONCE) {
+        let here = numbers.iter().map(|&number| {
+            let entry = &archive.entries()[number];
+            entry.bytes + entry.levels
+        });
+        let here = here.sum::<u64>();
+        let mut progress = |share: f64| shown(done + (share * here as f64) as u64);
+        for (&number, back) in numbers
+            .iter()
+            .zip(archive.read(model, numbers, &mut progress)?)
+        {
+            let file = found[number].read()?;
+            if !back.is_ok_and(|back| back.is_of(&file)) {
+                return Err(failed(format!("{} comes back as another one", found[number])).into());
+            }
+        }
+        done += here;
+    }
+    Ok(())
+}
+
+/// Files that are read back side by side.
+const VERIFIED_AT_ONCE: usize = 16;
+
+/// Shows how many bytes of some files are done, until Ctrl-C is pressed.
+pub fn progress(what: String, total: u64) -> impl FnMut(u64) -> ControlFlow<()> {
     let (mut bar, start) = (Bar::new(), Instant::now());
     move |done| {
-        let (all, total) = (before * pixels + done, images * pixels);
-        bar.show(all as u64, total as u64, || {
+        // Files may grow meanwhile, and standard input has any size.
+        let total = total.max(done);
+        bar.show(done, total, || {
             let seconds = start.elapsed().as_secs_f64();
             format!(
-                "{:.1} of {images} images  {:.3} MB/s  {} left",
-                all as f64 / pixels as f64,
-                (done * channels) as f64 / 1e6 / seconds,
-                duration((seconds * (total - all) as f64 / done as f64).round())
+                "{what}: {:.1} of {:.1} MB, {} left",
+                done as f64 / 1e6,
+                total as f64 / 1e6,
+                duration((seconds * (total - done) as f64 / done.max(1) as f64).round())
             )
         });
         interrupted()
     }
 }
 
-/// The pictures among the files and in the folders, hidden ones left out, with their names: a file's
-/// own, and of those in a folder the path from there, in the order of their bytes.
-fn find(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+/// The files, and those in the folders, hidden ones left out, with their names: a file's own, and of those in
+/// a folder the path from there, in the order of their bytes.
+fn find(files: &[PathBuf]) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for file in files {
+        if is_standard(file) {
+            found.push(Found {
+                name: "stdin".into(),
+                path: None,
+            });
+            continue;
+        }
+        let named = |path: PathBuf, folder: &Path| -> Result<Found> {
+            Ok(Found {
+                name: name(&path, folder)?,
+                path: Some(path),
+            })
+        };
         if !file.is_dir() {
-            let folder = file.parent().unwrap_or(Path::new(""));
-            found.push((name(file, folder)?, file.clone()));
+            if !file.exists() {
+                return Err(format!("cannot read `{}`: no such file", file.display()).into());
+            }
+            found.push(named(file.clone(), file.parent().unwrap_or(Path::new("")))?);
             continue;
         }
         let Walk {
-            pictures, left_out, ..
-        } = walk(file)?;
+            files, left_out, ..
+        } = walk(file, |_| true)?;
         if !left_out.is_empty() {
             note(format_args!("{}: {left_out}", file.display()));
         }
-        if pictures.is_empty() {
-            return Err(format!(
-                "{}: no pictures in it: give a folder that holds {FORMATS} files",
-                file.display()
-            )
-            .into());
+        if files.is_empty() {
+            return Err(format!("{}: no files in it: name another folder", file.display()).into());
         }
-        let mut inside = Vec::new();
-        for path in pictures {
-            inside.push((name(&path, file)?, path));
-        }
-        inside.sort();
+        let inside = files.into_iter().map(|path| named(path, file));
+        let mut inside = inside.collect::<Result<Vec<Found>>>()?;
+        inside.sort_by(|a, b| a.name.cmp(&b.name));
         found.append(&mut inside);
     }
     if found.is_empty() {
-        return Err(format!("no images: name {FORMATS} files, or folders of them").into());
+        return Err("no files: name some, or folders of them".into());
     }
-    let names = found.iter().map(|(name, _)| name.clone());
+    let names = found.iter().map(|found| found.name.clone());
     let distinct = distinct_names(names.collect());
-    for ((name, path), stored) in found.iter_mut().zip(distinct) {
-        if *name != stored {
+    for (found, stored) in found.iter_mut().zip(distinct) {
+        if found.name != stored {
             note(format_args!(
-                "{} is stored as {stored}, for there is another {name}",
-                path.display()
+                "{} is stored as {stored}, for there is another {}",
+                found.path.as_deref().unwrap_or(Path::new("-")).display(),
+                found.name
             ));
-            *name = stored;
+            found.name = stored;
         }
     }
     Ok(found)

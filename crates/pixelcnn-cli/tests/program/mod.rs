@@ -71,14 +71,20 @@ pub fn output(command: &mut Command) -> Output {
     ended(begun(command))
 }
 
+/// `pixelcnn ARGUMENTS`, to be run in `folder`.
+pub fn command(folder: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(cargo_bin!("pixelcnn"));
+    command.args(arguments.split_whitespace());
+    if !arguments.contains("--threads") {
+        command.args(["--threads", "2"]);
+    }
+    command.current_dir(folder);
+    command
+}
+
 /// Runs `pixelcnn ARGUMENTS` in `folder`.
 pub fn pixelcnn(folder: &Path, arguments: &str) -> Output {
-    output(
-        Command::new(cargo_bin!("pixelcnn"))
-            .args(arguments.split_whitespace())
-            .args(["--threads", "2"])
-            .current_dir(folder),
-    )
+    output(&mut command(folder, arguments))
 }
 
 /// The same numbers of 16 bits every time, as if drawn.
@@ -131,6 +137,15 @@ pub fn picture(seed: u32) -> RgbImage {
         let level = |factor| (factor * (x + 12 * y) + seed) as u8;
         Rgb([level(2), level(1), level(2) / 2])
     })
+}
+
+/// A file of a picture of 12x8 pixels that has its levels in letters: any model's is smaller.
+pub fn in_letters(picture: &RgbImage) -> String {
+    let mut file = format!("P3\n{} {}\n255\n", picture.width(), picture.height());
+    picture
+        .iter()
+        .for_each(|level| file += &format!("{level} "));
+    file
 }
 
 /// Makes `photos` in `folder`: a folder of twelve such pictures for each of two classes.

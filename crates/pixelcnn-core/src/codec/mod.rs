@@ -14,13 +14,12 @@ mod tests;
 
 use std::ops::ControlFlow;
 
-use crate::incremental::{Evaluator, EvaluatorError, Raster};
+use crate::incremental::{Evaluator, EvaluatorError};
 use crate::kernels::simd::Level;
 use crate::likelihood::ChannelMixture;
 use crate::progress::Stopped;
 use frequencies::Frequencies;
-use strips::Strip;
-pub use strips::{Shape, TILE};
+pub use strips::{Cut, Shape, TILE, Tile};
 
 /// Why images are not coded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -61,16 +60,13 @@ impl Codec {
         images: &[u8],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<u8>>, CodecError> {
-        let config = self.evaluator.config();
-        EvaluatorError::unless_likelihood_of_images(config)?;
-        let dims = config.dims();
+        let dims = self.evaluator.config().dims();
         assert_eq!(images.len(), labels.len() * dims, "a label for each image");
-        let images: Vec<&[u8]> = images.chunks_exact(dims).collect();
-        let (raster, strips) = self.begin_whole(labels)?;
+        let images = images.chunks_exact(dims);
+        let pictures: Vec<(Shape, &[u8])> = self.shapes(labels).zip(images).collect();
         let mut rows = |done, _| progress(done);
-        let coders = self.encode_strips(raster, &strips, &images, &mut rows)?;
-        let streams = coders.into_iter().map(|coder| coder.tiles.concat());
-        Ok(streams.collect())
+        let streams = self.encode_pictures(Cut::Whole, &pictures, &mut rows)?;
+        Ok(streams.into_iter().map(|tiles| tiles.concat()).collect())
     }
 
     /// Decodes one image from each stream, all of them side by side: u8 \[H, W, C\], or `None` where
@@ -90,33 +86,22 @@ impl Codec {
         streams: &[&[u8]],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
-        let config = self.evaluator.config();
-        EvaluatorError::unless_likelihood_of_images(config)?;
         assert_eq!(streams.len(), labels.len(), "a label for each stream");
-        let (raster, strips) = self.begin_whole(labels)?;
+        let shapes: Vec<Shape> = self.shapes(labels).collect();
         let mut rows = |done, _| progress(done);
         let mut stream = |image: usize, _| Some(streams[image].to_vec());
-        let coders = self.decode_strips(raster, &strips, &mut stream, &mut rows)?;
-        let images = coders.into_iter();
-        Ok(images
-            .map(|coder| coder.sound.then_some(coder.levels))
-            .collect())
+        self.decode_pictures(Cut::Whole, &shapes, &mut stream, &mut rows)
     }
 
-    /// Begins images of the model's size.
-    fn begin_whole(&self, labels: &[u32]) -> Result<(Raster, Vec<Strip>), CodecError> {
+    /// Images of the model's size.
+    fn shapes(&self, labels: &[u32]) -> impl Iterator<Item = Shape> {
         let config = self.evaluator.config();
-        let strip = |(image, &class): (usize, &u32)| {
-            let shape = Shape {
-                height: config.height,
-                width: config.width,
-                channels: config.channels,
-                class,
-            };
-            Strip::whole(image, shape)
-        };
-        let raster = self.evaluator.begin_at(self.level, labels, self.threads)?;
-        Ok((raster, labels.iter().enumerate().map(strip).collect()))
+        labels.iter().map(|&class| Shape {
+            height: config.height,
+            width: config.width,
+            channels: config.channels,
+            class,
+        })
     }
 }
 

@@ -16,6 +16,15 @@ use crate::progress::go_on;
 /// Rows of a tile.
 pub const TILE: usize = 64;
 
+/// What of a picture is one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cut {
+    /// All of it: it is of the model's size.
+    Whole,
+    /// [`TILE`] rows of a strip of the model's width.
+    Strips,
+}
+
 /// What is known of a picture before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -35,20 +44,45 @@ impl Shape {
         self.height * self.width * self.channels
     }
 
-    /// The tiles of strips of so many columns in the order in which they begin, the band of rows and the
-    /// strip of each.
-    pub fn tiles(&self, columns: usize) -> Vec<[usize; 2]> {
-        let strips = 0..self.width.div_ceil(columns);
+    /// Strips of so many columns that it has.
+    pub fn strips(&self, columns: usize) -> usize {
+        self.width.div_ceil(columns)
+    }
+
+    /// Rows that go by until the last of its strips is done.
+    pub fn rows(&self, columns: usize) -> usize {
+        self.height + (self.strips(columns) - 1) * LAG
+    }
+
+    /// The tiles of strips of so many columns in the order in which they begin.
+    pub fn tiles(&self, columns: usize) -> Vec<Tile> {
+        let strips = 0..self.strips(columns);
         let bands = 0..self.height.div_ceil(TILE);
-        let tiles = bands.flat_map(|band| strips.clone().map(move |strip| [band, strip]));
-        let mut tiles: Vec<[usize; 2]> = tiles.collect();
-        tiles.sort_by_key(|[band, strip]| [band * TILE + strip * LAG, *strip]);
+        let tiles = bands.flat_map(|band| strips.clone().map(move |strip| Tile { band, strip }));
+        let mut tiles: Vec<Tile> = tiles.collect();
+        tiles.sort_by_key(|tile| [tile.begins(), tile.strip]);
         tiles
     }
 }
 
+/// A tile of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    /// Which of its strip's, from above.
+    pub band: usize,
+    /// Its strip, from the left.
+    pub strip: usize,
+}
+
+impl Tile {
+    /// Rows that go by before its first one is coded.
+    pub fn begins(&self) -> usize {
+        self.band * TILE + self.strip * LAG
+    }
+}
+
 /// A strip of one of the pictures.
-pub(super) struct Strip {
+struct Strip {
     picture: usize,
     shape: Shape,
     /// Its first column, and how many it has.
@@ -88,7 +122,7 @@ impl Strip {
 }
 
 /// A strip that is being encoded: the tile's stream, and those that are done.
-pub(super) struct Encoding {
+struct Encoding {
     encoder: Encoder,
     pub tiles: Vec<Vec<u8>>,
 }
@@ -101,7 +135,7 @@ impl Encoding {
 }
 
 /// A strip that is being decoded.
-pub(super) struct Decoding {
+struct Decoding {
     decoder: Option<Decoder>,
     /// Its rows, one after the other.
     pub levels: Vec<u8>,
@@ -121,16 +155,15 @@ impl Codec {
         self.evaluator.config().width
     }
 
-    fn strips(&self, shapes: &[Shape]) -> Vec<Strip> {
+    fn strips(&self, cut: Cut, shapes: &[Shape]) -> Vec<Strip> {
         let columns = self.columns();
         let mut strips: Vec<Strip> = Vec::new();
         for (picture, &shape) in shapes.iter().enumerate() {
-            if self.evaluator.config().attends() {
-                assert_eq!(shape.width, columns, "pictures of the model's size");
+            if cut == Cut::Whole {
                 strips.push(Strip::whole(picture, shape));
                 continue;
             }
-            for strip in 0..shape.width.div_ceil(columns) {
+            for strip in 0..shape.strips(columns) {
                 let first = strip * columns;
                 strips.push(Strip {
                     picture,
@@ -149,18 +182,18 @@ impl Codec {
         strips
     }
 
-    /// Encodes pictures, u8 \[H, W, channels\], all of them side by side, in strips of the model's width:
-    /// of each the streams of its [tiles](Shape::tiles); by a model with attention as a whole, of the model's
-    /// size, in one stream. `progress` is told the rows that are done of those
-    /// that must be, and can stop it.
+    /// Encodes pictures, u8 \[H, W, channels\], all of them side by side: of each one stream, or those of its
+    /// [tiles](Shape::tiles). `progress` is told the rows that are done of those that must be, and can stop it.
     ///
     /// # Errors
     /// As [`Codec::encode`].
     ///
     /// # Panics
-    /// If the lengths disagree, or as [`Evaluator::begin_strips`](crate::incremental::Evaluator::begin_strips).
+    /// If the lengths disagree, if a whole picture is not of the model's size, or as
+    /// [`Evaluator::begin_strips`](crate::incremental::Evaluator::begin_strips).
     pub fn encode_pictures(
         &self,
+        cut: Cut,
         pictures: &[(Shape, &[u8])],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<Vec<u8>>>, CodecError> {
@@ -168,11 +201,11 @@ impl Codec {
         for (shape, levels) in pictures {
             assert_eq!(levels.len(), shape.dims(), "levels of a picture");
         }
-        let strips = self.strips(&shapes);
+        let strips = self.strips(cut, &shapes);
         let levels: Vec<&[u8]> = pictures.iter().map(|(_, levels)| *levels).collect();
-        let raster = self.begin_strips(&strips)?;
+        let raster = self.begin_strips(cut, &strips)?;
         let mut coders = self.encode_strips(raster, &strips, &levels, progress)?;
-        if self.evaluator.config().attends() {
+        if cut == Cut::Whole {
             return Ok(coders.into_iter().map(|coder| coder.tiles).collect());
         }
         let mut streams: Vec<Vec<Vec<u8>>> = Vec::new();
@@ -180,9 +213,9 @@ impl Codec {
         for shape in &shapes {
             let tiles = shape.tiles(self.columns()).into_iter();
             let stream =
-                |[band, strip]: [usize; 2]| std::mem::take(&mut coders[first + strip].tiles[band]);
+                |tile: Tile| std::mem::take(&mut coders[first + tile.strip].tiles[tile.band]);
             streams.push(tiles.map(stream).collect());
-            first += shape.width.div_ceil(self.columns());
+            first += shape.strips(self.columns());
         }
         Ok(streams)
     }
@@ -199,12 +232,13 @@ impl Codec {
     /// As [`Self::encode_pictures`].
     pub fn decode_pictures(
         &self,
+        cut: Cut,
         shapes: &[Shape],
         stream: &mut dyn FnMut(usize, usize) -> Option<Vec<u8>>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
-        let strips = self.strips(shapes);
-        let raster = self.begin_strips(&strips)?;
+        let strips = self.strips(cut, shapes);
+        let raster = self.begin_strips(cut, &strips)?;
         let coders = self.decode_strips(raster, &strips, stream, progress)?;
         let mut pictures: Vec<Option<Vec<u8>>> = Vec::new();
         pictures.extend(shapes.iter().map(|shape| Some(vec![0; shape.dims()])));
@@ -225,11 +259,12 @@ impl Codec {
         Ok(pictures)
     }
 
-    fn begin_strips(&self, strips: &[Strip]) -> Result<Raster, CodecError> {
+    fn begin_strips(&self, cut: Cut, strips: &[Strip]) -> Result<Raster, CodecError> {
         let config = self.evaluator.config();
         EvaluatorError::unless_likelihood_of_images(config)?;
-        if config.attends() {
-            let fits = |strip: &Strip| strip.shape.height == config.height;
+        if cut == Cut::Whole {
+            let own = [config.height, config.width];
+            let fits = |strip: &Strip| [strip.shape.height, strip.shape.width] == own;
             assert!(strips.iter().all(fits), "pictures of the model's size");
             let labels: Vec<u32> = strips.iter().map(|strip| strip.lane.class).collect();
             return Ok(self.evaluator.begin_at(self.level, &labels, self.threads)?);
@@ -245,7 +280,7 @@ impl Codec {
     }
 
     /// Encodes strips of pictures of these `levels`.
-    pub(super) fn encode_strips(
+    fn encode_strips(
         &self,
         raster: Raster,
         strips: &[Strip],
@@ -274,7 +309,7 @@ impl Codec {
     }
 
     /// Decodes strips; `stream` is as for [`Self::decode_pictures`].
-    pub(super) fn decode_strips(
+    fn decode_strips(
         &self,
         raster: Raster,
         strips: &[Strip],

@@ -297,7 +297,7 @@ fn pictures_of_any_size_come_back() {
             .collect();
         let encode = |codec: &Codec, given: &[(Shape, &[u8])]| {
             codec
-                .encode_pictures(given, &mut |_, _| ControlFlow::Continue(()))
+                .encode_pictures(Cut::Strips, given, &mut |_, _| ControlFlow::Continue(()))
                 .unwrap()
         };
         let tiles = encode(&codec, &given);
@@ -322,7 +322,7 @@ fn pictures_of_any_size_come_back() {
             };
             let progress = &mut |_, _| ControlFlow::Continue(());
             codec
-                .decode_pictures(&shapes, &mut stream, progress)
+                .decode_pictures(Cut::Strips, &shapes, &mut stream, progress)
                 .unwrap()
         };
         let whole = |picture: usize, tile: usize| Some(tiles[picture][tile].clone());
@@ -362,11 +362,13 @@ fn tiles_begin_in_the_order_of_the_wave() {
         class: 0,
     };
     let tiles = shape.tiles(4);
+    let tiles: Vec<[usize; 2]> = tiles.iter().map(|tile| [tile.band, tile.strip]).collect();
     assert_eq!(tiles.len(), 70 * 3);
     assert_eq!(tiles[..3], [[0, 0], [0, 1], [0, 2]]);
     // The seventeenth strip begins with the second tile of the first one.
     assert_eq!(tiles[15..19], [[0, 15], [1, 0], [0, 16], [1, 1]]);
     let stopped = in_strips(&configs()[0], 4, 1).encode_pictures(
+        Cut::Strips,
         &[(
             Shape {
                 height: 9,

@@ -1,12 +1,8 @@
-//! Files compressed without loss, many of them in one `.pxc` file of version 2, each readable without the
-//! others: pictures of any size by a model, whatever else there is as it is.
-//!
-//! **A draft** as long as `pixelcnn compress` does not write it: its bytes may change yet, and what was
-//! written before is not read then. To keep something, take [`compress`](crate::compress).
+//! Files compressed without loss, many of them in one `.pxc` file, each readable without the others: pictures
+//! of any size by a model, whatever else there is as it is.
 //!
 //! ```
-//! use pixelcnn::archive::{Archive, Item, compress};
-//! use pixelcnn::compress::CodingModel;
+//! use pixelcnn::archive::{Archive, CodingModel, Item, compress};
 //! use pixelcnn::{ModelConfig, network};
 //! use std::io::Cursor;
 //! use std::ops::ControlFlow;
@@ -15,335 +11,149 @@
 //! # let config = ModelConfig { nr_resnet: 1, nr_filters: 4, ..ModelConfig::default() };
 //! let model = CodingModel::new(&config, &network::draw_parameters(&config, 1))?;
 //! let notes = Item { name: "notes.txt".into(), class: 0, bytes: b"of no picture".to_vec() };
-//! let file = compress(&model, vec![notes.clone()], &mut |_| ControlFlow::Continue(()))?;
+//! let sky = Item::of_levels("sky.png", 0, [8, 50, 3], &[200; 8 * 50 * 3]);
+//! let mut go_on = |_| ControlFlow::Continue(());
+//! let file = compress(&model, vec![notes, sky.clone()], &mut go_on)?;
 //!
-//! let mut archive = Archive::new(Cursor::new(file))?;
-//! let number = archive.position("notes.txt").ok_or("not there")?;
-//! let found = archive.read(&model, &[number], &mut |_| ControlFlow::Continue(()))?;
-//! assert_eq!(found[0].as_ref().map(|found| &found.bytes), Ok(&notes.bytes));
+//! let mut archive = Archive::new(Cursor::new(file))?; // or of a File
+//! let number = archive.position("sky.png").ok_or("not there")?;
+//! let found = archive.read(&model, &[number], &mut go_on)?;
+//! assert!(found[0].as_ref().is_ok_and(|found| found.is_of(&sky.bytes)));
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Grouping`], [`Group::encode`] and [`Writer`] do the same block by block, and so does [`Reader`], also of a
+//! [`Pipe`].
 //!
 //! # The format, version 2
 //! | bytes | what |
 //! |---|---|
 //! | 4 | `pxc`, then the version |
-//! | 16 | the model: see [`ModelHash`] |
-//! | n | the model's channels, rows of a tile: varints (LEB128) |
+//! | 16 | the model: see [`ModelHash::of_any_size`] |
+//! | 4 | the archive's number: the CRC-32C of the index of its first block of items, or 0 |
+//! | 1 | the model's channels |
 //! | 4 | CRC-32C of everything so far, little-endian, as all such sums |
 //!
-//! Then blocks of items that were compressed side by side, each:
+//! Then blocks, of which each begins so. Their sums go on from the archive's number, so that an archive that is
+//! in another one is not taken for a part of it, however damaged that is:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 4 | `pxcB` |
-//! | n | number of items, columns of a strip (0: pictures are coded whole), length of the head: varints |
-//! | n | the head, deflated |
-//! | 3 each | checksum of the item: the low 24 bits of a CRC-32C of its file, or of a picture's samples |
-//! | 4 | CRC-32C of the block so far |
+//! | 1 | the kind: 0 the end, 1 items, 2 the model; others are left to newer programs |
+//! | n | bytes of what follows: a varint (LEB128) |
+//! | 4 | sum of the block so far |
+//!
+//! In the end there is the number of all items, a varint, and its sum. In the model there is a
+//! `model.safetensors` as `pixelcnn export` makes it, and its sum. In a block of items, which were compressed
+//! side by side:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | n | length of the index: a varint |
+//! | n | the index: number of items, columns of a strip (0: each layer of a picture is one stream), of each item the CRC-32C of its file, or of a picture's samples, 4 bytes; then the head, deflated |
+//! | 4 | sum of these |
 //! | n | the streams |
 //!
-//! And at the end `pxcE`, the number of all items (a varint) and a CRC-32C of both.
+//! The head has of all items the names. A name is 0 if it is the one before with its last number one higher
+//! and as long; else it is 1 plus the number of bytes that it begins with as the one before does, the number
+//! of the others, and these. Then of all the kinds: 0 for a file as it is, else 1 plus the sum of 1 with
+//! colours, 2 with an alpha channel and 4 with 16 bits; then of each picture height, width, class and the
+//! length of its PNG chunks (varints), and of all pictures these chunks (length, kind, data); then the streams'
+//! lengths: all lowest bytes, then a varint of what is above for each. A file has one stream, itself. A
+//! picture has those of its layers, one layer after the other: red, green and blue together (one by one if the
+//! model is one of grey), or grey; of 16 bits the higher bytes, then the lower; then alpha likewise; each coded
+//! by itself as [`Codec`](pixelcnn_core::codec::Codec) does it. The streams of a block lie in the order in
+//! which a decoder wants them: files first, then tiles in the order in which they
+//! [begin](pixelcnn_core::codec::Tile::begins), of all layers side by side.
 //!
-//! The head has of all items the names, as in [version 1](crate::compress); then of all the kinds: 0 for a
-//! file as it is, else 1 plus the sum of 1 with colours, 2 with an alpha channel and 4 with 16 bits; then of
-//! each picture height, width, class and the length of its PNG chunks (varints), and of all pictures these
-//! chunks (length, kind, data); then the streams' lengths: all lowest bytes, then a varint of what is above
-//! for each. A file has one stream, itself. A picture has those of its layers, one layer after the other:
-//! red, green and blue together (one by one if the model is one of grey), or grey; of 16 bits the higher
-//! bytes, then the lower; then alpha likewise; each coded by itself as
-//! [`Codec`](pixelcnn_core::codec::Codec) does it, in tiles. The streams of a block lie in the order in which
-//! a decoder wants them: files first, then tiles in the order in which they begin, as
-//! [`Shape::tiles`](pixelcnn_core::codec::Shape::tiles) tells, of all layers side by side.
+//! # The format, version 1
+//! Pictures of the model's size; it is read and no longer written.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | `pxc`, then the version |
+//! | 16 | the model: see [`ModelHash::of`] |
+//! | n | height, width, channels, number of images, length of the index: varints |
+//! | n | the index, deflated: of all images the names, then the classes, then the streams' lengths |
+//! | 3 each | checksum of the image's pixels: the low 24 bits of a CRC-32C, little-endian |
+//! | 4 | CRC-32C of everything so far, little-endian |
+//! | n each | the images' streams, one after the other |
 
-mod block;
+mod embedded;
 mod exact;
+mod fields;
+mod frame;
+mod index;
+mod model;
+mod names;
+mod read;
+mod source;
+mod v1;
+mod write;
 
-use std::io::{Read, Seek, SeekFrom};
-use std::ops::ControlFlow;
+use std::io;
 
-use pixelcnn_core::codec::TILE;
+use pixelcnn_core::codec::CodecError;
+use pixelcnn_core::incremental::EvaluatorError;
 
-use crate::compress::{
-    CodingModel, CompressError, Damage, Fields, MAGIC, ModelHash, check_names, read, varint,
-};
-pub use block::Item;
-use block::{Block, END, MARKER, SUM};
+pub use model::{CodingModel, ModelHash};
+pub use names::{FileNames, distinct_names};
+pub use read::{Archive, Block, Damage, Entry, Found, Reader};
+pub use source::{Pipe, Source};
+pub use write::{Coded, Group, Grouping, Item, Writer, compress};
 
-/// A draft of version 2.
-const VERSION: u8 = 0xf2;
-/// No front is longer.
-const MAX_FRONT: u64 = (4 + 16 + 2 * 5 + SUM) as u64;
-/// Bytes that are looked through at a time for the next block.
-const WINDOW: u64 = 1 << 16;
-
-/// Compresses files, pictures among them: the bytes of a `.pxc` file. They are the same for any number of
-/// threads and vector instructions. `progress` is told the share of the work that is done, and can stop it.
-///
-/// # Errors
-/// Names that no files can have, a class that the model does not have, or stopped.
-pub fn compress(
-    model: &CodingModel,
-    items: Vec<Item>,
-    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-) -> Result<Vec<u8>, CompressError> {
-    check_names(items.iter().map(|item| item.name.as_str()))?;
-    let (count, mut done) = (items.len(), 0);
-    let mut file = front(model);
-    let mut items = items.into_iter().peekable();
-    while items.peek().is_some() {
-        let block = Block::of(model, &mut items);
-        let here = block.len();
-        let mut share = |part| progress((done as f64 + part * here as f64) / count as f64);
-        file.extend(block.encode(model, &mut share)?);
-        done += here;
-    }
-    file.extend(end(count));
-    Ok(file)
-}
-
-/// What comes before the blocks.
-fn front(model: &CodingModel) -> Vec<u8> {
-    let mut front = [&MAGIC[..], &[VERSION], &model.hash().0].concat();
-    varint(&mut front, model.config().channels as u64);
-    varint(&mut front, TILE as u64);
-    summed(front)
-}
-
-/// What comes after them.
-fn end(count: usize) -> Vec<u8> {
-    let mut end = END.to_vec();
-    varint(&mut end, count as u64);
-    summed(end)
-}
-
-/// Some bytes and their sum.
-fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-    bytes
-}
-
-/// An item as it comes back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// The file that it was; or of a picture that was coded by the model, a PNG file that shows the same.
-    pub bytes: Vec<u8>,
-    /// Whether it is such a PNG.
-    pub is_made: bool,
-}
-
-/// What an archive has of an item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name: a relative path, its parts separated by `/`; no two are the same.
-    pub name: String,
-    /// Its class.
-    pub class: u32,
-    /// Height and width of a picture that was coded by the model.
-    pub size: Option<[usize; 2]>,
-    /// Bytes of its streams.
-    pub bytes: u64,
-    /// Its block, and its place there.
-    place: [usize; 2],
-}
-
-/// A `.pxc` file being read: the blocks' heads are, streams are when they are asked for.
-#[derive(Debug)]
-pub struct Archive<R> {
-    source: R,
-    hash: ModelHash,
-    /// Of the model.
-    channels: usize,
-    blocks: Vec<Block>,
-    entries: Vec<Entry>,
-    /// Whether the end is there, with as many items as were found.
-    whole: bool,
-    /// Bytes that are no block of it.
-    unknown: u64,
-}
-
-impl<R: Read + Seek> Archive<R> {
-    /// Reads the heads of all blocks. Where one is damaged, goes on with the next that is not: see
-    /// [`Archive::is_whole`].
-    ///
-    /// # Errors
-    /// [`CompressError::Read`], [`CompressError::NotPxc`], [`CompressError::Version`] of another version,
-    /// [`CompressError::Damaged`] where the front is, and [`CompressError::Name`] for a name that could make
-    /// trouble.
-    pub fn new(mut source: R) -> Result<Archive<R>, CompressError> {
-        const CUT: CompressError = CompressError::Damaged("the file is cut off in its front");
-        const ALTERED: CompressError = CompressError::Damaged("the file's front was altered");
-
-        let size = source.seek(SeekFrom::End(0)).map_err(CompressError::Read)?;
-        let front = read(&mut source, 0, size.min(MAX_FRONT))?;
-        let mut fields = Fields(&front);
-        if fields.take(MAGIC.len()) != Some(MAGIC) {
-            return Err(CompressError::NotPxc);
-        }
-        match fields.take(1).ok_or(CUT)? {
-            [VERSION] => {}
-            version => return Err(CompressError::Version(version[0])),
-        }
-        let mut hash = [0; 16];
-        hash.copy_from_slice(fields.take(16).ok_or(CUT)?);
-        let mut number = || fields.number().ok_or(CUT);
-        let [channels, rows] = [number()?, number()?].map(|n| n as usize);
-        let checked = front.len() - fields.0.len();
-        let sum = fields.take(SUM).ok_or(CUT)?;
-        let known = [1, 3].contains(&channels) && rows == TILE;
-        if sum != crc32c::crc32c(&front[..checked]).to_le_bytes() || !known {
-            return Err(ALTERED);
-        }
-        let mut archive = Archive {
-            source,
-            hash: ModelHash(hash),
-            channels,
-            blocks: Vec::new(),
-            entries: Vec::new(),
-            whole: false,
-            unknown: 0,
-        };
-        archive.find_blocks(checked + SUM, size, channels)?;
-        check_names(archive.entries.iter().map(|entry| entry.name.as_str()))?;
-        Ok(archive)
-    }
-
-    /// Finds all blocks from a place on.
-    fn find_blocks(
-        &mut self,
-        from: usize,
-        size: u64,
-        channels: usize,
-    ) -> Result<(), CompressError> {
-        let mut at = from as u64;
-        while at < size {
-            let start = read(&mut self.source, at, (size - at).min(64))?;
-            if let Some(count) = end_of(&start) {
-                self.whole = self.unknown == 0 && count == self.entries.len();
-                self.unknown += size - at - end(count).len() as u64;
-                return Ok(());
-            }
-            let block = match start.starts_with(MARKER) {
-                true => Block::read(&mut self.source, at, size, channels)?,
-                false => None,
-            };
-            match block {
-                Some(block) => {
-                    at = block.end().min(size);
-                    let number = self.blocks.len();
-                    self.entries.extend(block.entries(number));
-                    self.blocks.push(block);
-                }
-                None => {
-                    let next = self.next_marker(at + 1, size)?;
-                    self.unknown += next - at;
-                    at = next;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the next marker is, or the end of the file.
-    fn next_marker(&mut self, from: u64, size: u64) -> Result<u64, CompressError> {
-        let mut at = from;
-        while at < size {
-            let here = read(&mut self.source, at, (size - at).min(WINDOW))?;
-            let found = here.windows(MARKER.len());
-            let mut found = found.enumerate();
-            if let Some((place, _)) = found.find(|(_, bytes)| *bytes == MARKER || *bytes == END) {
-                return Ok(at + place as u64);
-            }
-            // A marker may lie across the border.
-            at += here.len().saturating_sub(MARKER.len() - 1).max(1) as u64;
-        }
-        Ok(size)
-    }
-
-    /// The model that made the file.
-    pub fn model(&self) -> ModelHash {
-        self.hash
-    }
-
-    /// What is in the file, in its order.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    /// Whether all of its blocks were found, up to its end; their streams may be damaged yet.
-    pub fn is_whole(&self) -> bool {
-        self.whole
-    }
-
-    /// Bytes of the file that are not of the archive, or that were damaged.
-    pub fn unknown(&self) -> u64 {
-        self.unknown
-    }
-
-    /// The number of the item with this name.
-    pub fn position(&self, name: &str) -> Option<usize> {
-        self.entries.iter().position(|entry| entry.name == name)
-    }
-
-    /// Takes the items with these numbers out, or says why one is lost. Only their bytes are read.
-    /// `progress` is told the share of the work that is done, and can stop it.
-    ///
-    /// # Errors
-    /// [`CompressError::WrongModel`], [`CompressError::Read`], and [`CompressError::Codec`] where stopped or
-    /// without memory.
-    ///
-    /// # Panics
-    /// If there is no item with one of the numbers.
-    pub fn read(
-        &mut self,
-        model: &CodingModel,
-        numbers: &[usize],
-        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-    ) -> Result<Vec<Result<Found, Damage>>, CompressError> {
-        if model.hash() != self.hash {
-            return Err(CompressError::WrongModel {
-                wanted: self.hash,
-                given: model.hash(),
-            });
-        }
-        let config = model.config();
-        let fits = |block: &Block| block.is_whole() == config.attends();
-        if self.channels != config.channels || !self.blocks.iter().all(fits) {
-            return Err(CompressError::Damaged(
-                "the file's pictures are not its model's",
-            ));
-        }
-        let mut found = vec![Err(Damage::Cut); numbers.len()];
-        let mut places: Vec<usize> = (0..numbers.len()).collect();
-        places.sort_by_key(|&place| self.entries[numbers[place]].place);
-        let block_of = |place: &usize| self.entries[numbers[*place]].place[0];
-        let mut done = 0;
-        for places in places.chunk_by(|a, b| block_of(a) == block_of(b)) {
-            let items = places
-                .iter()
-                .map(|&place| self.entries[numbers[place]].place[1]);
-            let items: Vec<usize> = items.collect();
-            let mut share = |part: f64| {
-                progress((done as f64 + part * items.len() as f64) / numbers.len() as f64)
-            };
-            let block = &self.blocks[block_of(&places[0])];
-            let read = block.decode(model, &items, &mut self.source, &mut share)?;
-            for (&place, item) in places.iter().zip(read) {
-                found[place] = item;
-            }
-            done += items.len();
-        }
-        Ok(found)
-    }
-}
-
-/// The number of items that the end of an archive tells of.
-fn end_of(bytes: &[u8]) -> Option<usize> {
-    let mut fields = Fields(bytes.strip_prefix(END)?);
-    let count = fields.number()? as usize;
-    bytes.starts_with(&end(count)).then_some(count)
+/// Why files cannot be compressed, or not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// The weights are not the model's.
+    #[error(transparent)]
+    Evaluator(#[from] EvaluatorError),
+    /// A class that the model does not have, no memory, or stopped by `progress`.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A name that no file can have, or that two have.
+    #[error("{name:?}: {problem}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it, and what to do.
+        problem: &'static str,
+    },
+    /// Not a `.pxc` file.
+    #[error("not a .pxc file: choose one that `compress` made")]
+    NotPxc,
+    /// A newer format.
+    #[error(
+        "version {0} of the .pxc format, this program knows up to {newest}: take a newer program",
+        newest = frame::VERSION
+    )]
+    Version(u8),
+    /// What comes before the streams is cut off, altered or makes no sense.
+    #[error("{0}: get the file once more from where it is whole")]
+    Damaged(&'static str),
+    /// Compressed with another model.
+    #[error("made with the model {wanted}, not with {given}: give the model that made it")]
+    WrongModel {
+        /// The model that the file names.
+        wanted: ModelHash,
+        /// The one that was given.
+        given: ModelHash,
+    },
+    /// A model cannot be put into an archive, or be taken out.
+    #[error("the model in the archive: {0}")]
+    Embedded(String),
+    /// The file cannot be read.
+    #[error("cannot be read: {0}: check the file and its disk")]
+    Read(#[source] io::Error),
+    /// The archive cannot be written.
+    #[error("cannot be written: {0}: make room or choose another folder")]
+    Output(#[source] io::Error),
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod v1_tests;

@@ -1,15 +1,17 @@
 //! Archives of honest files, of damaged ones and of hostile ones.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read};
+use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use image::{DynamicImage, ImageFormat};
 use pixelcnn_core::kernels::simd::Level;
 use proptest::prelude::*;
 
+use super::frame::{FRONT, Front};
 use super::*;
-use crate::ModelConfig;
 use crate::network::draw_parameters;
+use crate::{Model, ModelConfig};
 
 fn model(config: &ModelConfig) -> CodingModel {
     CodingModel::new(config, &draw_parameters(config, 1)).unwrap()
@@ -108,7 +110,7 @@ fn round_trip(model: &CodingModel, items: &[Item]) -> Vec<bool> {
         assert!(again == file);
     }
     let mut archive = Archive::new(Cursor::new(file)).unwrap();
-    assert!(archive.is_whole() && archive.unknown() == 0);
+    assert!(archive.reader().is_whole() && archive.reader().unknown() == 0);
     let all: Vec<usize> = (0..items.len()).rev().collect();
     let found = archive.read(model, &all, &mut go_on).unwrap();
     let found = found.into_iter().rev().map(Result::unwrap);
@@ -306,7 +308,7 @@ fn survivors(model: &CodingModel, items: &[Item], file: &[u8]) -> Option<usize> 
         }
         whole += 1;
     }
-    assert!(!archive.is_whole() || all.len() == items.len());
+    assert!(!archive.reader().is_whole() || all.len() == items.len());
     Some(whole)
 }
 
@@ -314,10 +316,12 @@ fn survivors(model: &CodingModel, items: &[Item], file: &[u8]) -> Option<usize> 
 fn what_is_whole_comes_back_from_a_damaged_file() {
     let (model, items, file) = &*TWO_BLOCKS;
     assert_eq!(survivors(model, items, file), Some(100));
-    let archive = Archive::new(Cursor::new(&file[..])).unwrap();
-    assert_eq!(archive.blocks.len(), 2);
-    let second = archive.blocks[0].end() as usize;
-    let of_second = archive.blocks[1].len();
+    let [_, second, _] = starts(file)[..] else {
+        panic!("two blocks and the end");
+    };
+    let mut reader = Reader::new(Cursor::new(&file[..])).unwrap();
+    reader.next_block().unwrap().unwrap();
+    let of_second = reader.next_block().unwrap().unwrap().entries().len();
     // Cut, what lies before is there.
     let mut before = 0;
     for at in (0..file.len()).step_by(7) {
@@ -348,11 +352,201 @@ fn what_is_whole_comes_back_from_a_damaged_file() {
     ]
     .concat();
     assert_eq!(survivors(model, items, &spliced), Some(100));
-    let archive = Archive::new(Cursor::new(&spliced[..])).unwrap();
-    assert_eq!((archive.is_whole(), archive.unknown()), (false, 22));
-    let trailing = [&file[..], b"tail"].concat();
-    let archive = Archive::new(Cursor::new(&trailing[..])).unwrap();
-    assert_eq!((archive.is_whole(), archive.unknown()), (true, 4));
+    let told = |file: &[u8]| {
+        let mut archive = Archive::new(Cursor::new(file)).unwrap();
+        (archive.reader().is_whole(), archive.reader().unknown())
+    };
+    assert_eq!(told(&spliced), (false, 22));
+    assert_eq!(told(&[&file[..], b"tail"].concat()), (true, 4));
+    // A block that is there twice is one.
+    let twice = [&file[..second], &file[FRONT..second], &file[second..]].concat();
+    assert_eq!(survivors(model, items, &twice), Some(100));
+    assert_eq!(told(&twice), (false, (second - FRONT) as u64));
+    // One whose index is damaged is passed over.
+    let mut flipped = file.clone();
+    flipped[second + 40] ^= 1;
+    let end = starts(file)[2];
+    assert_eq!(told(&flipped), (false, (end - second) as u64));
+    assert_eq!(told(&file[..second + 40]), (false, 40));
+}
+
+/// Where blocks seem to begin.
+fn starts(file: &[u8]) -> Vec<usize> {
+    let starts = file.windows(4).enumerate();
+    starts
+        .filter(|(_, bytes)| bytes == b"pxcB")
+        .map(|(at, _)| at)
+        .collect()
+}
+
+#[test]
+fn an_archive_in_an_archive_is_a_file() {
+    let (model, items, inner) = &*TWO_BLOCKS;
+    let outer = [
+        item("first", vec![1]),
+        item("inner.pxc", inner.clone()),
+        item("last", vec![2]),
+    ];
+    let file = compress(model, outer.to_vec(), &mut go_on).unwrap();
+    assert_eq!(starts(&file).len(), 2 + 3);
+    let names = |file: &[u8]| {
+        let archive = Archive::new(Cursor::new(file)).unwrap();
+        archive
+            .entries()
+            .iter()
+            .map(|entry| entry.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&file), ["first", "inner.pxc", "last"]);
+    // However damaged it is, nothing of the inner one is taken for its own.
+    for at in FRONT..64 {
+        let mut damaged = file.clone();
+        damaged[at] ^= 1;
+        let names = names(&damaged);
+        assert!(
+            names.is_empty() || names == ["first", "inner.pxc", "last"],
+            "{at}: {names:?}"
+        );
+    }
+    let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
+    let found = archive.read(model, &[1], &mut go_on).unwrap();
+    let found = found[0].as_ref().unwrap();
+    assert_eq!(survivors(model, items, &found.bytes), Some(100));
+}
+
+#[test]
+fn what_newer_programs_write_is_passed_over() {
+    let (model, items, file) = &*TWO_BLOCKS;
+    let front = Front::read(file[..FRONT].try_into().unwrap()).unwrap();
+    let mut start = [b"pxcB", &[9, 5][..]].concat();
+    start.extend(crc32c::crc32c_append(front.id, &start).to_le_bytes());
+    let newer = [&file[..FRONT], &start, b"pxcB?", &file[FRONT..]].concat();
+    assert_eq!(survivors(model, items, &newer), Some(100));
+    let mut archive = Archive::new(Cursor::new(&newer[..])).unwrap();
+    assert!(archive.reader().is_whole());
+    assert_eq!(
+        (archive.reader().newer(), archive.reader().unknown()),
+        (1, 0)
+    );
+}
+
+/// Counts what is read of it.
+struct Counted<'a>(&'a [u8], &'a std::cell::Cell<usize>);
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1.set(self.1.get() + count);
+        Ok(count)
+    }
+}
+
+#[test]
+fn a_pipe_is_decoded_while_the_rest_is_on_its_way() {
+    let model = model(&small());
+    let mut items = vec![
+        item("large.ppm", in_letters(200, 300, 3)),
+        item("a.txt", vec![7; 9]),
+    ];
+    let mut file = compress(&model, items.clone(), &mut go_on).unwrap();
+    let read = std::cell::Cell::new(0);
+    let mut first = None;
+    let mut progress = |_| {
+        first.get_or_insert(read.get());
+        ControlFlow::Continue(())
+    };
+    let mut reader = Reader::new(Pipe::new(Counted(&file, &read))).unwrap();
+    let block = reader.next_block().unwrap().unwrap();
+    let found = reader
+        .decode(&block, &[0, 1], Some(&model), &mut progress)
+        .unwrap();
+    for (found, item) in found.iter().zip(&items) {
+        assert!(found.as_ref().unwrap().is_of(&item.bytes));
+    }
+    assert!(reader.next_block().unwrap().is_none() && reader.is_whole());
+    assert_eq!(read.get(), file.len());
+    // The first row needs the first tile alone, of 20.
+    assert!(
+        first.unwrap() < file.len() / 8,
+        "{first:?} of {}",
+        file.len()
+    );
+
+    // Blocks that nobody wants are passed over; whatever lies between is too.
+    let (_, many, two) = &*TWO_BLOCKS;
+    let second = starts(two)[1];
+    file = [&two[..second], b"pxcB and so on", &two[second..]].concat();
+    items = many.clone();
+    let mut reader = Reader::new(Pipe::new(&file[..])).unwrap();
+    let first = reader.next_block().unwrap().unwrap();
+    let block = reader.next_block().unwrap().unwrap();
+    let found = reader
+        .decode(&block, &[0], Some(&TWO_BLOCKS.0), &mut go_on)
+        .unwrap();
+    let number = first.entries().len();
+    assert!(found[0].as_ref().unwrap().is_of(&items[number].bytes));
+    assert!(reader.next_block().unwrap().is_none() && !reader.is_whole());
+    assert_eq!(reader.unknown(), 14);
+}
+
+#[test]
+fn a_model_travels_with_what_it_coded() {
+    let mut config = small();
+    for exact_in_half in [true, false] {
+        let mut weights = draw_parameters(&config, 3);
+        if exact_in_half {
+            weights = crate::weights::hub::rounded_to_half(&config, &weights).unwrap();
+        }
+        let model = Model {
+            config: config.clone(),
+            weights,
+            card: card(),
+        };
+        let coder = model.coder().unwrap();
+        let mut writer = Writer::new(&coder, Vec::new()).embed(&model).unwrap();
+        let mut grouping = Grouping::new(&coder);
+        let picture = item("a.ppm", in_letters(9, 5, 1));
+        assert!(grouping.push(picture.clone()).is_none());
+        let group = grouping.finish().unwrap();
+        writer
+            .write(&group.encode(&coder, &mut go_on).unwrap())
+            .unwrap();
+        let (file, len) = writer.finish().unwrap();
+        assert_eq!(file.len() as u64, len);
+        let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
+        let taken = archive.reader().embedded().unwrap().unwrap();
+        assert_eq!(taken.weights, model.weights);
+        let found = archive
+            .read(&taken.coder().unwrap(), &[0], &mut go_on)
+            .unwrap();
+        assert!(found[0].as_ref().unwrap().is_of(&picture.bytes));
+        // Damaged it is told; the pictures are there for whoever has it.
+        let mut damaged = file.clone();
+        damaged[200] ^= 4;
+        let mut archive = Archive::new(Cursor::new(&damaged[..])).unwrap();
+        assert!(matches!(
+            archive.reader().embedded(),
+            Err(ArchiveError::Damaged(_))
+        ));
+        assert_eq!(archive.read(&coder, &[0], &mut go_on).unwrap(), found);
+        config.nr_filters += 1;
+        let other = CodingModel::new(&config, &draw_parameters(&config, 1)).unwrap();
+        let refused = Writer::new(&other, Vec::new()).embed(&model);
+        assert!(matches!(refused, Err(ArchiveError::WrongModel { .. })));
+    }
+}
+
+fn card() -> crate::weights::hub::Card {
+    crate::weights::hub::Card {
+        name: "small".into(),
+        averaged: true,
+        precision: crate::weights::safetensors::Precision::Single,
+        step: 1,
+        images_seen: 1,
+        seconds: 1.0,
+        data: "none".into(),
+        measured: None,
+    }
 }
 
 proptest! {
@@ -384,10 +578,23 @@ proptest! {
 
     #[test]
     fn anything_can_be_opened(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let file = [&front(&model(&small()))[..], &bytes].concat();
-        survivors(&model(&small()), &[], &file);
-        let block = [&front(&model(&small()))[..], b"pxcB", &bytes].concat();
-        survivors(&model(&small()), &[], &block);
+        let model = model(&small());
+        let front = Front { hash: model.hash(), id: 7, channels: 3 };
+        let opened = |start: &[u8]| {
+            let file = [&front.write()[..], start, &bytes].concat();
+            survivors(&model, &[], &file);
+            survivors(&model, &[], &file[file.len() / 2..]);
+        };
+        opened(b"");
+        opened(b"pxcB");
+        for kind in [frame::Kind::Items, frame::Kind::Model, frame::Kind::End] {
+            opened(&front.start(kind, bytes.len()));
+            // An index whose sum is right, whatever it says.
+            let mut index = vec![bytes.len() as u8 & 0x7f];
+            index.extend(&bytes[..bytes.len() & 0x7f]);
+            let index = front.summed(index);
+            opened(&[front.start(kind, index.len() + bytes.len()), index].concat());
+        }
     }
 }
 
@@ -397,13 +604,13 @@ fn what_does_not_fit_is_said() {
     let other = CodingModel::new(&small(), &draw_parameters(&small(), 2)).unwrap();
     let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
     let error = archive.read(&other, &[0], &mut go_on).unwrap_err();
-    assert!(matches!(error, CompressError::WrongModel { .. }), "{error}");
+    assert!(matches!(error, ArchiveError::WrongModel { .. }), "{error}");
     let stopped = archive.read(model_, &[0], &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(CompressError::Codec(_))));
+    assert!(matches!(stopped, Err(ArchiveError::Codec(_))));
     for names in [&["a", "a"][..], &["../a"], &["/a"], &["a\nb"]] {
         let items = names.iter().map(|name| item(name, vec![1])).collect();
         let error = compress(model_, items, &mut go_on).unwrap_err();
-        assert!(matches!(error, CompressError::Name { .. }), "{error}");
+        assert!(matches!(error, ArchiveError::Name { .. }), "{error}");
     }
     for (bytes, part) in [
         (&file[..10], "cut off in its front"),

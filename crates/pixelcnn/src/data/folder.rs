@@ -155,9 +155,9 @@ impl Listing {
     }
 
     fn of_folder(path: &Path) -> Result<Listing, DataError> {
-        let walk = walk(path)?;
+        let walk = walk(path, is_picture)?;
         let name = |inside: &Path| relative_name(inside.strip_prefix(path).unwrap_or(inside));
-        let files = walk.pictures.into_iter().filter_map(|picture| {
+        let files = walk.files.into_iter().filter_map(|picture| {
             Some(Entry {
                 name: name(&picture)?,
                 place: Place::File(picture),
@@ -355,7 +355,7 @@ impl Listing {
             bytes = read(0, len)?.0;
         }
         let size = [header.height, header.width];
-        file::decode(&bytes, 3, Fit::Exact(size), false)
+        file::decode(&bytes, 3, Fit::Exact(size))
             .map(|_| header)
             .map_err(changed)
     }
@@ -788,7 +788,7 @@ impl Pictures {
         let entry = &self.listing.files[self.files[index]];
         let (bytes, _) = self.listing.bytes(entry, 0, MAX_FILE)?;
         let fit = self.size.map_or(Fit::Exact(self.sizes[index]), Fit::Square);
-        file::decode(&bytes, self.channels, fit, false)
+        file::decode(&bytes, self.channels, fit)
             .map(|decoded| decoded.levels)
             .map_err(|unread| self.listing.failed(entry, changed(unread)))
     }

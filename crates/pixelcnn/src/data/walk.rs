@@ -1,4 +1,4 @@
-//! The pictures in a folder, and what else is there.
+//! The files in a folder, and what else is there.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,20 +7,19 @@ use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
 
 use super::DataError;
-use crate::picture::is_picture;
 
 /// What is in a folder, at any depth.
 #[derive(Debug, Default)]
 pub struct Walk {
-    /// The pictures' paths, in the order of their names' bytes.
-    pub pictures: Vec<PathBuf>,
+    /// The paths of the files that are wanted, in the order of their names' bytes.
+    pub files: Vec<PathBuf>,
     /// The folders' paths.
     pub folders: Vec<PathBuf>,
     /// What is left out.
     pub left_out: LeftOut,
 }
 
-/// What is in a folder or archive beside its pictures, and therefore left out: how many files of
+/// What is in a folder or archive beside what is wanted, and therefore left out: how many files of
 /// each kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut(BTreeMap<String, usize>);
@@ -34,7 +33,7 @@ impl LeftOut {
         *self.0.entry(kind.into()).or_default() += 1;
     }
 
-    /// Counts a file that is not a picture by its name.
+    /// Counts a file that is not wanted by its name.
     pub(crate) fn add_file(&mut self, name: &Path) {
         match name.extension() {
             Some(extension) => {
@@ -91,11 +90,12 @@ pub(crate) fn is_litter(name: &str) -> bool {
         || name.eq_ignore_ascii_case("desktop.ini")
 }
 
-/// Looks through a folder: links are followed, what is hidden is left out.
+/// Looks through a folder for files that are `wanted` by their names: links are followed, what is hidden is left
+/// out.
 ///
 /// # Errors
 /// [`DataError::Io`] where a folder cannot be read.
-pub fn walk(folder: &Path) -> Result<Walk, DataError> {
+pub fn walk(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Walk, DataError> {
     let mut found = Walk::default();
     let mut hidden = LeftOut::default();
     let walk = WalkDir::new(folder).min_depth(1).follow_links(true);
@@ -130,8 +130,8 @@ pub fn walk(folder: &Path) -> Result<Walk, DataError> {
             found.folders.push(entry.into_path());
         } else if !kind.is_file() {
             found.left_out.add("pipe, socket or device");
-        } else if is_picture(entry.path()) {
-            found.pictures.push(entry.into_path());
+        } else if wanted(entry.path()) {
+            found.files.push(entry.into_path());
         } else {
             found.left_out.add_file(entry.path());
         }
@@ -139,6 +139,6 @@ pub fn walk(folder: &Path) -> Result<Walk, DataError> {
     for (kind, count) in hidden.0 {
         *found.left_out.0.entry(kind).or_default() += count;
     }
-    found.pictures.sort();
+    found.files.sort();
     Ok(found)
 }

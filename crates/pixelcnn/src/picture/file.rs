@@ -209,8 +209,6 @@ pub(crate) enum Fit {
 pub(crate) enum Unread {
     /// It has another height and width.
     Size([usize; 2]),
-    /// The pixels would not be all that it holds.
-    Lossy(&'static str),
     /// Anything else.
     Because(String),
 }
@@ -229,14 +227,8 @@ pub(crate) struct Decoded {
     pub dropped: Dropped,
 }
 
-/// Decodes a file to [H, W, channels]; `exactly` only if these pixels are all of the picture: 8 bits,
-/// nothing transparent and, for 1 channel, no colours.
-pub(crate) fn decode(
-    bytes: &[u8],
-    channels: usize,
-    fit: Fit,
-    exactly: bool,
-) -> Result<Decoded, Unread> {
+/// Decodes a file to [H, W, channels].
+pub(crate) fn decode(bytes: &[u8], channels: usize, fit: Fit) -> Result<Decoded, Unread> {
     let format = format(bytes)?;
     let alpha = still(bytes, format)?;
     let mut decoder = decoder(bytes, format)?;
@@ -256,9 +248,6 @@ pub(crate) fn decode(
     let one = (total > LARGE).then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut image = DynamicImage::from_decoder(decoder).map_err(one_line)?;
     image.apply_orientation(orientation);
-    if let (true, Some(loss)) = (exactly, loss(&image, channels)) {
-        return Err(Unread::Lossy(loss));
-    }
     let levels = match channels {
         1 => fitted(image.into_luma8(), fit),
         _ => fitted(image.into_rgb8(), fit),
@@ -334,24 +323,6 @@ fn is_plain_pnm(bytes: &[u8]) -> bool {
         return levels.checked_mul(depth).and_then(|n| n.checked_add(1)) == Some(rest.len());
     }
     (0..levels).all(|_| number().is_some()) && rest.iter().all(u8::is_ascii_whitespace)
-}
-
-/// What of a picture its `u8` pixels would not tell, and what to do about it.
-fn loss(image: &DynamicImage, channels: usize) -> Option<&'static str> {
-    let colour = image.color();
-    if is_deep(colour) {
-        return Some("it has more than 8 bits, of which some would be lost: convert it first");
-    }
-    let pixels = || {
-        let count = usize::from(colour.channel_count());
-        image.as_bytes().chunks_exact(count)
-    };
-    if colour.has_alpha() && pixels().any(|pixel| pixel.last() != Some(&255)) {
-        return Some("its transparency would be lost: remove it first");
-    }
-    let is_grey = |pixel: &[u8]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
-    (channels == 1 && colour.has_color() && !pixels().all(is_grey))
-        .then_some("it has colours, the model knows grey only: convert it first")
 }
 
 /// Whether a file holds a colour profile, and whether metadata.

@@ -60,14 +60,6 @@ pub enum PictureError {
         /// The height and width wanted.
         wanted: [usize; 2],
     },
-    /// A picture of which something would be lost.
-    #[error("{path}: {reason}")]
-    Lossy {
-        /// The file.
-        path: PathBuf,
-        /// What, and what to do.
-        reason: &'static str,
-    },
     /// The file system refuses.
     #[error("cannot write `{path}`: {source}: make room or choose another folder")]
     Write {
@@ -85,8 +77,6 @@ pub struct Picture {
     pub levels: Vec<u8>,
     /// What else the file holds.
     pub dropped: Dropped,
-    /// The file's size in bytes.
-    pub file_bytes: u64,
 }
 
 /// Height and width of a picture file in memory; `path` stands for it in errors.
@@ -108,20 +98,7 @@ pub fn size(bytes: &[u8], path: &Path) -> Result<[usize; 2], PictureError> {
 /// # Errors
 /// [`PictureError::Read`] and [`PictureError::Size`].
 pub fn read(path: &Path, shape: [usize; 3]) -> Result<Picture, PictureError> {
-    read_file(path, shape, false)
-}
-
-/// As [`read`], but only where the picture comes back as it is: with 8 bits, nothing transparent and,
-/// for 1 channel, without colours.
-///
-/// # Errors
-/// [`PictureError::Read`], [`PictureError::Size`] and [`PictureError::Lossy`].
-pub fn read_exactly(path: &Path, shape: [usize; 3]) -> Result<Picture, PictureError> {
-    read_file(path, shape, true)
-}
-
-fn read_file(path: &Path, shape: [usize; 3], exactly: bool) -> Result<Picture, PictureError> {
-    decode(&read_bytes(path)?, path, shape, exactly)
+    decode(&read_bytes(path)?, path, shape)
 }
 
 /// A picture file's bytes, if they are not too many.
@@ -144,33 +121,23 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, PictureError> {
     Ok(bytes)
 }
 
-/// Decodes a picture file in memory as [`read`] does, or `exactly` as [`read_exactly`]; `path` stands
-/// for it in errors.
+/// Decodes a picture file in memory as [`read`] does; `path` stands for it in errors.
 ///
 /// # Errors
-/// As theirs.
-pub fn decode(
-    bytes: &[u8],
-    path: &Path,
-    shape: [usize; 3],
-    exactly: bool,
-) -> Result<Picture, PictureError> {
+/// As there.
+pub fn decode(bytes: &[u8], path: &Path, shape: [usize; 3]) -> Result<Picture, PictureError> {
     let unreadable = |reason| PictureError::Read {
         path: path.into(),
         reason,
     };
     let [height, width, channels] = shape;
     let wanted = [height, width];
-    let decoded = file::decode(bytes, channels, Fit::Exact(wanted), exactly);
+    let decoded = file::decode(bytes, channels, Fit::Exact(wanted));
     let decoded = decoded.map_err(|unread| match unread {
         Unread::Size(found) => PictureError::Size {
             path: path.into(),
             found,
             wanted,
-        },
-        Unread::Lossy(reason) => PictureError::Lossy {
-            path: path.into(),
-            reason,
         },
         Unread::Because(reason) => unreadable(reason),
     })?;
@@ -182,7 +149,6 @@ pub fn decode(
             metadata: beside.metadata,
             ..decoded.dropped
         },
-        file_bytes: bytes.len() as u64,
     })
 }
 

@@ -37,30 +37,29 @@ const EVERY: [(ImageFormat, &str); 8] = [
     (ImageFormat::Qoi, "a.qoi"),
 ];
 
-fn decode(bytes: &[u8], channels: usize, fit: Fit, exactly: bool) -> Result<Vec<u8>, Unread> {
-    file::decode(bytes, channels, fit, exactly).map(|decoded| decoded.levels)
+fn decode(bytes: &[u8], channels: usize, fit: Fit) -> Result<Vec<u8>, Unread> {
+    file::decode(bytes, channels, fit).map(|decoded| decoded.levels)
 }
 
-fn exactly(bytes: &[u8], channels: usize) -> Result<Vec<u8>, Unread> {
-    decode(bytes, channels, Fit::Exact(SIZE), true)
+fn read_levels(bytes: &[u8], channels: usize) -> Vec<u8> {
+    decode(bytes, channels, Fit::Exact(SIZE)).unwrap()
 }
 
 #[test]
-fn every_format_is_read_exactly() {
+fn every_format_is_read() {
     let folder = tempfile::tempdir().unwrap();
     for (format, name) in EVERY {
         assert!(is_picture(Path::new(name)), "{name}");
         let bytes = encode(picture(), format);
         let path = folder.path().join(name);
         std::fs::write(&path, &bytes).unwrap();
-        let read = read_exactly(&path, [6, 8, 3]).unwrap();
+        let read = super::read(&path, [6, 8, 3]).unwrap();
         // JPEG's own pixels, whatever they are.
         let shown = image::load_from_memory(&bytes).unwrap().into_rgb8();
         assert_eq!(read.levels, shown.into_raw(), "{name}");
         if !matches!(format, ImageFormat::Jpeg | ImageFormat::Gif) {
             assert_eq!(read.levels, picture().into_raw(), "{name}");
         }
-        assert_eq!(read.file_bytes, bytes.len() as u64);
         assert_eq!(read.dropped, Dropped::default(), "{name}");
         let found = header(&bytes, true).unwrap();
         assert_eq!(([found.height, found.width], found.grey), (SIZE, false));
@@ -72,8 +71,6 @@ fn every_format_is_read_exactly() {
                 path.display()
             )
         );
-        let lossy = read_exactly(&path, [6, 8, 1]).unwrap_err();
-        assert!(lossy.to_string().contains("it has colours"), "{lossy}");
     }
     for name in [
         "a.jpg", "a.jpeg", "a.jfif", "a.dib", "a.tiff", "a.pgm", "a.PNG",
@@ -90,16 +87,16 @@ fn every_format_is_read_exactly() {
 fn files_that_are_cut_off_are_noticed() {
     for (format, name) in EVERY {
         let bytes = encode(picture(), format);
-        let whole = decode(&bytes, 3, Fit::Exact(SIZE), false).unwrap();
+        let whole = decode(&bytes, 3, Fit::Exact(SIZE)).unwrap();
         for len in 0..bytes.len() {
             let cut = &bytes[..len];
-            if let Ok(levels) = decode(cut, 3, Fit::Exact(SIZE), false) {
+            if let Ok(levels) = decode(cut, 3, Fit::Exact(SIZE)) {
                 assert!(levels == whole, "{name}: {len} of {} bytes", bytes.len());
             }
             let last = &cut[len.saturating_sub(16)..];
             assert!(
                 !is_surely_whole(cut, last, len as u64)
-                    || decode(cut, 3, Fit::Exact(SIZE), false).as_ref() == Ok(&whole),
+                    || decode(cut, 3, Fit::Exact(SIZE)).as_ref() == Ok(&whole),
                 "{name}: {len}"
             );
         }
@@ -120,27 +117,19 @@ fn what_pixels_leave_out_is_told() {
     ] {
         let bytes = encode(clear.clone(), format);
         assert!(dropped(&bytes).alpha, "{format:?}");
-        let refused = exactly(&bytes, 3).unwrap_err();
-        assert!(
-            matches!(refused, Unread::Lossy(why) if why.contains("transparency")),
-            "{format:?}"
-        );
-        // With nothing transparent nothing is lost.
         let bytes = encode(opaque.clone(), format);
-        assert_eq!(exactly(&bytes, 3).unwrap()[..3], [1, 2, 3], "{format:?}");
+        assert_eq!(read_levels(&bytes, 3)[..3], [1, 2, 3], "{format:?}");
     }
     for format in [ImageFormat::Png, ImageFormat::Tiff] {
         let deep = ImageBuffer::from_pixel(8, 6, Rgb([0x1234u16, 0, 0]));
         let bytes = encode(deep, format);
         assert!(dropped(&bytes).depth && !dropped(&bytes).alpha);
-        let refused = exactly(&bytes, 3).unwrap_err();
-        assert!(matches!(refused, Unread::Lossy(why) if why.contains("8 bits")));
     }
     let grey = encode(GrayImage::from_pixel(8, 6, Luma([9])), ImageFormat::Png);
-    assert_eq!(exactly(&grey, 1).unwrap(), [9; 48]);
+    assert_eq!(read_levels(&grey, 1), [9; 48]);
     // A format without grey can hold a grey picture all the same.
     let grey = encode(RgbImage::from_pixel(8, 6, Rgb([9; 3])), ImageFormat::Bmp);
-    assert_eq!(exactly(&grey, 1).unwrap(), [9; 48]);
+    assert_eq!(read_levels(&grey, 1), [9; 48]);
 
     let mut count = DroppedCount::default();
     assert!(count.is_empty());
@@ -268,7 +257,7 @@ fn more_than_one_picture_in_a_file_is_refused() {
         (&webp, "animation"),
         (tiff.get_ref(), "several pages"),
     ] {
-        let refused = decode(bytes, 3, Fit::Square(4), false).unwrap_err();
+        let refused = decode(bytes, 3, Fit::Square(4)).unwrap_err();
         assert!(
             matches!(&refused, Unread::Because(why) if why.contains(what)),
             "{what}: {refused:?}"
@@ -325,7 +314,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
 fn large_promises_take_no_memory() {
     for (name, bomb) in bombs() {
         for fit in [Fit::Exact(SIZE), Fit::Square(8)] {
-            let refused = decode(&bomb, 3, fit, false).unwrap_err();
+            let refused = decode(&bomb, 3, fit).unwrap_err();
             let told = match &refused {
                 Unread::Size([65_535, 65_535]) => fit == Fit::Exact(SIZE),
                 Unread::Because(why) => {
@@ -360,9 +349,9 @@ proptest! {
         let _ = header(&bytes, true);
         let _ = header(&bytes, false);
         let _ = file::beside_pixels(&bytes);
-        let _ = decode(&bytes, 3, Fit::Exact(SIZE), true);
+        let _ = decode(&bytes, 3, Fit::Exact(SIZE));
         if header(&bytes, true).is_ok_and(|h| h.height * h.width < 1 << 20) {
-            let square = decode(&bytes, 3, Fit::Square(4), false);
+            let square = decode(&bytes, 3, Fit::Square(4));
             prop_assert!(square.is_err() || square.is_ok_and(|levels| levels.len() == 48));
         }
     }

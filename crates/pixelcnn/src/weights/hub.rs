@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::safetensors::{
-    Described, FileError, Precision, open_weights, parse_weights, read_weights, write_weights,
+    Described, FileError, Precision, open_weights, parse_weights, read_weights, weights_bytes,
+    write_weights,
 };
 use super::{Fault, Imported, Unsaid, WeightsError, original, write};
 use crate::model::Model;
@@ -96,6 +97,15 @@ pub fn export(
     write(folder, "README.md", |w| {
         w.write_all(card.text(config).as_bytes())
     })
+}
+
+/// The bytes of such a `model.safetensors`; `name` stands for it in errors.
+///
+/// # Errors
+/// [`FileError::Mismatch`] where the weights are not the model's.
+pub(crate) fn bytes(model: &Model, precision: Precision, name: &str) -> Result<Vec<u8>, FileError> {
+    let card = json!(model.card).to_string();
+    weights_bytes(name, &model.config, &model.weights, precision, card)
 }
 
 /// The parameters that are read again from a file in half precision.

@@ -171,6 +171,35 @@ pub(crate) fn write_weights(
     precision: Precision,
     description: String,
 ) -> Result<(), FileError> {
+    let encoded = encoded_weights(path, config, parameters, precision, description)?;
+    atomic::write(path, |w| encoded.write_to(w)).map_err(writing(path))
+}
+
+/// The bytes of such a file; `name` stands for it in errors.
+///
+/// # Errors
+/// [`FileError::Mismatch`].
+pub(crate) fn weights_bytes(
+    name: &str,
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+    precision: Precision,
+    description: String,
+) -> Result<Vec<u8>, FileError> {
+    let path = Path::new(name);
+    let encoded = encoded_weights(path, config, parameters, precision, description)?;
+    let mut bytes = Vec::new();
+    encoded.write_to(&mut bytes).map_err(writing(path))?;
+    Ok(bytes)
+}
+
+fn encoded_weights<'a>(
+    path: &Path,
+    config: &ModelConfig,
+    parameters: &'a [Vec<f32>],
+    precision: Precision,
+    description: String,
+) -> Result<Encoded<'a>, FileError> {
     let mut tensors = Named::new();
     name(
         path,
@@ -185,8 +214,7 @@ pub(crate) fn write_weights(
         ("description", description),
     ]
     .map(|(key, value)| (key.into(), value));
-    let encoded = Encoded::new(path, metadata.into(), tensors, precision)?;
-    atomic::write(path, |w| encoded.write_to(w)).map_err(writing(path))
+    Encoded::new(path, metadata.into(), tensors, precision)
 }
 
 /// Reads weights alone of a model from the safetensors file at `path`, whoever wrote it.

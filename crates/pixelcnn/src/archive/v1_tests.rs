@@ -1,11 +1,22 @@
-//! What a file says against what is in it: honest ones, damaged ones and hostile ones.
+//! Version 1: honest files, damaged ones and hostile ones; and the names of both versions.
 
-use std::io::Cursor;
+use std::collections::HashSet;
+use std::io::{Cursor, Write};
+use std::ops::ControlFlow;
 
-use super::*;
-use crate::Augmentation;
-use crate::network::draw_parameters;
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
+use pixelcnn_core::codec::{Codec, CodecError};
+use pixelcnn_core::incremental::Evaluator;
+use pixelcnn_core::kernels::simd;
 use proptest::prelude::*;
+
+use super::fields::{Fields, varint};
+use super::frame::MAGIC;
+use super::names::{read_name, successor, write_name};
+use super::*;
+use crate::network::draw_parameters;
+use crate::{Augmentation, ModelConfig, Nonlinearity};
 
 fn config() -> ModelConfig {
     ModelConfig {
@@ -24,6 +35,18 @@ fn model(seed: u64) -> CodingModel {
     CodingModel::new(&config(), &draw_parameters(&config(), seed)).unwrap()
 }
 
+fn hash(seed: u64) -> ModelHash {
+    ModelHash::of(&config(), &draw_parameters(&config(), seed))
+}
+
+/// A picture as version 1 had it.
+#[derive(Clone)]
+struct Picture {
+    name: String,
+    class: u32,
+    levels: Vec<u8>,
+}
+
 fn pictures(names: &[&str]) -> Vec<Picture> {
     let picture = |(i, name): (usize, &&str)| Picture {
         name: (*name).into(),
@@ -35,24 +58,69 @@ fn pictures(names: &[&str]) -> Vec<Picture> {
     names.iter().enumerate().map(picture).collect()
 }
 
-fn go_on(_: usize) -> ControlFlow<()> {
+fn go_on(_: f64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn compressed(pictures: &[Picture]) -> Vec<u8> {
-    compress(&model(1), pictures, 64, &mut go_on).unwrap()
+/// A file as version 1 was written, and where each stream ends.
+fn compressed(pictures: &[Picture]) -> (Vec<u8>, Vec<usize>) {
+    let codec = Codec {
+        evaluator: Evaluator::new(&config(), &draw_parameters(&config(), 1)).unwrap(),
+        level: simd::level(),
+        threads: 1,
+    };
+    let labels: Vec<u32> = pictures.iter().map(|picture| picture.class).collect();
+    let levels: Vec<u8> = pictures.iter().flat_map(|p| &p.levels).copied().collect();
+    let streams = codec.encode(&labels, &levels, &mut |_| ControlFlow::Continue(()));
+    let streams = streams.unwrap();
+    let (mut index, mut before) = (Vec::new(), "");
+    for Picture { name, .. } in pictures {
+        write_name(&mut index, before, name);
+        before = name;
+    }
+    for picture in pictures {
+        varint(&mut index, picture.class.into());
+    }
+    index.extend(streams.iter().map(|stream| stream.len() as u8));
+    for stream in &streams {
+        varint(&mut index, stream.len() as u64 >> 8);
+    }
+    let index = deflated(&index);
+    let sums = pictures.iter().flat_map(|picture| {
+        let sum = crc32c::crc32c(&picture.levels).to_le_bytes();
+        [sum[0], sum[1], sum[2]]
+    });
+    let sums: Vec<u8> = sums.collect();
+    let numbers = [4, 8, 1, pictures.len() as u64, index.len() as u64];
+    let mut file = forged(numbers, &index, &sums);
+    let mut ends = Vec::new();
+    for stream in streams {
+        file.extend(stream);
+        ends.push(file.len());
+    }
+    (file, ends)
 }
 
-fn open(file: &[u8]) -> Result<Archive<Cursor<&[u8]>>, CompressError> {
+fn open(file: &[u8]) -> Result<Archive<Cursor<&[u8]>>, ArchiveError> {
     Archive::new(Cursor::new(file))
+}
+
+/// The levels of an item: those of a PNG file.
+fn levels(found: Result<Found, Damage>) -> Result<Vec<u8>, Damage> {
+    let found = found?;
+    assert!(found.is_made);
+    let image = image::load_from_memory(&found.bytes).unwrap();
+    assert_eq!((image.height(), image.width()), (4, 8));
+    Ok(image.as_luma8().expect("grey").to_vec())
 }
 
 type Images = Vec<Result<Vec<u8>, Damage>>;
 
-fn decompressed(file: &[u8]) -> Result<Images, CompressError> {
+fn decompressed(file: &[u8]) -> Result<Images, ArchiveError> {
     let mut archive = open(file)?;
     let all: Vec<usize> = (0..archive.entries().len()).collect();
-    archive.decompress(&model(1), &all, &mut go_on)
+    let found = archive.read(&model(1), &all, &mut go_on)?;
+    Ok(found.into_iter().map(levels).collect())
 }
 
 #[test]
@@ -60,19 +128,19 @@ fn pictures_come_back_each_without_the_others() {
     for count in [0, 1, 5] {
         let names = &["a/1.png", "a/2.png", "b.jpg", "日本/ü.png", "9"][..count];
         let pictures = pictures(names);
-        let file = compressed(&pictures);
+        let (file, _) = compressed(&pictures);
         let mut archive = open(&file).unwrap();
-        assert_eq!(archive.model(), model(1).hash());
-        assert_eq!(archive.shape(), [4, 8, 1]);
+        assert_eq!(archive.reader().model(), hash(1));
         for (i, picture) in pictures.iter().enumerate().rev() {
             let entry = &archive.entries()[i];
             assert_eq!((&entry.name, entry.class), (&picture.name, picture.class));
+            assert_eq!((entry.size, entry.levels), (Some([4, 8]), 32));
             assert_eq!(archive.position(&picture.name), Some(i));
-            let one = archive.decompress(&model(1), &[i], &mut go_on);
-            assert_eq!(one.unwrap(), [Ok(picture.levels.clone())]);
+            let one = archive.read(&model(1), &[i], &mut go_on).unwrap();
+            assert_eq!(levels(one[0].clone()).as_ref(), Ok(&picture.levels));
         }
         assert_eq!(archive.position("c"), None);
-        let some = archive.decompress(&model(1), &[], &mut go_on).unwrap();
+        let some = archive.read(&model(1), &[], &mut go_on).unwrap();
         assert_eq!(some, []);
         let whole = decompressed(&[&file[..], b"and more"].concat()).unwrap();
         assert!(
@@ -87,15 +155,9 @@ fn pictures_come_back_each_without_the_others() {
 #[test]
 fn every_flip_and_every_cut_is_noticed() {
     let pictures = pictures(&["a.png", "b.png", "c.png"]);
-    let file = compressed(&pictures);
-    let ends: Vec<usize> = {
-        let archive = open(&file).unwrap();
-        let entries = archive.entries().iter();
-        entries
-            .map(|entry| (entry.start + entry.bytes) as usize)
-            .collect()
-    };
-    let start = open(&file).unwrap().entries[0].start as usize;
+    let (file, ends) = compressed(&pictures);
+    let first = open(&file).unwrap().entries()[0].bytes as usize;
+    let start = ends[0] - first;
     assert_eq!(ends[2], file.len());
     for at in 0..file.len() {
         let image = ends.iter().position(|end| at < *end).unwrap();
@@ -132,12 +194,12 @@ fn every_flip_and_every_cut_is_noticed() {
 
 /// A file whose checksum is right, whatever it says.
 fn forged(numbers: [u64; 5], index: &[u8], rest: &[u8]) -> Vec<u8> {
-    let mut file = [&MAGIC[..], &[VERSION], &model(1).hash().0].concat();
+    let mut file = [&MAGIC[..], &[1], &hash(1).0].concat();
     numbers.iter().for_each(|number| varint(&mut file, *number));
     file.extend(index);
-    let checksums = (numbers[3] as usize * CHECKSUM).min(rest.len());
+    let checksums = (numbers[3] as usize * 3).min(rest.len());
     file.extend(&rest[..checksums]);
-    file.extend(crc32c(&file).to_le_bytes());
+    file.extend(crc32c::crc32c(&file).to_le_bytes());
     file.extend(&rest[checksums..]);
     file
 }
@@ -164,14 +226,14 @@ fn files_that_lie_are_refused() {
     let forge = |count: u64, index: &[u8]| {
         let index = deflated(index);
         let file = forged([4, 8, 1, count, index.len() as u64], &index, &[0; 99]);
-        open(&file).map(|archive| archive.entries)
+        open(&file).map(|archive| archive.entries().to_vec())
     };
     let honest = names_only(&[b"a", b"b"]);
     assert_eq!(forge(2, &honest).unwrap()[1].name, "b");
     let damaged = |count: u64, index: &[u8]| {
         let refused = forge(count, index);
         assert!(
-            matches!(refused, Err(CompressError::Damaged(_))),
+            matches!(refused, Err(ArchiveError::Damaged(_))),
             "{index:?}: {refused:?}"
         );
     };
@@ -196,17 +258,12 @@ fn files_that_lie_are_refused() {
     ] {
         let refused = forge(1, &names_only(&[name.as_bytes()]));
         assert!(
-            matches!(refused, Err(CompressError::Name { .. })),
-            "{name}: {refused:?}"
-        );
-        let refused = compress(&model(1), &pictures(&[name]), 1, &mut go_on);
-        assert!(
-            matches!(refused, Err(CompressError::Name { .. })),
+            matches!(refused, Err(ArchiveError::Name { .. })),
             "{name}: {refused:?}"
         );
     }
     let twice = forge(2, &names_only(&[b"a", b"a"]));
-    assert!(matches!(twice, Err(CompressError::Name { .. })));
+    assert!(matches!(twice, Err(ArchiveError::Name { .. })));
 
     // Lengths beyond the file, which only the images notice; a class that the model has not.
     let index = deflated(&[
@@ -214,59 +271,56 @@ fn files_that_lie_are_refused() {
     ]);
     let file = forged([4, 8, 1, 2, index.len() as u64], &index, &[0; 600]);
     let images = decompressed(&file).unwrap();
-    assert_eq!(images, [Err(Damage::Altered), Err(Damage::Cut)]);
+    assert_eq!(images, [Err(Damage::Altered), Err(Damage::Altered)]);
     // Another size.
     let index = deflated(&names_only(&[b"a"]));
     let file = forged([8, 4, 1, 1, index.len() as u64], &index, &[0; 99]);
     let refused = decompressed(&file);
-    assert!(matches!(refused, Err(CompressError::Damaged(_))));
+    assert!(matches!(refused, Err(ArchiveError::Damaged(_))));
     // Numbers of more than 32 bits, and an index that is not deflated.
     let file = forged([4, 8, 1, 1, u64::MAX >> 1], &index, &[0; 99]);
-    assert!(matches!(open(&file), Err(CompressError::Damaged(_))));
+    assert!(matches!(open(&file), Err(ArchiveError::Damaged(_))));
     let file = forged([4, 8, 1, 1, 4], &[0xff; 4], &[0; 99]);
-    assert!(matches!(open(&file), Err(CompressError::Damaged(_))));
+    assert!(matches!(open(&file), Err(ArchiveError::Damaged(_))));
 }
 
 #[test]
 fn what_does_not_fit_is_said() {
-    let mut pictures = pictures(&["a.png", "b.png"]);
-    let file = compressed(&pictures);
+    let (file, _) = compressed(&pictures(&["a.png", "b.png"]));
     let other = model(2);
-    let error = open(&file).unwrap().decompress(&other, &[0], &mut go_on);
+    let error = open(&file).unwrap().read(&other, &[0], &mut go_on);
     let error = error.unwrap_err().to_string();
-    assert!(error.contains(&other.hash().to_string()), "{error}");
-    assert!(error.contains(&model(1).hash().to_string()), "{error}");
-
-    let mut newer = file.clone();
-    newer[3] = 2;
-    assert!(matches!(open(&newer), Err(CompressError::Version(2))));
-    assert!(matches!(open(b"\x89PNG\r\n"), Err(CompressError::NotPxc)));
-    assert!(matches!(open(b""), Err(CompressError::NotPxc)));
-
-    let stopped = compress(&model(1), &pictures, 1, &mut |_| ControlFlow::Break(()));
-    assert!(matches!(
-        stopped,
-        Err(CompressError::Codec(CodecError::Stopped(_)))
-    ));
+    for hash in [1, 2].map(hash) {
+        assert!(error.contains(&hash.to_string()), "{error}");
+    }
+    assert!(matches!(open(b"\x89PNG\r\n"), Err(ArchiveError::NotPxc)));
+    assert!(matches!(open(b""), Err(ArchiveError::NotPxc)));
     let mut archive = open(&file).unwrap();
-    let stopped = archive.decompress(&model(1), &[1], &mut |_| ControlFlow::Break(()));
+    let stopped = archive.read(&model(1), &[1], &mut |_| ControlFlow::Break(()));
     assert!(matches!(
         stopped,
-        Err(CompressError::Codec(CodecError::Stopped(_)))
+        Err(ArchiveError::Codec(CodecError::Stopped(_)))
     ));
+}
 
-    pictures[1].class = 2;
-    let refused = compress(&model(1), &pictures, 64, &mut go_on);
-    assert!(matches!(
-        refused,
-        Err(CompressError::Codec(CodecError::Evaluator(_)))
-    ));
-    pictures[1].levels.pop();
-    let refused = compress(&model(1), &pictures, 64, &mut go_on);
-    assert!(matches!(
-        refused,
-        Err(CompressError::Levels { found: 31, .. })
-    ));
+#[test]
+fn many_come_from_a_pipe() {
+    let names: Vec<String> = (0..150).map(|number| format!("{number}.png")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let pictures = pictures(&names);
+    let (file, _) = compressed(&pictures);
+    let mut reader = Reader::new(Pipe::new(&file[..])).unwrap();
+    let mut rest = pictures.iter();
+    while let Some(block) = reader.next_block().unwrap() {
+        let items: Vec<usize> = (0..block.entries().len()).collect();
+        for found in reader
+            .decode(&block, &items, Some(&model(1)), &mut go_on)
+            .unwrap()
+        {
+            assert_eq!(levels(found).as_ref(), Ok(&rest.next().unwrap().levels));
+        }
+    }
+    assert!(rest.next().is_none() && reader.is_whole());
 }
 
 /// Every field of the configuration and every parameter is hashed.
@@ -300,6 +354,10 @@ fn a_model_has_a_hash_of_its_own() {
             .map(|parameters| ModelHash::of(&base, parameters)),
     );
     assert_eq!(hashes.len(), configs.len() + others.len());
+    // Of any size.
+    let [narrow, other] = [&configs[2], &configs[3]].map(|c| ModelHash::of_any_size(c, &[]));
+    assert!(narrow == ModelHash::of_any_size(&base, &[]) && narrow != other);
+    assert!(!hashes.contains(&narrow));
     // Fixed for ever: files name models by it.
     let hash = ModelHash::of(&ModelConfig::default(), &[vec![1.0, -2.5]]);
     assert_eq!(hash.to_string(), "1918e2ca746b4e573c5d1b22dd3f193f");
@@ -364,7 +422,7 @@ proptest! {
 }
 
 #[test]
-fn every_image_has_a_png_file_of_its_own() {
+fn every_item_has_a_file_of_its_own() {
     let long = "x".repeat(255);
     for (names, expected) in [
         (
@@ -383,15 +441,32 @@ fn every_image_has_a_png_file_of_its_own() {
         // No file can have the name of a folder.
         (&["a.png/b.png", "a.png"], &["a.png/b.png", "a.png.png"]),
         (&[&long, "y"], &[&format!("{}.png", &long[4..]), "y.png"]),
+        // Files that are kept, with a colon here, have their own names first.
+        (
+            &["a.ppm", ":a.png", ":b.jpg"],
+            &["a.ppm.png", "a.png", "b.jpg"],
+        ),
+        (
+            &["a/b", ":a", ":c.d/e", ":c.d"],
+            &["a/b.png", "a-2", "c.d/e", "c-2.d"],
+        ),
     ] {
-        assert_eq!(png_names(names.iter().copied()), expected);
+        let items = names.iter().map(|name| match name.strip_prefix(':') {
+            Some(name) => (name, false),
+            None => (*name, true),
+        });
+        assert_eq!(FileNames::default().of(items), expected);
     }
     let many: Vec<String> = (0..300)
         .map(|n| format!("ä{}.{n}", "ö".repeat(125)))
         .collect();
-    let files = png_names(many.iter().map(String::as_str));
+    let files = FileNames::default().of(many.iter().map(|name| (&name[..], true)));
     assert!(files.iter().all(|file| file.len() <= 255));
     assert_eq!(files.iter().collect::<HashSet<_>>().len(), 300);
+    // Some at a time.
+    let mut files = FileNames::default();
+    assert_eq!(files.of([("a.ppm", true)].into_iter()), ["a.png"]);
+    assert_eq!(files.of([("a.png", false)].into_iter()), ["a-2.png"]);
 
     let names = ["a.png", "d/.x", "a.png", "a-2.png", "d/.x", "a.png"];
     assert_eq!(
@@ -402,10 +477,13 @@ fn every_image_has_a_png_file_of_its_own() {
 
 #[test]
 fn what_follows_an_archive_is_told() {
-    let file = compressed(&pictures(&["a.png", "b.png"]));
-    let trailing = |bytes: Vec<u8>| Archive::new(Cursor::new(bytes)).unwrap().trailing();
-    assert_eq!(trailing(file.clone()), 0);
-    assert_eq!(trailing([&file[..], b"more"].concat()), 4);
-    assert_eq!(trailing([&file[..], &file].concat()), file.len() as u64);
-    assert_eq!(trailing(file[..file.len() - 1].to_vec()), 0);
+    let (file, _) = compressed(&pictures(&["a.png", "b.png"]));
+    let told = |bytes: &[u8]| {
+        let reader = Reader::new(Cursor::new(bytes)).unwrap();
+        (reader.is_whole(), reader.unknown())
+    };
+    assert_eq!(told(&file), (true, 0));
+    assert_eq!(told(&[&file[..], b"more"].concat()), (true, 4));
+    assert_eq!(told(&file.repeat(2)), (true, file.len() as u64));
+    assert_eq!(told(&file[..file.len() - 1]), (false, 0));
 }
