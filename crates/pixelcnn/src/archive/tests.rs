@@ -549,6 +549,57 @@ fn card() -> crate::weights::hub::Card {
     }
 }
 
+/// Ten thousand files that were cut, flipped and spliced.
+#[test]
+fn damage_of_every_kind_is_survived() {
+    let model = model(&small());
+    let items: Vec<Item> = (0..8)
+        .map(|number| match number % 4 {
+            3 => item(&format!("{number}.txt"), vec![number as u8; 5]),
+            _ => item(&format!("{number}.ppm"), in_letters(5, 3, number)),
+        })
+        .collect();
+    let mut writer = Writer::new(&model, Vec::new());
+    for items in items.chunks(3) {
+        let mut grouping = Grouping::new(&model);
+        for item in items {
+            assert!(grouping.push(item.clone()).is_none());
+        }
+        let group = grouping.finish().unwrap();
+        writer
+            .write(&group.encode(&model, &mut go_on).unwrap())
+            .unwrap();
+    }
+    let (whole, _) = writer.finish().unwrap();
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let mut all = 0;
+    for _ in 0..10_000 {
+        let mut file = whole.clone();
+        for _ in 0..=random(3) {
+            let (at, to) = (random(file.len()), random(file.len()));
+            match random(4) {
+                0 => file.truncate(at),
+                1 if at < file.len() => file[at] ^= 1 << random(8),
+                2 => drop(file.drain(at.min(to)..at.max(to))),
+                _ => {
+                    let part = whole[random(whole.len())..].to_vec();
+                    let part = &part[..random(part.len().min(200))];
+                    file.splice(at..at, part.iter().copied());
+                }
+            }
+        }
+        all += survivors(&model, &items, &file).unwrap_or(0);
+    }
+    // Of most something is left.
+    assert!(all > 20_000, "{all}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
