@@ -27,10 +27,10 @@ use crate::trained::Trained;
 /// Compress pictures without loss, and whatever lies beside them.
 ///
 /// The likelier the model finds a picture, the fewer bytes it takes. All files go into one archive, of
-/// which each can be read without the others by `pixelcnn decompress`. PNG files of any size, and plain
-/// PNM ones, are coded by the model: their pixels with alpha, 16 bits, profile, gamma, orientation and
-/// texts come back, as a PNG file. What it can't take or can't make smaller (a JPEG, a text) is kept as
-/// it is, byte by byte.
+/// which each can be read without the others by `pixelcnn decompress`. PNG files of any size are coded by
+/// the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing else: their pixels
+/// with alpha, 16 bits, profile, gamma, orientation and texts come back, as a PNG file. What the model
+/// can't take or can't make smaller (a JPEG, a text) is kept as it is, byte by byte.
 ///
 /// Reading takes the same model: keep it, or let --embed-model put it into the archive. Later versions
 /// of this program may come with another shipped model; `pixelcnn export -o DIR` keeps this one, as a

@@ -150,6 +150,14 @@ fn pictures_of_every_kind_come_back() {
         if let Some(file) = plain(image) {
             items.push(item(&format!("{number}.pnm"), file));
         }
+        for (name, format) in [("webp", ImageFormat::WebP), ("qoi", ImageFormat::Qoi)] {
+            if number == 2 || number == 3 {
+                items.push(item(&format!("{number}.{name}"), encoded(image, format)));
+            }
+        }
+        if number == 2 {
+            items.push(item("2.bmp", encoded(image, ImageFormat::Bmp)));
+        }
     }
     for (number, size) in [[1, 1], [300, 3], [2, 65]].into_iter().enumerate() {
         let file = plain(&kinds(size[0], size[1])[2]).unwrap();
@@ -157,7 +165,19 @@ fn pictures_of_every_kind_come_back() {
     }
     let coded = round_trip(&model, &items);
     // Those of 8 bits without compression at least, and of PNGs that of colours.
-    for name in ["0.pnm", "2.pnm", "0.png", "2.png", "3.png", "small/1.ppm"] {
+    for name in [
+        "0.pnm",
+        "2.pnm",
+        "0.png",
+        "2.png",
+        "3.png",
+        "small/1.ppm",
+        "2.webp",
+        "3.webp",
+        "2.qoi",
+        "3.qoi",
+        "2.bmp",
+    ] {
         let number = items.iter().position(|item| item.name == name).unwrap();
         assert!(coded[number], "{name}");
     }

@@ -267,10 +267,17 @@ pub(crate) struct Whole {
 /// more, or were made with losses, none.
 pub(crate) fn whole(bytes: &[u8]) -> Result<Whole, String> {
     let format = format(bytes)?;
-    match format {
-        ImageFormat::Png => {}
-        ImageFormat::Pnm if is_plain_pnm(bytes) => {}
-        _ => return Err("its file may hold more than its pixels".into()),
+    let is_plain = match format {
+        ImageFormat::Png => true,
+        ImageFormat::Pnm => is_plain_pnm(bytes),
+        ImageFormat::WebP => is_plain_webp(bytes),
+        // Levels as in sRGB.
+        ImageFormat::Qoi => bytes.get(13) == Some(&0),
+        ImageFormat::Bmp => is_plain_bmp(bytes),
+        _ => false,
+    };
+    if !is_plain {
+        return Err("its file may hold more than its pixels".into());
     }
     still(bytes, format)?;
     let decoder = decoder(bytes, format)?;
@@ -279,6 +286,27 @@ pub(crate) fn whole(bytes: &[u8]) -> Result<Whole, String> {
         is_png: format == ImageFormat::Png,
         image: DynamicImage::from_decoder(decoder).map_err(one_line)?,
     })
+}
+
+/// Whether a WebP file is one picture without losses, and no chunk beside it.
+fn is_plain_webp(bytes: &[u8]) -> bool {
+    let chunk = bytes.get(16..20).and_then(|len| len.try_into().ok());
+    let len = chunk.map_or(0, |len| u64::from(u32::from_le_bytes(len)));
+    bytes.get(8..16) == Some(b"WEBPVP8L") && 20 + len + len % 2 == bytes.len() as u64
+}
+
+/// Whether a BMP file has three bytes a pixel and the plainest header, which knows of no profile.
+fn is_plain_bmp(bytes: &[u8]) -> bool {
+    let number = |at: usize, len: usize| {
+        let bytes = bytes.get(at..at + len).unwrap_or_default();
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+    };
+    let [pixels, header, depth, packing] =
+        [number(10, 4), number(14, 4), number(28, 2), number(30, 4)];
+    [pixels, header, depth, packing] == [54, 40, 24, 0]
 }
 
 /// Whether a PNM file has levels of whole bytes, no comments, and nothing but one picture.
