@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pixelcnn::archive::{
-    Archive, Coded, CodingModel, Group, Grouping, Item, Writer, distinct_names,
+    Archive, Coded, CodingModel, Group, Grouping, Item, Writer, check_name, distinct_names,
 };
 use pixelcnn::atomic::{self, is_replaced};
 use pixelcnn::data::{Walk, walk};
@@ -20,7 +20,7 @@ use super::complete::label;
 use crate::output::{Overwrite, is_standard};
 use crate::ranks::{RankFlags, Team, common, together};
 use crate::terminal::{
-    Bar, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
+    Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
 };
 use crate::trained::Trained;
 
@@ -31,6 +31,9 @@ use crate::trained::Trained;
 /// the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing else: their pixels
 /// with alpha, 16 bits, profile, gamma, orientation and texts come back, as a PNG file. What the model
 /// can't take or can't make smaller (a JPEG, a text) is kept as it is, byte by byte.
+///
+/// Hidden files, what systems put beside people's files (Thumbs.db), empty folders, times and permissions
+/// are not kept.
 ///
 /// Reading takes the same model: keep it, or let --embed-model put it into the archive. Later versions
 /// of this program may come with another shipped model; `pixelcnn export -o DIR` keeps this one, as a
@@ -79,6 +82,12 @@ struct Found {
 }
 
 impl Found {
+    /// Its name and size, which all ranks find alike.
+    fn described(&self) -> String {
+        let size = self.path.as_ref().and_then(|path| path.metadata().ok());
+        format!("\n{} {:?}", self.name, size.map(|size| size.len()))
+    }
+
     fn read(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let read = match &self.path {
@@ -124,7 +133,10 @@ impl Compress {
     fn compress(&self, team: &Team) -> Result<ExitCode> {
         let (trained, class, found) = team.prepare(
             || self.prepare(team),
-            |(trained, ..)| common(self, trained, false, Device::Cpu, &[]),
+            |(trained, _, found)| {
+                let files = found.iter().map(Found::described).collect::<String>();
+                Ok(common(self, trained, false, Device::Cpu, &[])? + &files)
+            },
         )?;
         let model = CodingModel::new(trained.model(), trained.parameters(false)?)?;
         let start = Instant::now();
@@ -142,7 +154,13 @@ impl Compress {
                 work(None)?;
                 return Ok(ExitCode::SUCCESS);
             }
-            true if is_standard(&self.output) => work(Some(&mut io::stdout().lock()))?,
+            true if is_standard(&self.output) => match work(Some(&mut io::stdout().lock())) {
+                Err(_) if interrupted().is_break() => {
+                    note("pixelcnn: interrupted: the archive is not complete");
+                    return Ok(ExitCode::from(INTERRUPTED));
+                }
+                done => done?,
+            },
             true => {
                 let mut done = Ok(Summary::default());
                 let written = atomic::write(&self.output, |out| {
@@ -162,7 +180,16 @@ impl Compress {
         };
         let took = start.elapsed().as_secs_f64();
         if self.verify {
-            verify(&self.output, &model, &found)?;
+            match verify(&self.output, self.embed_model, &model, &found) {
+                Err(error) if interrupted().is_break() => {
+                    note(format_args!(
+                        "pixelcnn: interrupted: `{}` is written, and not read back: {error}",
+                        self.output.display()
+                    ));
+                    return Ok(ExitCode::from(INTERRUPTED));
+                }
+                verified => verified?,
+            }
         }
         let said = summary.said(&self.output, took, self.verify);
         match is_standard(&self.output) {
@@ -176,8 +203,11 @@ impl Compress {
         let (trained, files) = Trained::open_first(&self.files, "compress")?;
         trained.expect_likelihood_of_images("compress")?;
         let class = label(&trained, self.class.as_deref())?;
-        if files.iter().any(|file| is_standard(file)) && team.ranks.count() > 1 {
-            return Err("-: many ranks can't read standard input: name files".into());
+        match files.iter().filter(|file| is_standard(file)).count() {
+            0 => {}
+            1 if team.ranks.count() == 1 => {}
+            1 => return Err("-: many ranks can't read standard input: name files".into()),
+            _ => return Err("-: standard input is one file: name it once".into()),
         }
         let found = find(files)?;
         if team.leads() {
@@ -206,6 +236,12 @@ impl Compress {
                 self.output.display()
             )
             .into());
+        }
+        let is_file = |found: &Found| found.path.as_ref().is_some_and(|path| path.is_file());
+        if let Some(found) = found.iter().find(|found| self.verify && !is_file(found)) {
+            return Err(
+                format!("--verify reads files twice, and {found} is none: leave it out").into(),
+            );
         }
         if self.verify && !is_replaced(&self.output) {
             return Err(format!(
@@ -238,9 +274,11 @@ fn write(
     let mut code = |round: &mut Vec<Group>| -> Result {
         let here: u64 = round.iter().map(Group::bytes).sum();
         let before = summary.before;
-        let mut groups = round.drain(..);
+        // Rank 0 holds what the others have coded against its own.
+        let mut others: Vec<Option<Group>> = round.drain(..).map(Some).collect();
+        let own = others.get_mut(ranks.rank()).and_then(Option::take);
         let parts = gather(ranks, |beat| {
-            let Some(own) = groups.nth(ranks.rank()) else {
+            let Some(own) = own else {
                 return Ok(None);
             };
             let mut progress = |share: f64| {
@@ -250,7 +288,12 @@ fn write(
             };
             Result::Ok(Some(own.encode(model, &mut progress)?))
         })?;
-        for block in parts.iter().flatten() {
+        for (block, own) in parts.iter().flatten().zip(&others) {
+            if own.as_ref().is_some_and(|own| !own.is_in(block)) {
+                return Err(
+                    "the ranks read other files: give all the same, which nobody changes".into(),
+                );
+            }
             if let Some(writer) = &mut writer {
                 writer.write(block)?;
             }
@@ -316,7 +359,10 @@ impl Summary {
             );
         }
         if self.model > 0 {
-            said += &format!("; the model takes {} of them", grouped(self.model));
+            said += &format!(
+                "; the model takes {} bytes of the archive",
+                grouped(self.model)
+            );
         }
         if verified {
             said += "; all read back and the same";
@@ -325,8 +371,8 @@ impl Summary {
     }
 }
 
-/// Reads an archive back and compares what is in it with the files.
-fn verify(path: &Path, model: &CodingModel, found: &[Found]) -> Result {
+/// Reads an archive back and compares what is in it with the files; by the model that is in it, if there is one.
+fn verify(path: &Path, is_embedded: bool, model: &CodingModel, found: &[Found]) -> Result {
     let failed = |what: String| {
         format!(
             "--verify: {what}: keep the files, and remove `{}`",
@@ -340,6 +386,18 @@ fn verify(path: &Path, model: &CodingModel, found: &[Found]) -> Result {
     if !is_whole {
         return Err(failed("what was written is not what is read".into()).into());
     }
+    let embedded = match is_embedded {
+        true => archive
+            .reader()
+            .embedded()
+            .map_err(|error| failed(error.to_string()))?,
+        false => None,
+    };
+    if is_embedded && embedded.is_none() {
+        return Err(failed("the model is not in it".into()).into());
+    }
+    let embedded = embedded.map(|model| model.coder()).transpose()?;
+    let model = embedded.as_ref().unwrap_or(model);
     let total = archive
         .entries()
         .iter()
@@ -458,5 +516,7 @@ fn name(path: &Path, folder: &Path) -> Result<String> {
             path.display()
         )
     })?;
-    Ok(parts.join("/"))
+    let name = parts.join("/");
+    check_name(&name)?;
+    Ok(name)
 }

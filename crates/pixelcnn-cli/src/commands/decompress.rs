@@ -1,7 +1,7 @@
 //! `pixelcnn decompress`.
 
-use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::collections::{HashSet, VecDeque};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,8 +68,8 @@ struct Unpacking<'a> {
     /// Those of a file are all known before anything is written.
     blocks: VecDeque<Block>,
     names: FileNames,
-    /// The model, once a picture needs it.
-    model: Option<CodingModel>,
+    /// The model, once a picture needs it, or why there is none.
+    model: Option<std::result::Result<CodingModel, String>>,
     /// Names that are asked for and were not seen yet.
     missing: Vec<String>,
     done: Done,
@@ -118,7 +118,10 @@ impl Decompress {
         }
         // Named by the user it must be there, whatever is in the archive.
         if let Some(named) = named {
-            unpacking.model = Some(coder(&Trained::open(Some(named), "decompress")?)?);
+            unpacking.model = Some(Ok(coder(&Trained::open(Some(named), "decompress")?)?));
+        }
+        if is_pipe && unpacking.to_standard() && self.only.len() != 1 {
+            return Err("-o -: standard output takes one file: name it with --only".into());
         }
         catch_interrupts("leaving after this row")?;
         unpacking.run(is_pipe)
@@ -162,57 +165,58 @@ impl Unpacking<'_> {
 
     fn run(mut self, is_pipe: bool) -> Result<ExitCode> {
         let start = Instant::now();
-        // Each entry's name, whether a PNG file is made of it, and how many of a block.
+        // The files of each block that is known, in their order.
         let mut files: VecDeque<Vec<PathBuf>> = VecDeque::new();
         if !is_pipe {
             let mut blocks = VecDeque::new();
             while let Some(block) = self.next()? {
                 blocks.push_back(block);
             }
-            let entries: Vec<Entry> = blocks.iter().flat_map(Block::entries).collect();
-            let mut targets = self.targets(&entries).into_iter();
+            let entries = blocks.iter().flat_map(Block::entries);
+            let mut targets = self.targets(entries).into_iter();
             for block in &blocks {
                 files.push_back(targets.by_ref().take(block.entries().len()).collect());
             }
             self.blocks = blocks;
             self.check(&files)?;
         }
-        let total = self.blocks.iter().flat_map(Block::entries);
-        let total = total
-            .filter(|entry| self.wants(&entry.name))
-            .map(|entry| work(&entry));
-        let mut shown = progress("decompressing".into(), total.sum());
+        let wanted = self.blocks.iter().flat_map(Block::entries);
+        let wanted = wanted.filter(|entry| self.wants(&entry.name));
+        let total = wanted.map(work).fold(0, u64::saturating_add);
+        let mut shown = progress("decompressing".into(), total);
         let mut before = 0;
         while let Some(block) = self.next()? {
-            let entries: Vec<Entry> = block.entries().collect();
+            let entries = block.entries();
             let targets = match files.pop_front() {
                 Some(targets) => targets,
-                None => self.targets(&entries),
+                None => self.targets(entries.iter()),
             };
             self.missing
                 .retain(|name| entries.iter().all(|entry| entry.name != *name));
-            let mut items = Vec::new();
-            for (item, entry) in entries.iter().enumerate() {
-                if !self.wants(&entry.name) {
-                    continue;
-                }
-                self.done.wanted += 1;
-                // What an earlier run has written is not written again.
-                match fs::read(&targets[item]).is_ok_and(|file| block.is(item, &file)) {
-                    true => self.done.there += 1,
-                    false => items.push(item),
-                }
+            let mut items: Vec<usize> = (0..entries.len()).collect();
+            items.retain(|&item| self.wants(&entries[item].name));
+            self.done.wanted += items.len();
+            // What an earlier run has written is not written again.
+            if !self.to_standard() {
+                let there: HashSet<usize> = block.those_there(&targets, &items).collect();
+                self.done.there += there.len();
+                items.retain(|item| !there.contains(item));
+            }
+            let pictures = items.iter().filter(|&&item| entries[item].size.is_some());
+            let pictures = pictures.count();
+            if pictures > 0
+                && let Err(reason) = self.find_model()
+            {
+                note(format_args!(
+                    "pixelcnn: {} not written: {reason}",
+                    counted(pictures, "picture")
+                ));
+                items.retain(|&item| entries[item].size.is_none());
             }
             let here: u64 = items.iter().map(|&item| work(&entries[item])).sum();
-            let is_picture = |&item: &usize| entries[item].size.is_some();
-            if items.iter().any(is_picture) {
-                self.find_model()?;
-            }
+            let model = self.model.as_ref().and_then(|model| model.as_ref().ok());
             let mut progress = |share: f64| shown(before + (share * here as f64) as u64);
-            let found = match self
-                .reader
-                .decode(&block, &items, self.model.as_ref(), &mut progress)
-            {
+            let found = match self.reader.decode(&block, &items, model, &mut progress) {
                 Err(ArchiveError::Codec(CodecError::Stopped(_))) => {
                     note(format_args!(
                         "pixelcnn: interrupted: {} written; the same command goes on",
@@ -250,70 +254,89 @@ impl Unpacking<'_> {
     }
 
     /// The files that entries are written to.
-    fn targets(&mut self, entries: &[Entry]) -> Vec<PathBuf> {
+    fn targets<'b>(&mut self, entries: impl Iterator<Item = &'b Entry>) -> Vec<PathBuf> {
         let folder = self.command.output.clone().unwrap_or_default();
+        let entries: Vec<&Entry> = entries.collect();
         let items = entries
             .iter()
             .map(|entry| (&entry.name[..], entry.size.is_some()));
-        let names = self.names.of(items).into_iter();
-        names.map(|name| folder.join(name)).collect()
+        let names = self.names.of(items);
+        for (entry, name) in entries.iter().zip(&names) {
+            if entry.size.is_none() && entry.name != *name && self.wants(&entry.name) {
+                note(format_args!(
+                    "{} is written as {name}, for there is another {}",
+                    entry.name, entry.name
+                ));
+            }
+        }
+        names.into_iter().map(|name| folder.join(name)).collect()
     }
 
     /// Checks before anything is written that all that is asked for can be.
     fn check(&mut self, files: &VecDeque<Vec<PathBuf>>) -> Result {
-        let (mut wanted, mut has_pictures) = (Vec::new(), false);
+        let (mut wanted, mut pictures) = (0, 0);
         for (block, targets) in self.blocks.iter().zip(files) {
-            for (item, entry) in block.entries().enumerate() {
+            let mut items = Vec::new();
+            for (item, entry) in block.entries().iter().enumerate() {
                 self.missing.retain(|name| *name != entry.name);
                 if self.wants(&entry.name) {
-                    has_pictures |= entry.size.is_some();
-                    wanted.push((block, item, targets[item].clone()));
+                    wanted += 1;
+                    pictures += usize::from(entry.size.is_some());
+                    items.push(item);
                 }
+            }
+            let taken = |item: &usize| self.command.overwrite.expect_free(&targets[*item]).is_err();
+            items.retain(taken);
+            if self.to_standard() || items.is_empty() {
+                continue;
+            }
+            let there: HashSet<usize> = block.those_there(targets, &items).collect();
+            if let Some(&item) = items.iter().find(|item| !there.contains(item)) {
+                self.command.overwrite.expect_free(&targets[item])?;
             }
         }
         if let Some(name) = self.missing.first() {
             return Err(format!("--only {name}: not in {}: see --list", self.path).into());
         }
-        if self.to_standard() {
-            return match wanted.len() {
-                1 => Ok(()),
-                count => Err(format!(
-                    "-o -: standard output takes one file, and there are {count}: name it with --only"
-                )
-                .into()),
-            };
+        if self.to_standard() && wanted != 1 {
+            return Err(format!(
+                "-o -: standard output takes one file, and there are {wanted}: name it with --only"
+            )
+            .into());
         }
-        for (block, item, target) in &wanted {
-            if self.command.overwrite.expect_free(target).is_err()
-                && !fs::read(target).is_ok_and(|file| block.is(*item, &file))
-            {
-                self.command.overwrite.expect_free(target)?;
-            }
+        // Files that are kept as they were come out without one.
+        if pictures == wanted && pictures > 0 {
+            self.find_model()?;
         }
-        match has_pictures {
-            true => self.find_model(),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// The model that was named, or is in the archive, or the shipped one.
-    fn find_model(&mut self) -> Result {
-        let model = match self.model.take() {
-            Some(model) => model,
-            None => match self
-                .reader
-                .embedded()
-                .map_err(|error| of(&self.path, error))?
-            {
-                Some(model) => coder(&Trained::exported(model))?,
-                None => coder(&Trained::open(None, "decompress")?)?,
-            },
+    fn find_model(&mut self) -> std::result::Result<(), String> {
+        if self.model.is_none() {
+            self.model = Some(self.unnamed_model());
+        }
+        let checked = match &self.model {
+            Some(Ok(model)) => self.reader.expect_model(model).map_err(|e| e.to_string()),
+            Some(Err(reason)) => return Err(reason.clone()),
+            None => Ok(()),
         };
-        self.reader
-            .expect_model(&model)
-            .map_err(|error| of(&self.path, error))?;
-        self.model = Some(model);
-        Ok(())
+        checked.map_err(|reason| format!("{}: {reason}", self.path))
+    }
+
+    fn unnamed_model(&self) -> std::result::Result<CodingModel, String> {
+        let embedded = self.reader.embedded();
+        if let Ok(Some(model)) = embedded {
+            return coder(&Trained::exported(model)).map_err(|error| error.to_string());
+        }
+        let shipped = Trained::open(None, "decompress").and_then(|trained| coder(&trained));
+        let shipped = shipped.map_err(|error| error.to_string())?;
+        match embedded {
+            Err(error) if self.reader.expect_model(&shipped).is_err() => {
+                Err(format!("{}: {error}", self.path))
+            }
+            _ => Ok(shipped),
+        }
     }
 
     fn save(&self, found: &Found, target: &Path) -> Result {
@@ -333,9 +356,13 @@ impl Unpacking<'_> {
     fn is_all(&self) -> bool {
         let [path, unknown] = [self.path.to_string(), grouped(self.reader.unknown())];
         if !self.reader.is_whole() {
+            let lost = match self.reader.unknown() {
+                0 => String::new(),
+                _ => format!(" ({unknown} bytes are lost or not its own)"),
+            };
             note(format_args!(
-                "pixelcnn: {path}: damaged or cut off ({unknown} bytes are lost or not its own): files may be \
-                 missing: get it once more from where it is whole"
+                "pixelcnn: {path}: damaged or cut off{lost}: files may be missing: get it once more from \
+                 where it is whole"
             ));
         } else if self.reader.unknown() > 0 {
             note(format_args!(

@@ -49,6 +49,11 @@ impl Shape {
         self.width.div_ceil(columns)
     }
 
+    /// Tiles in strips of so many columns.
+    pub fn count_tiles(&self, columns: usize) -> usize {
+        self.strips(columns) * self.height.div_ceil(TILE)
+    }
+
     /// Rows that go by until the last of its strips is done.
     pub fn rows(&self, columns: usize) -> usize {
         self.height + (self.strips(columns) - 1) * LAG

@@ -1,6 +1,7 @@
 //! A model that is in an archive.
 
 use super::ArchiveError;
+use super::fields::SUM;
 use crate::Model;
 use crate::weights::hub;
 use crate::weights::safetensors::Precision;
@@ -18,7 +19,14 @@ pub(super) fn bytes(model: &Model) -> Result<Vec<u8>, ArchiveError> {
         true => Precision::Half,
         false => Precision::Single,
     };
-    hub::bytes(model, precision, NAME).map_err(|error| ArchiveError::Embedded(error.to_string()))
+    let bytes = hub::bytes(model, precision, NAME);
+    let bytes = bytes.map_err(|error| ArchiveError::Embedded(error.to_string()))?;
+    match bytes.len() as u64 + SUM as u64 <= MAX_MODEL {
+        true => Ok(bytes),
+        false => Err(ArchiveError::Embedded(
+            "it has over 1 GiB: leave it out".into(),
+        )),
+    }
 }
 
 /// And back.

@@ -174,6 +174,9 @@ fn chunks(mut bytes: &[u8]) -> Option<Vec<(&[u8; 4], &[u8])>> {
         let (kind, rest) = rest.split_first_chunk::<4>()?;
         let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
         let (data, rest) = rest.split_at_checked(len)?;
+        if MADE.contains(&kind) || chunk::is_critical(ChunkType(*kind)) {
+            return None;
+        }
         chunks.push((kind, data));
         bytes = rest;
     }

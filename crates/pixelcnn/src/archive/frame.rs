@@ -33,8 +33,10 @@ pub(super) enum Kind {
     Items,
     /// The model.
     Model,
-    /// What newer programs write.
-    Other,
+    /// What newer programs write, and others can't do without.
+    Newer,
+    /// And what others can.
+    Aside,
 }
 
 /// The start of a block.
@@ -53,22 +55,61 @@ pub(super) fn sum(id: u32, bytes: &[u8]) -> [u8; SUM] {
 
 impl Front {
     pub fn write(&self) -> Vec<u8> {
-        let mut front = [&MAGIC[..], &[VERSION], &self.hash.0, &self.id.to_le_bytes()].concat();
-        front.push(self.channels as u8);
+        let mut front = [&MAGIC[..], &[VERSION], &self.fields()].concat();
         front.extend(sum(0, &front));
         front
     }
 
-    /// Reads what comes after magic and version; none where it was altered.
-    pub fn read(front: &[u8; FRONT]) -> Option<Front> {
-        let (checked, crc) = front.split_at(FRONT - SUM);
-        let mut fields = Fields(&checked[MAGIC.len() + 1..]);
+    fn fields(&self) -> Vec<u8> {
+        let mut fields = [&self.hash.0[..], &self.id.to_le_bytes()].concat();
+        fields.push(self.channels as u8);
+        fields
+    }
+
+    fn of_fields(fields: &mut Fields) -> Option<Front> {
         let front = Front {
             hash: ModelHash(fields.take(16)?.try_into().ok()?),
             id: u32::from_le_bytes(fields.take(4)?.try_into().ok()?),
             channels: fields.take(1)?[0].into(),
         };
-        (crc == sum(0, checked) && [1, 3].contains(&front.channels)).then_some(front)
+        [1, 3].contains(&front.channels).then_some(front)
+    }
+
+    /// Reads the front; none where it was altered.
+    pub fn read(front: &[u8; FRONT]) -> Option<Front> {
+        let (checked, crc) = front.split_at(FRONT - SUM);
+        let front = Front::of_fields(&mut Fields(&checked[MAGIC.len() + 1..]));
+        front.filter(|_| crc == sum(0, checked))
+    }
+
+    /// The last block, of an archive of so many items.
+    pub fn end(&self, items: usize) -> Vec<u8> {
+        let mut body = self.fields();
+        varint(&mut body, items as u64);
+        let body = self.summed(body);
+        [self.start(Kind::End, body.len()), body].concat()
+    }
+
+    /// The number of items that the body of the last block tells of; none where it was altered.
+    pub fn read_end(&self, body: &[u8]) -> Option<u64> {
+        let mut fields = Fields(self.unsummed(body)?);
+        let front = Front::of_fields(&mut fields)?;
+        fields.number().filter(|_| front == *self)
+    }
+
+    /// What the last block says of the front, if that lies in some of the file's last bytes.
+    pub fn of_end(bytes: &[u8]) -> Option<Front> {
+        let starts = bytes.windows(MARKER.len()).enumerate().rev();
+        let mut starts = starts.filter(|(_, bytes)| bytes == MARKER);
+        starts.find_map(|(at, _)| {
+            let block = &bytes[at..];
+            // The length is a byte.
+            let mut fields = Fields(block.get(MARKER.len() + 2 + SUM..)?);
+            let front = Front::of_fields(&mut fields)?;
+            let start = front.read_start(block)?;
+            let body = block.get(start.len..)?.get(..start.body as usize)?;
+            front.read_end(body).map(|_| front)
+        })
     }
 
     /// The start of a block with so many bytes.
@@ -77,7 +118,7 @@ impl Front {
             Kind::End => 0,
             Kind::Items => 1,
             Kind::Model => 2,
-            Kind::Other => unreachable!("nobody writes such"),
+            Kind::Newer | Kind::Aside => unreachable!("nobody writes such"),
         };
         let mut start = [&MARKER[..], &[kind]].concat();
         varint(&mut start, body as u64);
@@ -92,7 +133,8 @@ impl Front {
             0 => Kind::End,
             1 => Kind::Items,
             2 => Kind::Model,
-            _ => Kind::Other,
+            3..128 => Kind::Newer,
+            128.. => Kind::Aside,
         };
         let body = fields.bits(63)?;
         let checked = bytes.len() - fields.0.len();

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use pixelcnn_core::codec::{Shape, TILE};
+use pixelcnn_core::codec::Shape;
 use pixelcnn_core::config::MAX_SIDE;
 use pixelcnn_core::incremental::LAG;
 
@@ -20,6 +20,9 @@ pub(super) const COLUMNS: usize = 64;
 const LEAST_COLUMNS: usize = LAG;
 /// The most pixels of a picture that is one stream: attention sees all before each.
 pub(super) const WHOLE: usize = 1 << 18;
+/// Items of a block at most, and bytes of all but the last: their files and samples.
+pub(super) const ITEMS: usize = 1024;
+pub(super) const BYTES: usize = 64 << 20;
 /// The most bytes of a head, inflated, and streams of a block: none has as many.
 const HEAD: u64 = 16 << 20;
 const STREAMS: usize = 1 << 20;
@@ -102,10 +105,13 @@ impl Picture {
 
     /// Streams of all layers.
     fn streams(&self, cutting: Cutting) -> usize {
-        let tiles = cutting.columns.map_or(1, |columns| {
-            self.width.div_ceil(columns) * self.height.div_ceil(TILE)
-        });
-        self.kind.layers(cutting.channels).len() * tiles
+        let shapes = self.shapes(cutting.channels);
+        shapes.iter().map(|shape| cutting.streams(shape)).sum()
+    }
+
+    /// Bytes of its samples.
+    fn bytes(&self) -> usize {
+        self.height * self.width * self.kind.bytes_per_pixel()
     }
 }
 
@@ -165,7 +171,7 @@ pub(super) fn places(cutting: Cutting, parts: &[Part]) -> Option<Vec<Vec<Place>>
         for shape in picture.shapes(cutting.channels) {
             shapes.push(shape);
             firsts.push([number, first]);
-            first += begins(cutting, shape).len();
+            first += cutting.streams(&shape);
         }
     }
     for [layer, tile] in order(cutting, &shapes) {
@@ -218,10 +224,10 @@ fn head(parts: &[Part]) -> Vec<u8> {
     head
 }
 
-/// Reads an index of a model of so many channels; none where no archive has such a one.
+/// Reads an index of a model of so many channels; none where this program makes no such.
 pub(super) fn read(index: &[u8], channels: usize) -> Option<(Cutting, Vec<Part>)> {
     let mut fields = Fields(index);
-    let count = fields.number()?;
+    let count = fields.number().filter(|count| *count <= ITEMS as u64)?;
     let columns = match fields.number()? as usize {
         0 => None,
         n if n.is_power_of_two() && (LEAST_COLUMNS..=COLUMNS).contains(&n) => Some(n),
@@ -258,7 +264,7 @@ fn parse(head: &[u8], sums: &[u8], cutting: Cutting) -> Option<Vec<Part>> {
     }
     let kinds = head.take(parts.len())?;
     let mut chunks = Vec::new();
-    let (mut streams, mut widest) = (0, 1);
+    let (mut streams, mut widest, mut bytes, mut last) = (0, 1, 0, 0);
     for (part, kind) in parts.iter_mut().zip(kinds) {
         let Some(kind) = kind.checked_sub(1) else {
             streams += 1;
@@ -279,13 +285,14 @@ fn parse(head: &[u8], sums: &[u8], cutting: Cutting) -> Option<Vec<Part>> {
         }
         streams += picture.streams(cutting);
         widest = widest.max(width);
+        last = picture.bytes();
+        bytes += last;
         part.picture = Some(picture);
     }
-    if cutting
+    let is_narrow = cutting
         .columns
-        .is_some_and(|columns| columns < columns_for(widest))
-        || streams > STREAMS
-    {
+        .is_some_and(|columns| columns < columns_for(widest));
+    if is_narrow || streams > STREAMS || bytes - last > BYTES {
         return None;
     }
     let pictures = parts.iter_mut().filter_map(|part| part.picture.as_mut());

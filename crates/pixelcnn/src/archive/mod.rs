@@ -27,46 +27,58 @@
 //! [`Pipe`].
 //!
 //! # The format, version 2
+//! Numbers are varints (LEB128) of up to 32 bits, or little-endian. It begins with its front:
+//!
 //! | bytes | what |
 //! |---|---|
 //! | 4 | `pxc`, then the version |
 //! | 16 | the model: see [`ModelHash::of_any_size`] |
 //! | 4 | the archive's number: the CRC-32C of the index of its first block of items, or 0 |
-//! | 1 | the model's channels |
-//! | 4 | CRC-32C of everything so far, little-endian, as all such sums |
+//! | 1 | the model's channels, 1 or 3 |
+//! | 4 | CRC-32C of everything so far |
 //!
-//! Then blocks, of which each begins so. Their sums go on from the archive's number, so that an archive that is
-//! in another one is not taken for a part of it, however damaged that is:
+//! Then blocks, of which each begins so. Their sums are CRC-32C too, but go on from the archive's number, so that
+//! an archive that is in another one is not taken for a part of it:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 4 | `pxcB` |
-//! | 1 | the kind: 0 the end, 1 items, 2 the model; others are left to newer programs |
-//! | n | bytes of what follows: a varint (LEB128) |
+//! | 1 | the kind: 0 the end, 1 items, 2 the model; others are left to newer programs, of which those from 128 on may be passed over without loss |
+//! | n | bytes of what follows: a varint of up to 63 bits |
 //! | 4 | sum of the block so far |
 //!
-//! In the end there is the number of all items, a varint, and its sum. In the model there is a
-//! `model.safetensors` as `pixelcnn export` makes it, and its sum. In a block of items, which were compressed
-//! side by side:
+//! The end has model, number and channels once more, as the front, then the number of all items and the sum of
+//! these. What follows it is not read. A model is a `model.safetensors` as `pixelcnn export` makes it, and its
+//! sum; it comes before all items. A block of items, which were compressed side by side, has:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | n | length of the index: a varint |
-//! | n | the index: number of items, columns of a strip (0: each layer of a picture is one stream), of each item the CRC-32C of its file, or of a picture's samples, 4 bytes; then the head, deflated |
+//! | n | the index: number of items (1,024 at most), columns of a strip, of each item the CRC-32C of its file, or of a picture's samples, 4 bytes; then the head, deflated |
 //! | 4 | sum of these |
-//! | n | the streams |
+//! | n | the streams, to the block's end |
 //!
-//! The head has of all items the names. A name is 0 if it is the one before with its last number one higher
-//! and as long; else it is 1 plus the number of bytes that it begins with as the one before does, the number
-//! of the others, and these. Then of all the kinds: 0 for a file as it is, else 1 plus the sum of 1 with
-//! colours, 2 with an alpha channel and 4 with 16 bits; then of each picture height, width, class and the
-//! length of its PNG chunks (varints), and of all pictures these chunks (length, kind, data); then the streams'
-//! lengths: all lowest bytes, then a varint of what is above for each. A file has one stream, itself. A
-//! picture has those of its layers, one layer after the other: red, green and blue together (one by one if the
-//! model is one of grey), or grey; of 16 bits the higher bytes, then the lower; then alpha likewise; each coded
-//! by itself as [`Codec`](pixelcnn_core::codec::Codec) does it. The streams of a block lie in the order in
-//! which a decoder wants them: files first, then tiles in the order in which they
-//! [begin](pixelcnn_core::codec::Tile::begins), of all layers side by side.
+//! The head, of 16 MiB at most, has of all items the names. A name is 0 if it is the one before with its last
+//! number one higher and as long; else it is 1 plus the number of bytes that it begins with as the one before
+//! does, the number of the others, and these. Then of all the kinds, a byte each: 0 for a file as it is, else 1
+//! plus the sum of 1 with colours, 2 with an alpha channel and 4 with 16 bits; then of each picture height and
+//! width (16,384 at most), class and the length of its PNG chunks, and of all pictures these chunks (length, kind,
+//! data); then the streams' lengths: all lowest bytes, then of each what is above (2^20 streams at most).
+//!
+//! A name is a path of parts between `/`, each of 1 to 255 bytes of UTF-8 without control characters and neither
+//! `.` nor `..`; it has 4,096 bytes at most. No two of an archive are the same.
+//!
+//! A file has one stream, itself. A picture has those of its layers, one layer after the other: red, green and
+//! blue together (one by one if the model is one of grey), or grey; of 16 bits the higher bytes, then the lower;
+//! then alpha likewise. A layer of one channel is coded by a model of three as its first one, while all three are
+//! the same. Each layer is coded by itself as [`Codec`](pixelcnn_core::codec::Codec) does it: in strips of so many
+//! columns, a power of two from 4 to 64 and no fewer than the widest picture of the block has, each
+//! [4 rows](pixelcnn_core::incremental::LAG) behind the one to its left, and these in tiles of
+//! [64 rows](pixelcnn_core::codec::TILE), a stream each. A model with attention has 0 columns and codes a layer in
+//! one stream, of 2^18 pixels at most. All pictures of a block but the last have 64 MiB of samples at most.
+//!
+//! The streams of a block lie in the order in which a decoder wants them: files first, then tiles in the order in
+//! which they [begin](pixelcnn_core::codec::Tile::begins), of all layers side by side.
 //!
 //! # The format, version 1
 //! Pictures of the model's size; it is read and no longer written.
@@ -99,7 +111,7 @@ use pixelcnn_core::codec::CodecError;
 use pixelcnn_core::incremental::EvaluatorError;
 
 pub use model::{CodingModel, ModelHash};
-pub use names::{FileNames, distinct_names};
+pub use names::{FileNames, check_name, distinct_names};
 pub use read::{Archive, Block, Damage, Entry, Found, Reader};
 pub use source::{Pipe, Source};
 pub use write::{Coded, Group, Grouping, Item, Writer, compress};

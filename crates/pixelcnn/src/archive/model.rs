@@ -125,6 +125,11 @@ impl Cutting {
         self.columns.map_or(1, |columns| shape.strips(columns))
     }
 
+    /// Streams of a picture.
+    pub fn streams(self, shape: &Shape) -> usize {
+        self.columns.map_or(1, |columns| shape.count_tiles(columns))
+    }
+
     /// Rows that go by until a picture is done.
     fn rows(self, shape: &Shape) -> usize {
         self.columns

@@ -1,28 +1,30 @@
 //! Names of what is in an archive: relative paths, which lead nowhere else, take little room beside one
 //! another, and become those of files.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path};
 
 use super::ArchiveError;
 use super::fields::{Fields, varint};
 use crate::picture::is_picture;
 
-/// The longest name, in bytes.
-pub(super) const MAX_NAME: usize = 255;
+/// The longest name, and the longest part of it between two `/`, in bytes.
+const MAX_NAME: usize = 4096;
+pub(super) const MAX_PART: usize = 255;
+/// A name's end is cut to so many bytes to be told apart by a number.
+const STEM: usize = 200;
 
-/// Checks a name: whoever writes files by these names writes into the folder of his choice and nowhere else.
-pub(super) fn check_name(name: &str) -> Result<(), ArchiveError> {
-    let mut parts = name.split('/');
-    // What this system takes for a path of several parts, a drive or a parent counts as well.
-    let mut components = Path::new(name).components();
-    let problem = if name.len() > MAX_NAME {
-        "a name over 255 bytes: shorten it"
+/// Checks a name, by the same rules everywhere: whoever writes files by these names writes into the folder of his
+/// choice and nowhere else.
+///
+/// # Errors
+/// [`ArchiveError::Name`].
+pub fn check_name(name: &str) -> Result<(), ArchiveError> {
+    let problem = if name.len() > MAX_NAME || name.split('/').any(|part| part.len() > MAX_PART) {
+        "a name over 255 bytes, or a path over 4,096: shorten it"
     } else if name.chars().any(char::is_control) {
         "a control character in a name: rename the file"
-    } else if parts.any(|part| matches!(part, "" | "." | ".."))
-        || components.any(|part| !matches!(part, Component::Normal(_)))
-    {
+    } else if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
         "not a relative path of a file: rename it"
     } else {
         return Ok(());
@@ -33,10 +35,24 @@ pub(super) fn check_name(name: &str) -> Result<(), ArchiveError> {
     })
 }
 
+/// The name as this system can have it: what it takes for a drive or for several parts becomes `_`.
+fn here(name: &str) -> String {
+    let mut components = Path::new(name).components();
+    let count = name.split('/').count();
+    let is_same = components.clone().count() == count
+        && components.all(|component| matches!(component, Component::Normal(_)));
+    match is_same {
+        true => name.to_owned(),
+        false => name.replace(|c: char| !c.is_alphanumeric() && !"/-_ ".contains(c), "_"),
+    }
+}
+
 /// Files that items are written to.
 #[derive(Debug, Default)]
 pub struct FileNames {
     taken: HashSet<String>,
+    /// The last numbers that were given to names that begin and end so.
+    numbers: HashMap<String, usize>,
 }
 
 impl FileNames {
@@ -44,14 +60,15 @@ impl FileNames {
     /// no two the same, and none that was given before. A PNG file has the item's name where that ends so, or
     /// with this ending instead of a picture's, or with it behind its own, or numbered; the others have
     /// the items' names, or those numbered. No part is over 255 bytes.
-    pub fn of<'a>(&mut self, items: impl Iterator<Item = (&'a str, bool)> + Clone) -> Vec<String> {
+    pub fn of<'a>(&mut self, items: impl Iterator<Item = (&'a str, bool)>) -> Vec<String> {
         // Where the system takes them for one, names that differ in case alone meet as well.
         let folded = |name: &str| match cfg!(any(windows, target_os = "macos")) {
             true => name.to_lowercase(),
             false => name.to_owned(),
         };
-        let taken = &mut self.taken;
-        for (name, _) in items.clone() {
+        let items: Vec<(String, bool)> = items.map(|(name, made)| (here(name), made)).collect();
+        let FileNames { taken, numbers } = self;
+        for (name, _) in &items {
             let folders = name.match_indices('/').map(|(at, _)| folded(&name[..at]));
             taken.extend(folders);
         }
@@ -59,36 +76,49 @@ impl FileNames {
             let extension = Path::new(name).extension().unwrap_or_default();
             extension.eq_ignore_ascii_case("png")
         };
-        let own = |(name, is_made): (&str, bool)| {
+        let own = |(name, is_made): &(String, bool)| {
             let keeps = !is_made || is_png(name);
-            (keeps && taken.insert(folded(name))).then(|| name.to_owned())
+            (keeps && taken.insert(folded(name))).then(|| name.clone())
         };
-        let mut files: Vec<Option<String>> = items.clone().map(own).collect();
-        for ((name, is_made), file) in items.zip(&mut files) {
+        let mut files: Vec<Option<String>> = items.iter().map(own).collect();
+        for ((name, is_made), file) in items.iter().zip(&mut files) {
             if file.is_some() {
                 continue;
             }
-            let file_start = name.rfind('/').map_or(0, |at| at + 1);
-            let dot = name.rfind('.').filter(|&dot| dot > file_start);
-            let (stem, own_end) = name.split_at(dot.unwrap_or(name.len()));
+            let (stem, own_end) = split_end(name);
             let (short, end) = match is_made {
                 false => (stem, own_end),
                 true if is_picture(Path::new(name)) => (stem, ".png"),
-                true => (name, ".png"),
+                true => (&name[..], ".png"),
             };
-            let longer = is_made.then(|| cut(name, end));
-            let first = std::iter::once(cut(short, end)).chain(longer);
-            let mut all = first.chain((2..).map(|n| cut(short, &format!("-{n}{end}"))));
-            *file = all.find(|file| taken.insert(folded(file)));
+            let first = [
+                Some(cut(short, end, MAX_PART)),
+                is_made.then(|| cut(name, end, MAX_PART)),
+            ];
+            let mut first = first.into_iter().flatten();
+            *file = first.find(|file| taken.insert(folded(file)));
+            let number = numbers.entry(cut(short, end, STEM)).or_insert(1);
+            while file.is_none() {
+                *number += 1;
+                let numbered = cut(short, &format!("-{number}{end}"), MAX_PART);
+                *file = Some(numbered).filter(|file| taken.insert(folded(file)));
+            }
         }
         files.into_iter().flatten().collect()
     }
 }
 
-/// A file's name with an end, its last part cut to what systems take.
-fn cut(stem: &str, end: &str) -> String {
+/// A name up to the dot before its end, and from there on.
+fn split_end(name: &str) -> (&str, &str) {
+    let file = name.rfind('/').map_or(0, |at| at + 1);
+    let dot = name.rfind('.').filter(|&dot| dot > file);
+    name.split_at(dot.unwrap_or(name.len()))
+}
+
+/// A file's name with an end, its last part cut to so many bytes.
+fn cut(stem: &str, end: &str, most: usize) -> String {
     let start = stem.rfind('/').map_or(0, |at| at + 1);
-    let mut cut = stem.len().min(start + MAX_NAME.saturating_sub(end.len()));
+    let mut cut = stem.len().min(start + most.saturating_sub(end.len()));
     while !stem.is_char_boundary(cut) {
         cut -= 1;
     }
@@ -103,9 +133,7 @@ pub fn distinct_names(names: Vec<String>) -> Vec<String> {
         if seen.insert(name.clone()) {
             return name;
         }
-        let file = name.rfind('/').map_or(0, |at| at + 1);
-        let dot = name.rfind('.').filter(|&dot| dot > file);
-        let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+        let (stem, extension) = split_end(&name);
         let mut numbered = (2..).map(|n| format!("{stem}-{n}{extension}"));
         numbered
             .find(|name| taken.insert(name.clone()))

@@ -1,8 +1,11 @@
 //! Archives being read.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
+use std::fs;
 use std::io;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use super::embedded::{self, MAX_MODEL};
 use super::exact::Exact;
@@ -68,58 +71,73 @@ pub struct Entry {
 /// Items that were compressed side by side, as an archive has them.
 #[derive(Debug, Clone)]
 pub struct Block {
-    cutting: Cutting,
-    parts: Vec<Part>,
-    places: Vec<Vec<Place>>,
-    /// Where the places begin.
+    contents: Contents,
+    entries: Vec<Entry>,
+    /// Where the streams begin, and how many bytes they have.
     start: u64,
+    len: u64,
+}
+
+/// What a block says of its items.
+#[derive(Debug, Clone)]
+enum Contents {
+    /// As it lies in the file, of a model of so many channels: it takes more memory when it is read.
+    Index(Vec<u8>, usize),
+    Parts(Cutting, Vec<Part>),
 }
 
 impl Block {
     /// A block whose streams begin at a place; none where they would reach too far.
-    pub(super) fn new(cutting: Cutting, parts: Vec<Part>, start: u64) -> Option<Block> {
-        let places = index::places(cutting, &parts)?;
-        let ends = places
-            .iter()
-            .flatten()
-            .map(|[at, len]| at.checked_add(*len)?.checked_add(start));
-        ends.collect::<Option<Vec<u64>>>()?;
+    pub(super) fn of_parts(cutting: Cutting, parts: Vec<Part>, start: u64) -> Option<Block> {
+        let lengths = parts.iter().flat_map(|part| &part.lengths);
+        let len = lengths.copied().try_fold(0u64, u64::checked_add)?;
+        start.checked_add(len)?;
         Some(Block {
-            cutting,
-            parts,
-            places,
+            entries: entries(cutting, &parts),
+            contents: Contents::Parts(cutting, parts),
             start,
+            len,
         })
+    }
+
+    /// A block of this index; none where this program makes no such.
+    fn of_index(index: &[u8], channels: usize, start: u64) -> Option<Block> {
+        let (cutting, parts) = index::read(index, channels)?;
+        let block = Block::of_parts(cutting, parts, start)?;
+        Some(Block {
+            contents: Contents::Index(index.to_vec(), channels),
+            ..block
+        })
+    }
+
+    fn parts(&self) -> (Cutting, Cow<'_, [Part]>) {
+        match &self.contents {
+            Contents::Parts(cutting, parts) => (*cutting, parts.into()),
+            Contents::Index(index, channels) => {
+                let read = index::read(index, *channels).expect("it was read before");
+                (read.0, read.1.into())
+            }
+        }
     }
 
     /// What is in it.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry> {
-        self.parts.iter().map(|part| {
-            let picture = part.picture.as_ref();
-            let shapes = picture.map(|picture| picture.shapes(self.cutting.channels));
-            let levels = shapes.iter().flatten().map(|shape| shape.dims() as u64);
-            Entry {
-                name: part.name.clone(),
-                class: picture.map_or(0, |picture| picture.class),
-                size: picture.map(|picture| [picture.height, picture.width]),
-                levels: levels.sum(),
-                bytes: part.lengths.iter().sum(),
-            }
-        })
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
-    /// Whether a file has what the item with this number is.
-    ///
-    /// # Panics
-    /// If there is no such item.
-    pub fn is(&self, item: usize, file: &[u8]) -> bool {
-        let Part { picture, sum, .. } = &self.parts[item];
-        match picture {
-            None => sum.is_of(file),
-            Some(picture) => Exact::read(file).is_some_and(|exact| {
-                Picture::of(&exact, picture.class) == *picture && sum.is_of(&exact.samples)
-            }),
-        }
+    /// Those of some items that are in files already, given the place of each of the block's.
+    pub fn those_there<'a>(
+        &'a self,
+        files: &'a [PathBuf],
+        items: &'a [usize],
+    ) -> impl Iterator<Item = usize> + 'a {
+        let (_, parts) = self.parts();
+        let is_there = move |&item: &usize| {
+            let path = &files[item];
+            // A device or a pipe has nothing.
+            path.is_file() && fs::read(path).is_ok_and(|file| parts[item].is(&file))
+        };
+        items.iter().copied().filter(is_there)
     }
 
     fn decode(
@@ -129,16 +147,18 @@ impl Block {
         source: &mut impl Source,
         progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
     ) -> Result<Vec<Result<Found, Damage>>, ArchiveError> {
-        let channels = self.cutting.channels;
+        let (cutting, parts) = self.parts();
+        let places = index::places(cutting, &parts).expect("they lie in the block");
+        let channels = cutting.channels;
         let nr_classes = model.map_or(0, |model| model.config().nr_classes);
         let mut found = vec![Err(Damage::Cut); items.len()];
         let (mut shapes, mut streams, mut of_item) = (Vec::new(), Vec::new(), Vec::new());
         for (place, &item) in items.iter().enumerate() {
-            let Part { picture, sum, .. } = &self.parts[item];
-            let mut places = self.places[item].iter().copied();
+            let Part { picture, sum, .. } = &parts[item];
+            let mut of_part = places[item].iter().copied();
             match picture {
                 None => {
-                    let [at, len] = self.places[item][0];
+                    let [at, len] = places[item][0];
                     let bytes = source
                         .bytes(self.start + at, len)
                         .map_err(ArchiveError::Read)?;
@@ -156,11 +176,8 @@ impl Block {
                 }
                 Some(picture) => {
                     for shape in picture.shapes(channels) {
-                        let tiles = self
-                            .cutting
-                            .columns
-                            .map_or(1, |columns| shape.tiles(columns).len());
-                        streams.push(places.by_ref().take(tiles).collect::<Vec<Place>>());
+                        let own = of_part.by_ref().take(cutting.streams(&shape));
+                        streams.push(own.collect::<Vec<Place>>());
                         shapes.push(shape);
                         of_item.push(place);
                     }
@@ -187,7 +204,7 @@ impl Block {
                 }
             }
         };
-        let layers = model.decode(self.cutting, &shapes, &mut stream, progress)?;
+        let layers = model.decode(cutting, &shapes, &mut stream, progress)?;
         if let Some(error) = failed {
             return Err(ArchiveError::Read(error));
         }
@@ -197,13 +214,41 @@ impl Block {
             while let Some((_, layer)) = layers.next_if(|((of, _), _)| **of == place) {
                 own.push(layer);
             }
-            let part = &self.parts[items[place]];
+            let part = &parts[items[place]];
             found[place] = made(part, channels, own).ok_or(match is_cut[place] {
                 true => Damage::Cut,
                 false => Damage::Altered,
             });
         }
         Ok(found)
+    }
+}
+
+fn entries(cutting: Cutting, parts: &[Part]) -> Vec<Entry> {
+    let entry = |part: &Part| {
+        let picture = part.picture.as_ref();
+        let shapes = picture.map(|picture| picture.shapes(cutting.channels));
+        let levels = shapes.iter().flatten().map(|shape| shape.dims() as u64);
+        Entry {
+            name: part.name.clone(),
+            class: picture.map_or(0, |picture| picture.class),
+            size: picture.map(|picture| [picture.height, picture.width]),
+            levels: levels.sum(),
+            bytes: part.lengths.iter().sum(),
+        }
+    };
+    parts.iter().map(entry).collect()
+}
+
+impl Part {
+    /// Whether a file has what it is.
+    fn is(&self, file: &[u8]) -> bool {
+        match &self.picture {
+            None => self.sum.is_of(file),
+            Some(picture) => Exact::read(file).is_some_and(|exact| {
+                Picture::of(&exact, picture.class) == *picture && self.sum.is_of(&exact.samples)
+            }),
+        }
     }
 }
 
@@ -233,6 +278,23 @@ fn made(part: &Part, channels: usize, layers: Vec<Option<Vec<u8>>>) -> Option<Fo
     })
 }
 
+/// What a block of items is.
+enum Items {
+    Found(Block),
+    /// It is as it was written, by a program that knows more.
+    Newer,
+    Damaged,
+}
+
+/// What the end of a file says of its front.
+fn front_of_end(source: &mut impl Source) -> io::Result<Option<Front>> {
+    let Some(size) = source.size()? else {
+        return Ok(None);
+    };
+    let bytes = source.bytes(size.saturating_sub(WINDOW), WINDOW)?;
+    Ok(Front::of_end(&bytes))
+}
+
 /// An archive's version, and what it says of itself.
 #[derive(Debug)]
 enum Version {
@@ -251,9 +313,11 @@ pub struct Reader<S> {
     names: HashSet<String>,
     /// The bytes of the model in it, with their sum.
     embedded: Option<Vec<u8>>,
+    /// Where the next block is looked for if it is not there: behind the index of the one before, of which
+    /// bytes may be missing.
+    behind: u64,
     has_ended: bool,
-    /// Whether the end was reached, with as many items as were found.
-    is_whole: bool,
+    is_damaged: bool,
     unknown: u64,
     newer: usize,
 }
@@ -271,18 +335,23 @@ impl<S: Source> Reader<S> {
             return Err(ArchiveError::NotPxc);
         }
         const CUT: ArchiveError = ArchiveError::Damaged("the file is cut off in its front");
+        let mut is_damaged = false;
         let (version, at) = match front.get(MAGIC.len()).ok_or(CUT)? {
             1 => {
                 let (front, blocks, end) = v1::read(&mut source)?;
                 (Version::One(front, blocks.into()), end)
             }
             &VERSION => {
-                let front = front.try_into().map_err(|_| CUT)?;
+                let front: [u8; FRONT] = front.try_into().map_err(|_| CUT)?;
+                let read = match Front::read(&front) {
+                    Some(front) => Some(front),
+                    None => {
+                        is_damaged = true;
+                        front_of_end(&mut source).map_err(ArchiveError::Read)?
+                    }
+                };
                 let altered = ArchiveError::Damaged("the file's front was altered");
-                (
-                    Version::Two(Front::read(&front).ok_or(altered)?),
-                    FRONT as u64,
-                )
+                (Version::Two(read.ok_or(altered)?), FRONT as u64)
             }
             version => return Err(ArchiveError::Version(*version)),
         };
@@ -292,8 +361,9 @@ impl<S: Source> Reader<S> {
             at,
             names: HashSet::new(),
             embedded: None,
+            behind: at,
             has_ended: false,
-            is_whole: false,
+            is_damaged,
             unknown: 0,
             newer: 0,
         };
@@ -303,10 +373,10 @@ impl<S: Source> Reader<S> {
         Ok(reader)
     }
 
-    /// What lies behind the end.
+    /// Ends the archive at a place, behind which there may be more.
     fn end_at(&mut self, end: u64) -> io::Result<()> {
         let size = self.source.size()?;
-        self.is_whole = self.unknown == 0 && size.is_none_or(|size| end <= size);
+        self.has_ended = size.is_none_or(|size| end <= size);
         self.unknown += size.map_or(0, |size| size.saturating_sub(end));
         Ok(())
     }
@@ -317,43 +387,65 @@ impl<S: Source> Reader<S> {
     /// # Errors
     /// [`ArchiveError::Read`].
     pub fn next_block(&mut self) -> Result<Option<Block>, ArchiveError> {
-        let front = match &mut self.version {
-            Version::One(_, blocks) => return Ok(blocks.pop_front()),
-            Version::Two(front) => *front,
+        let found = match &mut self.version {
+            Version::One(_, blocks) => {
+                let next = blocks.pop_front();
+                let start = next.as_ref().map_or(self.at, |block| block.start);
+                self.source.forget(start).map(|()| next)
+            }
+            Version::Two(front) => {
+                let front = *front;
+                self.find_block(front)
+            }
         };
-        self.find_block(front).map_err(ArchiveError::Read)
+        found.map_err(ArchiveError::Read)
     }
 
     fn find_block(&mut self, front: Front) -> io::Result<Option<Block>> {
         // What follows the end is not read.
         while !self.has_ended {
-            self.source.forget(self.at)?;
+            self.source.forget(self.behind.min(self.at))?;
             let start = self.source.bytes(self.at, MAX_START as u64)?;
-            if start.is_empty() {
-                break;
-            }
             let Some(Start { kind, len, body }) = front.read_start(&start) else {
-                let next = self.next_start(front)?;
-                self.unknown += next - self.at;
-                self.at = next;
+                if start.is_empty() && self.behind >= self.at {
+                    break;
+                }
+                self.is_damaged = true;
+                let from = self.behind.min(self.at + 1);
+                let next = self.next_start(front, from)?;
+                self.unknown += next.saturating_sub(self.at);
+                (self.at, self.behind) = (next, next);
                 continue;
             };
+            self.source.forget(self.at)?;
             let begin = self.at + len as u64;
-            self.at = begin.saturating_add(body);
+            let end = begin.saturating_add(body);
+            (self.behind, self.at) = (begin, end);
             match kind {
                 Kind::Items => match self.read_items(front, begin, body)? {
-                    Some(block) => return Ok(Some(block)),
-                    None => self.lose(begin - len as u64)?,
+                    Items::Found(block) => {
+                        self.behind = block.start;
+                        return Ok(Some(block));
+                    }
+                    Items::Newer => self.newer += 1,
+                    Items::Damaged => self.lose(begin - len as u64)?,
                 },
-                Kind::Model => self.embedded = Some(self.source.bytes(begin, body.min(MAX_MODEL))?),
-                Kind::Other => self.newer += 1,
+                Kind::Model => {
+                    self.embedded = Some(self.source.bytes(begin, body.min(MAX_MODEL))?);
+                }
+                Kind::Newer => self.newer += 1,
+                Kind::Aside => {}
                 Kind::End => {
-                    let count = self.source.bytes(begin, body.min(16))?;
-                    let mut count = Fields(front.unsummed(&count).unwrap_or_default());
-                    let is_all = count.number() == Some(self.names.len() as u64);
-                    self.end_at(self.at)?;
-                    self.is_whole &= is_all;
-                    self.has_ended = true;
+                    let count = front.read_end(&self.source.bytes(begin, body.min(64))?);
+                    let is_all = count == Some(self.names.len() as u64) || self.newer > 0;
+                    match is_all && count.is_some() && !self.is_damaged {
+                        true => self.end_at(end)?,
+                        // It may be that of an archive in this one, or of a copy.
+                        false => {
+                            self.is_damaged = true;
+                            self.behind = end;
+                        }
+                    }
                 }
             }
         }
@@ -362,45 +454,47 @@ impl<S: Source> Reader<S> {
 
     /// Counts a block that began at a place as damaged.
     fn lose(&mut self, start: u64) -> io::Result<()> {
+        self.is_damaged = true;
         let size = self.source.size()?.unwrap_or(u64::MAX);
         self.unknown += self.at.min(size).saturating_sub(start);
         Ok(())
     }
 
-    /// What the index of a block tells; none where it is damaged, or has names that there were before.
-    fn read_items(&mut self, front: Front, begin: u64, body: u64) -> io::Result<Option<Block>> {
+    /// What the index of a block tells.
+    fn read_items(&mut self, front: Front, begin: u64, body: u64) -> io::Result<Items> {
         let bytes = self.source.bytes(begin, body.min(5))?;
         let mut fields = Fields(&bytes);
         let Some(len) = fields.number().filter(|len| *len <= MAX_INDEX) else {
-            return Ok(None);
+            return Ok(Items::Damaged);
         };
         let checked = (bytes.len() - fields.0.len()) as u64 + len;
         if checked + SUM as u64 > body {
-            return Ok(None);
+            return Ok(Items::Damaged);
         }
         let bytes = self.source.bytes(begin, checked + SUM as u64)?;
-        let read = || {
-            let checked = front
-                .unsummed(&bytes)
-                .filter(|_| bytes.len() as u64 == checked + SUM as u64)?;
-            let (cutting, parts) =
-                index::read(&checked[checked.len() - len as usize..], front.channels)?;
-            Block::new(cutting, parts, begin + bytes.len() as u64)
+        let is_there = bytes.len() as u64 == checked + SUM as u64;
+        let Some(checked) = front.unsummed(&bytes).filter(|_| is_there) else {
+            return Ok(Items::Damaged);
+        };
+        let index = &checked[checked.len() - len as usize..];
+        let start = begin + bytes.len() as u64;
+        let block = Block::of_index(index, front.channels, start);
+        let Some(block) = block.filter(|block| block.start + block.len == begin + body) else {
+            return Ok(Items::Newer);
         };
         // A block that is there twice is one.
-        let block = read().filter(|block| {
-            let names: HashSet<&String> = block.parts.iter().map(|part| &part.name).collect();
-            let are_new = !names.iter().any(|name| self.names.contains(*name));
-            are_new && names.len() == block.parts.len()
-        });
-        let parts = block.iter().flat_map(|block| &block.parts);
-        self.names.extend(parts.map(|part| part.name.clone()));
-        Ok(block)
+        let names: HashSet<&String> = block.entries.iter().map(|entry| &entry.name).collect();
+        let are_new = !names.iter().any(|name| self.names.contains(*name));
+        if !are_new || names.len() < block.entries.len() {
+            return Ok(Items::Damaged);
+        }
+        self.names.extend(names.into_iter().cloned());
+        Ok(Items::Found(block))
     }
 
-    /// Where the next block begins, or the file ends.
-    fn next_start(&mut self, front: Front) -> io::Result<u64> {
-        let mut at = self.at + 1;
+    /// Where the next block begins, or the file ends, from a place on.
+    fn next_start(&mut self, front: Front, from: u64) -> io::Result<u64> {
+        let mut at = from;
         loop {
             self.source.forget(at)?;
             let bytes = self.source.bytes(at, WINDOW)?;
@@ -441,9 +535,9 @@ impl<S: Source> Reader<S> {
         )?))
     }
 
-    /// Whether all of the blocks were found, once there is no next one; their streams may be damaged yet.
+    /// Whether all of the blocks were found, once there is no next one; their streams may still be damaged.
     pub fn is_whole(&self) -> bool {
-        self.is_whole
+        self.has_ended && !self.is_damaged
     }
 
     /// Bytes so far that are not of the archive, or that were damaged.
@@ -503,12 +597,10 @@ impl<S: Source> Reader<S> {
         model: Option<&CodingModel>,
         progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
     ) -> Result<Vec<Result<Found, Damage>>, ArchiveError> {
-        let has_pictures = items
-            .iter()
-            .any(|&item| block.parts[item].picture.is_some());
+        let has_pictures = items.iter().any(|&item| block.entries[item].size.is_some());
         if let Some(model) = model.filter(|_| has_pictures) {
             self.expect_model(model)?;
-            let has_strips = block.cutting.columns.is_some();
+            let has_strips = block.parts().0.columns.is_some();
             let fits = match self.version {
                 Version::One(..) => !has_strips,
                 Version::Two(_) => has_strips != model.config().attends(),
@@ -541,7 +633,7 @@ impl<S: Source> Archive<S> {
         let mut reader = Reader::new(source)?;
         let (mut blocks, mut entries, mut places) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(block) = reader.next_block()? {
-            let of_block = block.entries();
+            let of_block = block.entries().to_vec();
             places.extend((0..of_block.len()).map(|place| [blocks.len(), place]));
             entries.extend(of_block);
             blocks.push(block);

@@ -26,8 +26,12 @@ pub trait Source {
 }
 
 fn seek_and_read(source: &mut (impl Read + Seek), at: u64, len: u64) -> io::Result<Vec<u8>> {
-    source.seek(SeekFrom::Start(at))?;
     let mut bytes = Vec::new();
+    // No file is that long.
+    if at > i64::MAX as u64 {
+        return Ok(bytes);
+    }
+    source.seek(SeekFrom::Start(at))?;
     // Grows with what is there, whatever is asked for.
     source.take(len).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -92,14 +96,14 @@ impl<R: Read> Source for Pipe<R> {
         let from = at
             .checked_sub(self.start)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let missing = (from + len).saturating_sub(self.kept.len() as u64);
+        let end = from.saturating_add(len);
+        let missing = end.saturating_sub(self.kept.len() as u64);
         self.source
             .by_ref()
             .take(missing)
             .read_to_end(&mut self.kept)?;
-        let from = self.kept.len().min(from as usize);
-        let end = self.kept.len().min(from + len as usize);
-        Ok(self.kept[from..end].to_vec())
+        let there = |place: u64| place.min(self.kept.len() as u64) as usize;
+        Ok(self.kept[there(from)..there(end)].to_vec())
     }
 
     fn forget(&mut self, before: u64) -> io::Result<()> {

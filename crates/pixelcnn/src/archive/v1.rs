@@ -12,12 +12,14 @@ use super::fields::Fields;
 use super::frame::MAGIC;
 use super::index::{Part, Picture, Sum};
 use super::model::{Cutting, ModelHash};
-use super::names::{MAX_NAME, check_name, read_name};
+use super::names::{check_name, read_name};
 use super::read::Block;
 use super::source::Source;
 
 /// No header is longer: five varints of 32 bits after magic, version and hash.
 const MAX_HEADER: u64 = 4 + 16 + 5 * 5;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 255;
 /// The most that an image takes in the index: a name after two varints, a class, a length.
 const MAX_ENTRY: u64 = (2 + 2 + MAX_NAME + 5 + 1 + 5) as u64;
 /// Bytes of an image's checksum.
@@ -96,8 +98,9 @@ pub(super) fn read(source: &mut impl Source) -> Result<(Front, Vec<Block>, u64),
     };
     let (mut blocks, mut start) = (Vec::new(), checked + 4);
     for parts in parts.chunks(BLOCK) {
-        blocks.push(Block::new(cutting, parts.to_vec(), start).ok_or(ALTERED)?);
-        start += parts.iter().flat_map(|part| &part.lengths).sum::<u64>();
+        blocks.push(Block::of_parts(cutting, parts.to_vec(), start).ok_or(ALTERED)?);
+        let lengths = parts.iter().flat_map(|part| &part.lengths);
+        start = lengths.fold(start, |end, len| end + len);
     }
     Ok((front, blocks, start))
 }
@@ -109,7 +112,7 @@ fn parts(index: &[u8], checksums: &[u8], shape: [usize; 3]) -> Option<Vec<Part>>
     for sum in checksums.chunks_exact(CHECKSUM) {
         let before = parts.last().map_or("", |part| &part.name);
         parts.push(Part {
-            name: read_name(&mut index, before)?,
+            name: read_name(&mut index, before).filter(|name| name.len() <= MAX_NAME)?,
             picture: None,
             sum: Sum {
                 crc: u32::from_le_bytes([sum[0], sum[1], sum[2], 0]),

@@ -463,6 +463,12 @@ fn every_item_has_a_file_of_its_own() {
     let files = FileNames::default().of(many.iter().map(|name| (&name[..], true)));
     assert!(files.iter().all(|file| file.len() <= 255));
     assert_eq!(files.iter().collect::<HashSet<_>>().len(), 300);
+    // What is cut to the same is numbered in no time.
+    let many: Vec<String> = (0..100_000)
+        .map(|n| format!("{}{n:06}", "x".repeat(249)))
+        .collect();
+    let files = FileNames::default().of(many.iter().map(|name| (&name[..], true)));
+    assert_eq!(files.iter().collect::<HashSet<_>>().len(), many.len());
     // Some at a time.
     let mut files = FileNames::default();
     assert_eq!(files.of([("a.ppm", true)].into_iter()), ["a.png"]);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::exact::Exact;
 use super::fields::varint;
 use super::frame::{Front, Kind};
-use super::index::{self, COLUMNS, Part, Picture, Sum, columns_for};
+use super::index::{self, BYTES, COLUMNS, ITEMS, Part, Picture, Sum, columns_for};
 use super::model::{CodingModel, Cutting, ModelHash};
 use super::names::check_name;
 use super::{ArchiveError, embedded};
@@ -19,9 +19,6 @@ use crate::Model;
 
 /// Strips of a block: no more are begun than these, but those of one item.
 const STRIPS: usize = 64;
-/// Items of a block at most, and bytes of their files if it is not one item.
-const ITEMS: usize = 1024;
-const BYTES: usize = 64 << 20;
 /// Bytes of chunks that a picture has at most, else its file is kept as it is; and all before a block's last.
 const CHUNKS: usize = 4 << 20;
 
@@ -141,12 +138,11 @@ pub struct Group {
 /// A block that was coded: as bytes once [`Writer::write`] has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coded {
-    names: Vec<String>,
+    /// Of each item the name, whether it is a picture coded by the model, and the CRC-32C of what is kept.
+    items: Vec<(String, bool, u32)>,
     index: Vec<u8>,
     streams: Vec<u8>,
-    /// Items that the model coded.
-    pictures: usize,
-    /// Levels of these.
+    /// Levels of the pictures.
     levels: u64,
     /// Bytes of the other items.
     kept: u64,
@@ -155,12 +151,15 @@ pub struct Coded {
 impl Coded {
     /// Items in it.
     pub fn items(&self) -> usize {
-        self.names.len()
+        self.items.len()
     }
 
     /// Those that are pictures coded by the model: the others are files as they were.
     pub fn pictures(&self) -> usize {
-        self.pictures
+        self.items
+            .iter()
+            .filter(|(_, is_picture, _)| *is_picture)
+            .count()
     }
 
     /// Values of these pictures: pixels times channels.
@@ -181,6 +180,20 @@ impl Group {
             .iter()
             .map(|(item, _)| item.bytes.len() as u64)
             .sum()
+    }
+
+    /// Whether a block has the very names and contents of its items, whoever coded them.
+    pub fn is_in(&self, block: &Coded) -> bool {
+        let is =
+            |((item, exact), (name, is_picture, crc)): (&(Item, Option<Exact>), &(_, _, _))| {
+                let bytes = match (is_picture, exact) {
+                    (false, _) => &item.bytes,
+                    (true, Some(exact)) => &exact.samples,
+                    (true, None) => return false,
+                };
+                item.name == *name && Sum::of(bytes).crc == *crc
+            };
+        self.items.len() == block.items.len() && self.items.iter().zip(&block.items).all(is)
     }
 
     /// Codes the pictures, where that takes fewer bytes than their files have. `progress` is told the share of
@@ -212,10 +225,9 @@ impl Group {
         let streams = model.encode(cutting, &layers, progress)?;
         let mut streams = layers.iter().map(|(shape, _)| *shape).zip(streams);
         let mut coded = Coded {
-            names: Vec::new(),
+            items: Vec::new(),
             index: Vec::new(),
             streams: Vec::new(),
-            pictures: 0,
             levels: 0,
             kept: 0,
         };
@@ -240,7 +252,6 @@ impl Group {
                     Sum::of(&item.bytes)
                 }
                 Some(exact) => {
-                    coded.pictures += 1;
                     coded.levels += own
                         .iter()
                         .map(|(shape, _)| shape.dims() as u64)
@@ -252,7 +263,9 @@ impl Group {
                     Sum::of(&exact.samples)
                 }
             };
-            coded.names.push(item.name.clone());
+            coded
+                .items
+                .push((item.name.clone(), exact.is_some(), sum.crc));
             parts.push(Part {
                 name: item.name,
                 picture: exact.map(|exact| Picture::of(&exact, item.class)),
@@ -322,7 +335,7 @@ impl<'a, W: Write> Writer<'a, W> {
     /// # Errors
     /// Names that no files can have or that were written before, and [`ArchiveError::Output`].
     pub fn write(&mut self, block: &Coded) -> Result<(), ArchiveError> {
-        for name in &block.names {
+        for (name, ..) in &block.items {
             check_name(name)?;
             if !self.names.insert(name.clone()) {
                 return Err(ArchiveError::Name {
@@ -346,10 +359,7 @@ impl<'a, W: Write> Writer<'a, W> {
     /// [`ArchiveError::Output`].
     pub fn finish(mut self) -> Result<(W, u64), ArchiveError> {
         let front = self.begin(0)?;
-        let mut count = Vec::new();
-        varint(&mut count, self.names.len() as u64);
-        let count = front.summed(count);
-        self.put(&[&front.start(Kind::End, count.len()), &count])?;
+        self.put(&[&front.end(self.names.len())])?;
         self.out.flush().map_err(ArchiveError::Output)?;
         Ok((self.out, self.written))
     }
