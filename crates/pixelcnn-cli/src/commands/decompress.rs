@@ -55,7 +55,7 @@ Examples:
   pixelcnn decompress runs/quick-1 photos.pxc -o some --only cats/1.png cats/7.png
       two of them, without reading the others
   curl https://example.org/photos.pxc | pixelcnn decompress - -o photos
-      each as soon as it is there
+      files are written while the rest is still on its way
   pixelcnn decompress --list photos.pxc
       what is in it";
 
