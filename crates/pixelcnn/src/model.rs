@@ -31,7 +31,7 @@ use std::ops::ControlFlow;
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 
-use crate::archive::{self, Archive, ArchiveError, CodingModel, Damage, Found, Item};
+use crate::archive::{self, Archive, ArchiveError, CodingModel, Item, Taken};
 use crate::complete::{self, Completion};
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network};
@@ -153,10 +153,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Archive::new`](archive::Archive::new) and [`Archive::read`](archive::Archive::read).
-    pub fn decompress(
-        &self,
-        file: &[u8],
-    ) -> Result<Vec<(String, Result<Found, Damage>)>, ArchiveError> {
+    pub fn decompress(&self, file: &[u8]) -> Result<Vec<(String, Taken)>, ArchiveError> {
         let mut archive = Archive::new(Cursor::new(file))?;
         let all: Vec<usize> = (0..archive.entries().len()).collect();
         let found = archive.read(&self.coder()?, &all, &mut |_| unheard())?;

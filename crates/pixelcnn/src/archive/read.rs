@@ -43,6 +43,9 @@ pub struct Found {
     pub is_made: bool,
 }
 
+/// An item that was taken out, or why it is lost.
+pub type Taken = Result<Found, Damage>;
+
 impl Found {
     /// Whether nothing of this file was lost: it is the same, or shows exactly the same.
     pub fn is_of(&self, file: &[u8]) -> bool {
@@ -146,7 +149,7 @@ impl Block {
         items: &[usize],
         source: &mut impl Source,
         progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-    ) -> Result<Vec<Result<Found, Damage>>, ArchiveError> {
+    ) -> Result<Vec<Taken>, ArchiveError> {
         let (cutting, parts) = self.parts();
         let places = index::places(cutting, &parts).expect("they lie in the block");
         let channels = cutting.channels;
@@ -596,7 +599,7 @@ impl<S: Source> Reader<S> {
         items: &[usize],
         model: Option<&CodingModel>,
         progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-    ) -> Result<Vec<Result<Found, Damage>>, ArchiveError> {
+    ) -> Result<Vec<Taken>, ArchiveError> {
         let has_pictures = items.iter().any(|&item| block.entries[item].size.is_some());
         if let Some(model) = model.filter(|_| has_pictures) {
             self.expect_model(model)?;
@@ -673,7 +676,7 @@ impl<S: Source> Archive<S> {
         model: &CodingModel,
         numbers: &[usize],
         progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-    ) -> Result<Vec<Result<Found, Damage>>, ArchiveError> {
+    ) -> Result<Vec<Taken>, ArchiveError> {
         let mut found = vec![Err(Damage::Cut); numbers.len()];
         let mut order: Vec<usize> = (0..numbers.len()).collect();
         order.sort_by_key(|&place| self.places[numbers[place]]);

@@ -515,7 +515,7 @@ fn blocks_that_lie_are_passed_over() {
     // Two of 268 million pixels.
     let huge = part("a", wide(16_384, 16_384), vec![0; 4 << 16]);
     let other = part("b", wide(16_384, 16_384), vec![0; 4 << 16]);
-    assert_eq!(found(Some(64), &[huge.clone()], 0), 1);
+    assert_eq!(found(Some(64), std::slice::from_ref(&huge), 0), 1);
     assert_eq!(found(Some(64), &[huge, other], 0), 0);
 }
 
