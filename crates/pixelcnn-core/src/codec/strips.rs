@@ -178,6 +178,7 @@ impl Codec {
                     tile: TILE,
                     lane: Lane {
                         start: strip * LAG,
+                        rows: shape.height,
                         left: (strip > 0).then(|| strips.len() - 1),
                         class: shape.class,
                     },

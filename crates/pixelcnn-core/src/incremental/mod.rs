@@ -530,10 +530,11 @@ impl Raster {
             ..
         } = self;
         let (by_image, threads) = (*by_image, team.size());
-        let shared = groups
-            .iter_mut()
-            .map(|group| (group.memory(), group.images.clone()));
-        let shared: Vec<(Memory, Range<usize>)> = shared.collect();
+        let shared = groups.iter_mut().map(|group| {
+            let memory = group.memory();
+            (memory, &group.images, &group.active[..])
+        });
+        let shared: Vec<(Memory, &Range<usize>, &[usize])> = shared.collect();
         team.run(&|member| {
             let mut scratch = scratch[member.index]
                 .lock()
@@ -543,11 +544,12 @@ impl Raster {
                 false => (0..1, [member.index, threads]),
             };
             let member = (!by_image).then_some(member);
-            for (memory, images) in &shared[groups] {
+            for &(memory, images, active) in &shared[groups] {
                 let mut worker = Worker {
                     model,
                     kernels,
-                    memory: *memory,
+                    memory,
+                    active,
                     share,
                     member: member.as_ref(),
                     scratch: &mut scratch,
@@ -601,6 +603,8 @@ pub struct Turn<'a> {
 /// Some of the images, with the memory of their maps.
 struct Group {
     images: Range<usize>,
+    /// Places among them of those for which something is to be computed.
+    active: Vec<usize>,
     lines: Vec<Line>,
 }
 
@@ -619,7 +623,11 @@ impl Group {
         let mut lines = Vec::new();
         lines.try_reserve_exact(size).map_err(|_| refused)?;
         lines.resize(size, Line::ZERO);
-        let mut group = Group { images, lines };
+        let mut group = Group {
+            active: (0..n).collect(),
+            images,
+            lines,
+        };
         for (number, sum) in model.program.sums.iter().enumerate() {
             if sum.conditional.is_some() {
                 let labels = &labels[group.images.clone()];
@@ -715,6 +723,8 @@ struct Worker<'a> {
     model: &'a Model,
     kernels: &'static TileKernels,
     memory: Memory,
+    /// Places of the images for which something is to be computed.
+    active: &'a [usize],
     /// This thread's number among those who share the output channels, and their number.
     share: [usize; 2],
     /// Whom to wait for.
@@ -772,12 +782,11 @@ impl Worker<'_> {
         let [first_output, first_input] =
             [outputs, input].map(|ring| self.memory.pixel(ring, y as isize, x as isize));
         let [index, of] = self.share;
-        let own_images = share(images.len(), index, of);
+        let own_images = share(self.active.len(), index, of);
         let of_images = logits.chunks_exact_mut(config.output_channels());
-        for (place, logits) in of_images.enumerate().take(own_images.end) {
-            if place < own_images.start {
-                continue;
-            }
+        let mut of_images = of_images.skip(own_images.start);
+        for &place in &self.active[own_images] {
+            let logits = of_images.next().expect("one for each image");
             let mut levels = [0; 3];
             let levels = &mut levels[..channels.len()];
             // SAFETY: both places lie in the group's memory, in rows of rings; the rest is the caller's.
@@ -828,12 +837,12 @@ impl Worker<'_> {
         let complete = sum.by_row || when == When::Pixel;
         // What the row taps gave is gone on with.
         let begun = when == When::Pixel && !sum.phases[phase].row.is_empty();
-        let (n, paired) = (self.memory.images, !sum.pairs.is_empty());
+        let (active, paired) = (self.active, !sum.pairs.is_empty());
         let at_once = if paired { 2 } else { 1 };
-        let [_, tile] = self.kernels.shape(columns.len() / at_once * n);
+        let [_, tile] = self.kernels.shape(columns.len() / at_once * active.len());
         let mut pixels = columns
             .step_by(at_once)
-            .flat_map(|x| (0..n).map(move |image| [x, image]));
+            .flat_map(|x| active.iter().map(move |&image| [x, image]));
         loop {
             let scratch = &mut *self.scratch;
             scratch.pixels.clear();
@@ -1155,7 +1164,7 @@ impl Worker<'_> {
                 for x in (0..ring.width).step_by(2) {
                     let from = memory.pixel(ring, row as isize, x as isize - 1);
                     let to = memory.pixel(pairs, row as isize, x as isize / 2);
-                    for image in 0..n {
+                    for &image in self.active {
                         // SAFETY: this thread made these channels of the row, and those of the
                         // pairs, which are elsewhere, are its alone. The raster's level is one that
                         // the machine has.

@@ -12,9 +12,10 @@ pub const LAG: usize = 4;
 /// A strip of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lane {
-    /// The row, counted as the raster counts them, that is its first: a multiple of [`LAG`]. Before, and
-    /// after its last one, whatever is computed for it is nothing.
+    /// The row, counted as the raster counts them, that is its first: a multiple of [`LAG`].
     pub start: usize,
+    /// Its rows. Before them, and after, nothing is computed for it.
+    pub rows: usize,
     /// The lane of the strip to its left, which begins [`LAG`] rows before; none where it is the picture's
     /// first.
     pub left: Option<usize>,
@@ -64,15 +65,21 @@ impl Strips {
         self.starts[number] + row as usize % rows(ring) * ring.channels
     }
 
-    /// Clears what was before the lanes that begin, and gives all lanes the columns to their left.
+    /// Finds the lanes that have a row here, clears what was before those that begin, and gives them the columns
+    /// to their left.
     pub fn begin_row(&self, program: &Program, y: usize, groups: &mut [Group]) {
         for group in groups {
+            group.active.clear();
             for image in group.images.clone() {
                 let lane = self.lanes[image];
+                if !(lane.start..lane.start + lane.rows).contains(&y) {
+                    continue;
+                }
+                group.active.push(image - group.images.start);
                 if lane.start == y && y > 0 {
                     clear(program, group, image);
                 }
-                let Some(left) = lane.left.filter(|_| y >= lane.start) else {
+                let Some(left) = lane.left else {
                     continue;
                 };
                 for (number, ring, row) in due(program, y) {

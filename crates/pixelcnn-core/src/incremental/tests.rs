@@ -212,6 +212,7 @@ fn strips_are_those_of_the_network_written_plainly() {
         // Two pictures, the second of which begins later, where another one has been.
         let lane = |picture: usize, strip: usize| Lane {
             start: 8 * picture + strip * LAG,
+            rows: config.height,
             left: (strip > 0).then(|| picture * strips + strip - 1),
             class: images.labels[picture],
         };
