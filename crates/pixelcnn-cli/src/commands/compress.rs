@@ -27,8 +27,8 @@ use crate::trained::Trained;
 /// Compress pictures without loss, and whatever lies beside them.
 ///
 /// The likelier the model finds a picture, the fewer bytes it takes. All files go into one archive, of
-/// which each can be read without the others by `pixelcnn decompress`. PNG files of any size are coded by
-/// the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing else: their pixels
+/// which each can be read without the others by `pixelcnn decompress`. PNG files of up to 16,384 pixels a
+/// side are coded by the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing else: their pixels
 /// with alpha, 16 bits, profile, gamma, orientation and texts come back, as a PNG file. What the model
 /// can't take or can't make smaller (a JPEG, a text) is kept as it is, byte by byte.
 ///
@@ -155,7 +155,7 @@ impl Compress {
                 return Ok(ExitCode::SUCCESS);
             }
             true if is_standard(&self.output) => match work(Some(&mut io::stdout().lock())) {
-                Err(_) if interrupted().is_break() => {
+                Err(_) if interrupted().is_break() && team.ranks.count() == 1 => {
                     note("pixelcnn: interrupted: the archive is not complete");
                     return Ok(ExitCode::from(INTERRUPTED));
                 }
@@ -288,12 +288,22 @@ fn write(
             };
             Result::Ok(Some(own.encode(model, &mut progress)?))
         })?;
-        for (block, own) in parts.iter().flatten().zip(&others) {
-            if own.as_ref().is_some_and(|own| !own.is_in(block)) {
+        for (rank, block) in parts.iter().enumerate() {
+            let own = others.get(rank).and_then(Option::as_ref);
+            let is_same = match (block, own) {
+                // Its own is with it.
+                (Some(_), None) => rank == 0,
+                (Some(block), Some(own)) => own.is_in(block),
+                (None, own) => own.is_none(),
+            };
+            if !is_same {
                 return Err(
                     "the ranks read other files: give all the same, which nobody changes".into(),
                 );
             }
+            let Some(block) = block else {
+                continue;
+            };
             if let Some(writer) = &mut writer {
                 writer.write(block)?;
             }
@@ -318,6 +328,9 @@ fn write(
         code(&mut round)?;
     }
     if let Some(writer) = writer {
+        if summary.files != found.len() {
+            return Err("the ranks read other files: give all the same".into());
+        }
         (_, summary.bytes) = writer.finish()?;
     }
     Ok(summary)
@@ -500,6 +513,7 @@ fn find(files: &[PathBuf]) -> Result<Vec<Found>> {
                 found.path.as_deref().unwrap_or(Path::new("-")).display(),
                 found.name
             ));
+            check_name(&stored)?;
             found.name = stored;
         }
     }

@@ -82,6 +82,9 @@ struct Done {
     there: usize,
     wanted: usize,
     levels: u64,
+    /// Pictures for which there is no model, and why.
+    without_model: usize,
+    reason: String,
 }
 
 impl Decompress {
@@ -207,10 +210,8 @@ impl Unpacking<'_> {
             if pictures > 0
                 && let Err(reason) = self.find_model()
             {
-                note(format_args!(
-                    "pixelcnn: {} not written: {reason}",
-                    counted(pictures, "picture")
-                ));
+                self.done.without_model += pictures;
+                self.done.reason = reason;
                 items.retain(|&item| entries[item].size.is_none());
             }
             let here: u64 = items.iter().map(|&item| work(&entries[item])).sum();
@@ -264,8 +265,8 @@ impl Unpacking<'_> {
         for (entry, name) in entries.iter().zip(&names) {
             if entry.size.is_none() && entry.name != *name && self.wants(&entry.name) {
                 note(format_args!(
-                    "{} is written as {name}, for there is another {}",
-                    entry.name, entry.name
+                    "{} is written as {name}: there is another file of its name, or there can be none here",
+                    entry.name
                 ));
             }
         }
@@ -330,12 +331,13 @@ impl Unpacking<'_> {
             return coder(&Trained::exported(model)).map_err(|error| error.to_string());
         }
         let shipped = Trained::open(None, "decompress").and_then(|trained| coder(&trained));
-        let shipped = shipped.map_err(|error| error.to_string())?;
+        let shipped = shipped.map_err(|error| error.to_string());
+        let fits = |model: &CodingModel| self.reader.expect_model(model).is_ok();
         match embedded {
-            Err(error) if self.reader.expect_model(&shipped).is_err() => {
+            Err(error) if !shipped.as_ref().is_ok_and(fits) => {
                 Err(format!("{}: {error}", self.path))
             }
-            _ => Ok(shipped),
+            _ => shipped,
         }
     }
 
@@ -380,7 +382,7 @@ impl Unpacking<'_> {
     }
 
     fn finish(self, seconds: f64) -> Result<ExitCode> {
-        let is_all = self.is_all();
+        let (is_all, to_standard) = (self.is_all(), self.to_standard());
         for name in &self.missing {
             note(format_args!(
                 "pixelcnn: --only {name}: not in {}",
@@ -392,7 +394,15 @@ impl Unpacking<'_> {
             there,
             wanted,
             levels,
+            without_model,
+            reason,
         } = self.done;
+        if without_model > 0 {
+            note(format_args!(
+                "pixelcnn: {} not written: {reason}",
+                counted(without_model, "picture")
+            ));
+        }
         let before = match there {
             0 => String::new(),
             there => format!(", {} there already", grouped(there as u64)),
@@ -406,7 +416,7 @@ impl Unpacking<'_> {
             grouped(written as u64),
             counted(wanted, "file"),
         );
-        match self.to_standard() {
+        match to_standard {
             true => note(said),
             false => say(said)?,
         }

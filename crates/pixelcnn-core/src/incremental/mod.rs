@@ -268,10 +268,12 @@ impl Evaluator {
         assert!(config.width.is_multiple_of(LAG), "whole coarse columns");
         for lane in lanes {
             assert!(lane.start.is_multiple_of(LAG), "whole coarse rows");
-            let left = lane.left.map(|left| lanes[left].start + LAG);
+            let left = lane
+                .left
+                .map(|left| (lanes[left].start + LAG, lanes[left].rows));
             assert!(
-                left.is_none_or(|start| start == lane.start),
-                "behind its left one"
+                left.is_none_or(|left| left == (lane.start, lane.rows)),
+                "behind its left one, and as long"
             );
         }
         let labels: Vec<u32> = lanes.iter().map(|lane| lane.class).collect();

@@ -107,6 +107,9 @@ impl Front {
             let mut fields = Fields(block.get(MARKER.len() + 2 + SUM..)?);
             let front = Front::of_fields(&mut fields)?;
             let start = front.read_start(block)?;
+            if start.kind != Kind::End {
+                return None;
+            }
             let body = block.get(start.len..)?.get(..start.body as usize)?;
             front.read_end(body).map(|_| front)
         })

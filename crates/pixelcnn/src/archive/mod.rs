@@ -38,7 +38,7 @@
 //! | 4 | CRC-32C of everything so far |
 //!
 //! Then blocks, of which each begins so. Their sums are CRC-32C too, but go on from the archive's number, so that
-//! an archive that is in another one is not taken for a part of it:
+//! an archive that is in another one is not taken for a part of it, unless both begin with the same items:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -58,24 +58,25 @@
 //! | 4 | sum of these |
 //! | n | the streams, to the block's end |
 //!
-//! The head, of 16 MiB at most, has of all items the names. A name is 0 if it is the one before with its last
+//! The head, of less than 16 MiB, has of all items the names. A name is 0 if it is the one before with its last
 //! number one higher and as long; else it is 1 plus the number of bytes that it begins with as the one before
 //! does, the number of the others, and these. Then of all the kinds, a byte each: 0 for a file as it is, else 1
 //! plus the sum of 1 with colours, 2 with an alpha channel and 4 with 16 bits; then of each picture height and
-//! width (16,384 at most), class and the length of its PNG chunks, and of all pictures these chunks (length, kind,
-//! data); then the streams' lengths: all lowest bytes, then of each what is above (2^20 streams at most).
+//! width (16,384 at most), class and the length of its PNG chunks, and of all pictures these chunks, as they are in
+//! a PNG but without their sums; then the streams' lengths: all lowest bytes, then of each what is above (2^20 streams at most).
 //!
 //! A name is a path of parts between `/`, each of 1 to 255 bytes of UTF-8 without control characters and neither
 //! `.` nor `..`; it has 4,096 bytes at most. No two of an archive are the same.
 //!
-//! A file has one stream, itself. A picture has those of its layers, one layer after the other: red, green and
+//! A picture's samples are \[height, width, channels\], alpha last, of 16 bits the higher byte first. A file has
+//! one stream, itself. A picture has those of its layers, one layer after the other: red, green and
 //! blue together (one by one if the model is one of grey), or grey; of 16 bits the higher bytes, then the lower;
 //! then alpha likewise. A layer of one channel is coded by a model of three as its first one, while all three are
 //! the same. Each layer is coded by itself as [`Codec`](pixelcnn_core::codec::Codec) does it: in strips of so many
-//! columns, a power of two from 4 to 64 and no fewer than the widest picture of the block has, each
+//! columns, 64, or a power of two from 4 on that is no less than the widest picture of the block has, each
 //! [4 rows](pixelcnn_core::incremental::LAG) behind the one to its left, and these in tiles of
 //! [64 rows](pixelcnn_core::codec::TILE), a stream each. A model with attention has 0 columns and codes a layer in
-//! one stream, of 2^18 pixels at most. All pictures of a block but the last have 64 MiB of samples at most.
+//! one stream, of 2^18 pixels at most. All pictures of a block but the last have together 64 MiB of samples at most.
 //!
 //! The streams of a block lie in the order in which a decoder wants them: files first, then tiles in the order in
 //! which they [begin](pixelcnn_core::codec::Tile::begins), of all layers side by side.

@@ -216,7 +216,7 @@ impl CodingModel {
                 let shape = &shapes[*layer];
                 cutting.size(shape) == cutting.size(first)
                     && strips + cutting.strips(shape) <= most
-                    // A strip that is done is computed on until the batch is.
+                    // So that threads have something to do up to the end.
                     && 2 * cutting.rows(shape) > cutting.rows(first)
             }) {
                 strips += cutting.strips(&shapes[layer]);

@@ -47,6 +47,9 @@ fn here(name: &str) -> String {
     }
 }
 
+/// What follows a name's last dot is no end of it if it is longer.
+const LONGEST_END: usize = 32;
+
 /// Files that items are written to.
 #[derive(Debug, Default)]
 pub struct FileNames {
@@ -112,6 +115,7 @@ impl FileNames {
 fn split_end(name: &str) -> (&str, &str) {
     let file = name.rfind('/').map_or(0, |at| at + 1);
     let dot = name.rfind('.').filter(|&dot| dot > file);
+    let dot = dot.filter(|dot| name.len() - dot <= LONGEST_END);
     name.split_at(dot.unwrap_or(name.len()))
 }
 
@@ -134,7 +138,7 @@ pub fn distinct_names(names: Vec<String>) -> Vec<String> {
             return name;
         }
         let (stem, extension) = split_end(&name);
-        let mut numbered = (2..).map(|n| format!("{stem}-{n}{extension}"));
+        let mut numbered = (2..).map(|n| cut(stem, &format!("-{n}{extension}"), MAX_PART));
         numbered
             .find(|name| taken.insert(name.clone()))
             .unwrap_or(name)

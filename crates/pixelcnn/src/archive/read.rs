@@ -19,6 +19,8 @@ use crate::Model;
 
 /// Bytes that are looked through at a time for the next block.
 const WINDOW: u64 = 1 << 16;
+/// So much of a pipe is kept of a block, to be looked through if the next one is not behind it.
+const KEPT: u64 = 64 << 20;
 /// An index has no more bytes: what is deflated in it has no more.
 const MAX_INDEX: u64 = 32 << 20;
 
@@ -84,8 +86,8 @@ pub struct Block {
 /// What a block says of its items.
 #[derive(Debug, Clone)]
 enum Contents {
-    /// As it lies in the file, of a model of so many channels: it takes more memory when it is read.
-    Index(Vec<u8>, usize),
+    /// As it lies in the file: it takes more memory when it is read.
+    Index(Cutting, Vec<u8>),
     Parts(Cutting, Vec<Part>),
 }
 
@@ -108,7 +110,7 @@ impl Block {
         let (cutting, parts) = index::read(index, channels)?;
         let block = Block::of_parts(cutting, parts, start)?;
         Some(Block {
-            contents: Contents::Index(index.to_vec(), channels),
+            contents: Contents::Index(cutting, index.to_vec()),
             ..block
         })
     }
@@ -116,10 +118,16 @@ impl Block {
     fn parts(&self) -> (Cutting, Cow<'_, [Part]>) {
         match &self.contents {
             Contents::Parts(cutting, parts) => (*cutting, parts.into()),
-            Contents::Index(index, channels) => {
-                let read = index::read(index, *channels).expect("it was read before");
-                (read.0, read.1.into())
+            Contents::Index(cutting, index) => {
+                let read = index::read(index, cutting.channels).expect("it was read before");
+                (*cutting, read.1.into())
             }
+        }
+    }
+
+    fn cutting(&self) -> Cutting {
+        match &self.contents {
+            Contents::Parts(cutting, _) | Contents::Index(cutting, _) => *cutting,
         }
     }
 
@@ -330,7 +338,7 @@ impl<S: Source> Reader<S> {
     ///
     /// # Errors
     /// [`ArchiveError::Read`], [`ArchiveError::NotPxc`], [`ArchiveError::Version`] of a newer version, and
-    /// [`ArchiveError::Damaged`] where the front is. Of version 1, whose front has all names, also
+    /// [`ArchiveError::Damaged`] where the front is, and the end does not tell it either. Of version 1, whose front has all names, also
     /// [`ArchiveError::Name`] where one could make trouble.
     pub fn new(mut source: S) -> Result<Reader<S>, ArchiveError> {
         let front = source.bytes(0, FRONT as u64).map_err(ArchiveError::Read)?;
@@ -380,8 +388,12 @@ impl<S: Source> Reader<S> {
     fn end_at(&mut self, end: u64) -> io::Result<()> {
         let size = self.source.size()?;
         self.has_ended = size.is_none_or(|size| end <= size);
-        self.unknown += size.map_or(0, |size| size.saturating_sub(end));
+        self.add_unknown(size.map_or(0, |size| size.saturating_sub(end)));
         Ok(())
+    }
+
+    fn add_unknown(&mut self, bytes: u64) {
+        self.unknown = self.unknown.saturating_add(bytes);
     }
 
     /// Finds the next block that is whole as far as it tells of itself. Of a [`Pipe`](super::Pipe), those
@@ -407,6 +419,9 @@ impl<S: Source> Reader<S> {
     fn find_block(&mut self, front: Front) -> io::Result<Option<Block>> {
         // What follows the end is not read.
         while !self.has_ended {
+            if self.source.size()?.is_none() {
+                self.behind = self.behind.max(self.at.saturating_sub(KEPT));
+            }
             self.source.forget(self.behind.min(self.at))?;
             let start = self.source.bytes(self.at, MAX_START as u64)?;
             let Some(Start { kind, len, body }) = front.read_start(&start) else {
@@ -416,7 +431,7 @@ impl<S: Source> Reader<S> {
                 self.is_damaged = true;
                 let from = self.behind.min(self.at + 1);
                 let next = self.next_start(front, from)?;
-                self.unknown += next.saturating_sub(self.at);
+                self.add_unknown(next.saturating_sub(self.at));
                 (self.at, self.behind) = (next, next);
                 continue;
             };
@@ -440,8 +455,10 @@ impl<S: Source> Reader<S> {
                 Kind::Aside => {}
                 Kind::End => {
                     let count = front.read_end(&self.source.bytes(begin, body.min(64))?);
-                    let is_all = count == Some(self.names.len() as u64) || self.newer > 0;
-                    match is_all && count.is_some() && !self.is_damaged {
+                    let found = Some(self.names.len() as u64);
+                    // Items of newer blocks count too.
+                    let is_all = count == found || self.newer > 0 && count > found;
+                    match is_all && !self.is_damaged {
                         true => self.end_at(end)?,
                         // It may be that of an archive in this one, or of a copy.
                         false => {
@@ -459,7 +476,7 @@ impl<S: Source> Reader<S> {
     fn lose(&mut self, start: u64) -> io::Result<()> {
         self.is_damaged = true;
         let size = self.source.size()?.unwrap_or(u64::MAX);
-        self.unknown += self.at.min(size).saturating_sub(start);
+        self.add_unknown(self.at.min(size).saturating_sub(start));
         Ok(())
     }
 
@@ -538,7 +555,8 @@ impl<S: Source> Reader<S> {
         )?))
     }
 
-    /// Whether all of the blocks were found, once there is no next one; their streams may still be damaged.
+    /// Whether all of the blocks were found, once there is no next one: their streams may still be damaged, and
+    /// those of newer programs are counted apart.
     pub fn is_whole(&self) -> bool {
         self.has_ended && !self.is_damaged
     }
@@ -603,7 +621,7 @@ impl<S: Source> Reader<S> {
         let has_pictures = items.iter().any(|&item| block.entries[item].size.is_some());
         if let Some(model) = model.filter(|_| has_pictures) {
             self.expect_model(model)?;
-            let has_strips = block.parts().0.columns.is_some();
+            let has_strips = block.cutting().columns.is_some();
             let fits = match self.version {
                 Version::One(..) => !has_strips,
                 Version::Two(_) => has_strips != model.config().attends(),

@@ -108,11 +108,17 @@ impl<R: Read> Source for Pipe<R> {
 
     fn forget(&mut self, before: u64) -> io::Result<()> {
         let gone = before.saturating_sub(self.start);
-        let kept = self.kept.len().min(gone as usize);
-        self.kept.drain(..kept);
-        let skipped = gone - kept as u64;
-        io::copy(&mut self.source.by_ref().take(skipped), &mut io::sink())?;
-        self.start += gone;
+        let forgotten = self.kept.len().min(gone as usize);
+        // What is left is moved, so not each time.
+        if 2 * forgotten >= self.kept.len() {
+            self.kept.drain(..forgotten);
+            self.start += forgotten as u64;
+        }
+        if self.kept.is_empty() {
+            let skipped = before.saturating_sub(self.start);
+            let skipped = io::copy(&mut self.source.by_ref().take(skipped), &mut io::sink())?;
+            self.start += skipped;
+        }
         Ok(())
     }
 

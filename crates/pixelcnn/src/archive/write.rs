@@ -138,7 +138,7 @@ pub struct Group {
 /// A block that was coded: as bytes once [`Writer::write`] has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coded {
-    /// Of each item the name, whether it is a picture coded by the model, and the CRC-32C of what is kept.
+    /// Of each item the name, whether it is a picture coded by the model, and the CRC-32C of its file.
     items: Vec<(String, bool, u32)>,
     index: Vec<u8>,
     streams: Vec<u8>,
@@ -182,18 +182,13 @@ impl Group {
             .sum()
     }
 
-    /// Whether a block has the very names and contents of its items, whoever coded them.
+    /// Whether a block is of files with the very names and contents of its items, whoever coded them.
     pub fn is_in(&self, block: &Coded) -> bool {
-        let is =
-            |((item, exact), (name, is_picture, crc)): (&(Item, Option<Exact>), &(_, _, _))| {
-                let bytes = match (is_picture, exact) {
-                    (false, _) => &item.bytes,
-                    (true, Some(exact)) => &exact.samples,
-                    (true, None) => return false,
-                };
-                item.name == *name && Sum::of(bytes).crc == *crc
-            };
-        self.items.len() == block.items.len() && self.items.iter().zip(&block.items).all(is)
+        let names = self.items.iter().zip(&block.items);
+        let is = |((item, _), (name, _, crc)): (&(Item, _), &(String, bool, u32))| {
+            item.name == *name && crc32c::crc32c(&item.bytes) == *crc
+        };
+        self.items.len() == block.items.len() && { names }.all(is)
     }
 
     /// Codes the pictures, where that takes fewer bytes than their files have. `progress` is told the share of
@@ -263,9 +258,8 @@ impl Group {
                     Sum::of(&exact.samples)
                 }
             };
-            coded
-                .items
-                .push((item.name.clone(), exact.is_some(), sum.crc));
+            let crc = crc32c::crc32c(&item.bytes);
+            coded.items.push((item.name.clone(), exact.is_some(), crc));
             parts.push(Part {
                 name: item.name,
                 picture: exact.map(|exact| Picture::of(&exact, item.class)),

@@ -271,8 +271,8 @@ pub(crate) fn whole(bytes: &[u8]) -> Result<Whole, String> {
         ImageFormat::Png => true,
         ImageFormat::Pnm => is_plain_pnm(bytes),
         ImageFormat::WebP => is_plain_webp(bytes),
-        // Levels as in sRGB.
-        ImageFormat::Qoi => bytes.get(13) == Some(&0),
+        // Levels as in sRGB, up to the end.
+        ImageFormat::Qoi => bytes.get(13) == Some(&0) && bytes.ends_with(&[0, 0, 0, 0, 0, 0, 0, 1]),
         ImageFormat::Bmp => is_plain_bmp(bytes),
         _ => false,
     };
@@ -295,18 +295,19 @@ fn is_plain_webp(bytes: &[u8]) -> bool {
     bytes.get(8..16) == Some(b"WEBPVP8L") && 20 + len + len % 2 == bytes.len() as u64
 }
 
-/// Whether a BMP file has three bytes a pixel and the plainest header, which knows of no profile.
+/// Whether a BMP file has three bytes a pixel, nothing behind them and the plainest header, which knows of no
+/// profile.
 fn is_plain_bmp(bytes: &[u8]) -> bool {
     let number = |at: usize, len: usize| {
         let bytes = bytes.get(at..at + len).unwrap_or_default();
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        let bytes = bytes.iter().rev();
+        bytes.fold(0u64, |number, &byte| number << 8 | u64::from(byte))
     };
-    let [pixels, header, depth, packing] =
-        [number(10, 4), number(14, 4), number(28, 2), number(30, 4)];
-    [pixels, header, depth, packing] == [54, 40, 24, 0]
+    let [width, height] = [18, 22].map(|at| u64::from((number(at, 4) as i32).unsigned_abs()));
+    let pixels = (3 * width).next_multiple_of(4).saturating_mul(height);
+    let [start, header, depth, packing] =
+        [[10, 4], [14, 4], [28, 2], [30, 4]].map(|[at, len]| number(at, len));
+    [start, header, depth, packing] == [54, 40, 24, 0] && 54 + pixels == bytes.len() as u64
 }
 
 /// Whether a PNM file has levels of whole bytes, no comments, and nothing but one picture.
