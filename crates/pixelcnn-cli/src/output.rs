@@ -1,6 +1,7 @@
 //! Where commands write: never over what is there, unless they are told to.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -55,6 +56,12 @@ impl Overwrite {
             .find(|name| self.force || !is_there(name))
             .unwrap_or_default()
     }
+}
+
+/// What the system said when a file was to be written, and what to do.
+pub fn cannot_write(file: &Path, error: &io::Error) -> String {
+    let file = file.display();
+    format!("cannot write `{file}`: {error}: make room or choose another folder")
 }
 
 /// Whether a file's name, `-`, stands for standard input or output.

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use pixelcnn::archive::CodingModel;
 use pixelcnn::data::{DataConfig, DataError, Dataset, Listener, Split};
 use pixelcnn::device::Device;
 use pixelcnn::incremental::EvaluatorError;
@@ -175,6 +176,11 @@ impl Trained {
             },
             Trained::Exported(exported) => exported.model.clone(),
         }
+    }
+
+    /// The model with its averaged parameters, or those that it has, to code pictures with.
+    pub fn coder(&self) -> Result<CodingModel> {
+        Ok(CodingModel::new(self.model(), self.parameters(false)?)?)
     }
 
     /// The network with its averaged parameters, or with the raw ones.

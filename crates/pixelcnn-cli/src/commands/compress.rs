@@ -17,7 +17,7 @@ use pixelcnn::device::Device;
 use pixelcnn::ranks::{Ranks, gather};
 
 use super::complete::label;
-use crate::output::{Overwrite, is_standard};
+use crate::output::{Overwrite, cannot_write, is_standard};
 use crate::ranks::{RankFlags, Team, common, together};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, note, say,
@@ -28,9 +28,9 @@ use crate::trained::Trained;
 ///
 /// The likelier the model finds a picture, the fewer bytes it takes. All files go into one archive, of
 /// which each can be read without the others by `pixelcnn decompress`. PNG files of up to 16,384 pixels a
-/// side are coded by the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing else: their pixels
-/// with alpha, 16 bits, profile, gamma, orientation and texts come back, as a PNG file. What the model
-/// can't take or can't make smaller (a JPEG, a text) is kept as it is, byte by byte.
+/// side are coded by the model, and PNM, BMP, QOI and lossless WebP files that hold pixels and nothing
+/// else: their pixels with alpha, 16 bits, profile, gamma, orientation and texts come back, as a PNG file.
+/// What the model can't take or can't make smaller (a JPEG, a text) is kept as it is, byte by byte.
 ///
 /// Hidden files, what systems put beside people's files (Thumbs.db), empty folders, times and permissions
 /// are not kept.
@@ -138,7 +138,7 @@ impl Compress {
                 Ok(common(self, trained, false, Device::Cpu, &[])? + &files)
             },
         )?;
-        let model = CodingModel::new(trained.model(), trained.parameters(false)?)?;
+        let model = trained.coder()?;
         let start = Instant::now();
         let embedded = self.embed_model.then(|| trained.averaged());
         let work = |out: Option<&mut dyn Write>| {
@@ -171,10 +171,7 @@ impl Compress {
                     }
                 });
                 let summary = done?;
-                written.map_err(|error| {
-                    let path = self.output.display();
-                    format!("cannot write `{path}`: {error}: make room or choose another folder")
-                })?;
+                written.map_err(|error| cannot_write(&self.output, &error))?;
                 summary
             }
         };
@@ -254,6 +251,9 @@ impl Compress {
     }
 }
 
+/// Where ranks have not the same to code.
+const OTHER_FILES: &str = "the ranks read other files: give all the same, which nobody changes";
+
 /// Writes the archive, the blocks of which are coded by the ranks in turn; `writer` is rank 0's alone.
 fn write(
     model: &CodingModel,
@@ -297,9 +297,7 @@ fn write(
                 (None, own) => own.is_none(),
             };
             if !is_same {
-                return Err(
-                    "the ranks read other files: give all the same, which nobody changes".into(),
-                );
+                return Err(OTHER_FILES.into());
             }
             let Some(block) = block else {
                 continue;
@@ -329,7 +327,7 @@ fn write(
     }
     if let Some(writer) = writer {
         if summary.files != found.len() {
-            return Err("the ranks read other files: give all the same".into());
+            return Err(OTHER_FILES.into());
         }
         (_, summary.bytes) = writer.finish()?;
     }

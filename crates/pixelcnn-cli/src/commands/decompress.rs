@@ -15,7 +15,7 @@ use pixelcnn::atomic;
 use pixelcnn::codec::CodecError;
 
 use super::compress::progress;
-use crate::output::{Overwrite, is_standard};
+use crate::output::{Overwrite, cannot_write, is_standard};
 use crate::terminal::{INTERRUPTED, Result, catch_interrupts, counted, grouped, note, say};
 use crate::trained::Trained;
 
@@ -138,10 +138,13 @@ fn of(path: &str, error: ArchiveError) -> Box<dyn std::error::Error> {
 
 fn coder(trained: &Trained) -> Result<CodingModel> {
     trained.expect_likelihood_of_images("decompress")?;
-    Ok(CodingModel::new(
-        trained.model(),
-        trained.parameters(false)?,
-    )?)
+    trained.coder()
+}
+
+/// Where the items of a block are written to, and which of those that are wanted are there already.
+struct Targets {
+    files: Vec<PathBuf>,
+    there: HashSet<usize>,
 }
 
 impl Unpacking<'_> {
@@ -168,20 +171,14 @@ impl Unpacking<'_> {
 
     fn run(mut self, is_pipe: bool) -> Result<ExitCode> {
         let start = Instant::now();
-        // The files of each block that is known, in their order.
-        let mut files: VecDeque<Vec<PathBuf>> = VecDeque::new();
+        let mut targets = VecDeque::new();
         if !is_pipe {
-            let mut blocks = VecDeque::new();
+            let mut known = VecDeque::new();
             while let Some(block) = self.next()? {
-                blocks.push_back(block);
+                known.push_back(block);
             }
-            let entries = blocks.iter().flat_map(Block::entries);
-            let mut targets = self.targets(entries).into_iter();
-            for block in &blocks {
-                files.push_back(targets.by_ref().take(block.entries().len()).collect());
-            }
-            self.blocks = blocks;
-            self.check(&files)?;
+            self.blocks = known;
+            targets = self.check()?;
         }
         let wanted = self.blocks.iter().flat_map(Block::entries);
         let wanted = wanted.filter(|entry| self.wants(&entry.name));
@@ -190,21 +187,20 @@ impl Unpacking<'_> {
         let mut before = 0;
         while let Some(block) = self.next()? {
             let entries = block.entries();
-            let targets = match files.pop_front() {
-                Some(targets) => targets,
-                None => self.targets(entries.iter()),
-            };
             self.missing
                 .retain(|name| entries.iter().all(|entry| entry.name != *name));
-            let mut items: Vec<usize> = (0..entries.len()).collect();
-            items.retain(|&item| self.wants(&entries[item].name));
+            let mut items = self.wanted(&block);
+            let Targets { files, there } = match targets.pop_front() {
+                Some(targets) => targets,
+                None => {
+                    let files = self.files(entries.iter());
+                    self.targets(&block, files, &items)
+                }
+            };
             self.done.wanted += items.len();
             // What an earlier run has written is not written again.
-            if !self.to_standard() {
-                let there: HashSet<usize> = block.those_there(&targets, &items).collect();
-                self.done.there += there.len();
-                items.retain(|item| !there.contains(item));
-            }
+            self.done.there += there.len();
+            items.retain(|item| !there.contains(item));
             let pictures = items.iter().filter(|&&item| entries[item].size.is_some());
             let pictures = pictures.count();
             if pictures > 0
@@ -229,7 +225,7 @@ impl Unpacking<'_> {
             };
             for (&item, found) in items.iter().zip(found) {
                 let saved = match found {
-                    Ok(found) => self.save(&found, &targets[item]),
+                    Ok(found) => self.save(&found, &files[item]),
                     Err(damage) => Err(format!("{} is {damage}", entries[item].name).into()),
                 };
                 match saved {
@@ -254,8 +250,24 @@ impl Unpacking<'_> {
         self.command.output.as_deref().is_some_and(is_standard)
     }
 
+    /// The items of a block that are wanted.
+    fn wanted(&self, block: &Block) -> Vec<usize> {
+        let entries = block.entries().iter().enumerate();
+        let wanted = entries.filter(|(_, entry)| self.wants(&entry.name));
+        wanted.map(|(item, _)| item).collect()
+    }
+
+    /// Finds which of the items that are wanted are in their files already.
+    fn targets(&self, block: &Block, files: Vec<PathBuf>, items: &[usize]) -> Targets {
+        let there = match self.to_standard() {
+            true => HashSet::new(),
+            false => block.those_there(&files, items),
+        };
+        Targets { files, there }
+    }
+
     /// The files that entries are written to.
-    fn targets<'b>(&mut self, entries: impl Iterator<Item = &'b Entry>) -> Vec<PathBuf> {
+    fn files<'b>(&mut self, entries: impl Iterator<Item = &'b Entry>) -> Vec<PathBuf> {
         let folder = self.command.output.clone().unwrap_or_default();
         let entries: Vec<&Entry> = entries.collect();
         let items = entries
@@ -273,29 +285,31 @@ impl Unpacking<'_> {
         names.into_iter().map(|name| folder.join(name)).collect()
     }
 
-    /// Checks before anything is written that all that is asked for can be.
-    fn check(&mut self, files: &VecDeque<Vec<PathBuf>>) -> Result {
-        let (mut wanted, mut pictures) = (0, 0);
-        for (block, targets) in self.blocks.iter().zip(files) {
-            let mut items = Vec::new();
-            for (item, entry) in block.entries().iter().enumerate() {
-                self.missing.retain(|name| *name != entry.name);
-                if self.wants(&entry.name) {
-                    wanted += 1;
-                    pictures += usize::from(entry.size.is_some());
-                    items.push(item);
+    /// Checks before anything is written that all that is asked for can be; gives the blocks' targets.
+    fn check(&mut self) -> Result<VecDeque<Targets>> {
+        let blocks = std::mem::take(&mut self.blocks);
+        let mut files = self
+            .files(blocks.iter().flat_map(Block::entries))
+            .into_iter();
+        let (mut all, mut wanted, mut pictures) = (VecDeque::new(), 0, 0);
+        for block in &blocks {
+            let entries = block.entries();
+            self.missing
+                .retain(|name| entries.iter().all(|entry| entry.name != *name));
+            let items = self.wanted(block);
+            wanted += items.len();
+            let is_picture = |item: &&usize| entries[**item].size.is_some();
+            pictures += items.iter().filter(is_picture).count();
+            let files = files.by_ref().take(entries.len()).collect();
+            let targets = self.targets(block, files, &items);
+            if !self.to_standard() {
+                for item in items.iter().filter(|item| !targets.there.contains(item)) {
+                    self.command.overwrite.expect_free(&targets.files[*item])?;
                 }
             }
-            let taken = |item: &usize| self.command.overwrite.expect_free(&targets[*item]).is_err();
-            items.retain(taken);
-            if self.to_standard() || items.is_empty() {
-                continue;
-            }
-            let there: HashSet<usize> = block.those_there(targets, &items).collect();
-            if let Some(&item) = items.iter().find(|item| !there.contains(item)) {
-                self.command.overwrite.expect_free(&targets[item])?;
-            }
+            all.push_back(targets);
         }
+        self.blocks = blocks;
         if let Some(name) = self.missing.first() {
             return Err(format!("--only {name}: not in {}: see --list", self.path).into());
         }
@@ -309,7 +323,7 @@ impl Unpacking<'_> {
         if pictures == wanted && pictures > 0 {
             self.find_model()?;
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The model that was named, or is in the archive, or the shipped one.
@@ -348,15 +362,13 @@ impl Unpacking<'_> {
             return Ok(out.flush()?);
         }
         self.command.overwrite.prepare(target)?;
-        atomic::write(target, |file| file.write_all(&found.bytes)).map_err(|error| {
-            let target = target.display();
-            format!("cannot write `{target}`: {error}: make room or choose another folder").into()
-        })
+        let written = atomic::write(target, |file| file.write_all(&found.bytes));
+        Ok(written.map_err(|error| cannot_write(target, &error))?)
     }
 
     /// Whether nothing of the archive was lost; says so if not.
     fn is_all(&self) -> bool {
-        let [path, unknown] = [self.path.to_string(), grouped(self.reader.unknown())];
+        let (path, unknown) = (&self.path, grouped(self.reader.unknown()));
         if !self.reader.is_whole() {
             let lost = match self.reader.unknown() {
                 0 => String::new(),

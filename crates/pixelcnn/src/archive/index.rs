@@ -26,8 +26,6 @@ pub(super) const BYTES: usize = 64 << 20;
 /// The most bytes of a head, inflated, and streams of a block: none has as many.
 const HEAD: u64 = 16 << 20;
 const STREAMS: usize = 1 << 20;
-/// Bytes that an item has of its index at least: its sum.
-const LEAST: u64 = SUM as u64;
 
 /// A sum of an item's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +232,7 @@ pub(super) fn read(index: &[u8], channels: usize) -> Option<(Cutting, Vec<Part>)
         _ => return None,
     };
     let cutting = Cutting { columns, channels };
-    let sums = fields.take(usize::try_from(count * LEAST).ok()?)?;
+    let sums = fields.take(count as usize * SUM)?;
     let mut head = Vec::new();
     let inflated = DeflateDecoder::new(fields.0)
         .take(HEAD)

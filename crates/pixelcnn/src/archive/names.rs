@@ -35,6 +35,18 @@ pub fn check_name(name: &str) -> Result<(), ArchiveError> {
     })
 }
 
+/// Checks a name that is to be none of those `seen`, and adds it to them.
+pub(super) fn check_new_name(seen: &mut HashSet<String>, name: &str) -> Result<(), ArchiveError> {
+    check_name(name)?;
+    match seen.insert(name.into()) {
+        true => Ok(()),
+        false => Err(ArchiveError::Name {
+            name: name.into(),
+            problem: "two files of this name: rename one",
+        }),
+    }
+}
+
 /// The name as this system can have it: what it takes for a drive or for several parts becomes `_`.
 fn here(name: &str) -> String {
     let mut components = Path::new(name).components();

@@ -137,18 +137,14 @@ impl Block {
     }
 
     /// Those of some items that are in files already, given the place of each of the block's.
-    pub fn those_there<'a>(
-        &'a self,
-        files: &'a [PathBuf],
-        items: &'a [usize],
-    ) -> impl Iterator<Item = usize> + 'a {
+    pub fn those_there(&self, files: &[PathBuf], items: &[usize]) -> HashSet<usize> {
         let (_, parts) = self.parts();
-        let is_there = move |&item: &usize| {
+        let is_there = |&item: &usize| {
             let path = &files[item];
             // A device or a pipe has nothing.
             path.is_file() && fs::read(path).is_ok_and(|file| parts[item].is(&file))
         };
-        items.iter().copied().filter(is_there)
+        items.iter().copied().filter(is_there).collect()
     }
 
     fn decode(
@@ -298,8 +294,8 @@ enum Items {
 }
 
 /// What the end of a file says of its front.
-fn front_of_end(source: &mut impl Source) -> io::Result<Option<Front>> {
-    let Some(size) = source.size()? else {
+fn front_of_end(source: &mut impl Source, size: Option<u64>) -> io::Result<Option<Front>> {
+    let Some(size) = size else {
         return Ok(None);
     };
     let bytes = source.bytes(size.saturating_sub(WINDOW), WINDOW)?;
@@ -318,6 +314,8 @@ enum Version {
 #[derive(Debug)]
 pub struct Reader<S> {
     source: S,
+    /// Of a pipe, none.
+    size: Option<u64>,
     version: Version,
     /// Where the next block begins.
     at: u64,
@@ -338,9 +336,10 @@ impl<S: Source> Reader<S> {
     ///
     /// # Errors
     /// [`ArchiveError::Read`], [`ArchiveError::NotPxc`], [`ArchiveError::Version`] of a newer version, and
-    /// [`ArchiveError::Damaged`] where the front is, and the end does not tell it either. Of version 1, whose front has all names, also
-    /// [`ArchiveError::Name`] where one could make trouble.
+    /// [`ArchiveError::Damaged`] where the front is, and the end does not tell it either. Of version 1, whose
+    /// front has all names, also [`ArchiveError::Name`] where one could make trouble.
     pub fn new(mut source: S) -> Result<Reader<S>, ArchiveError> {
+        let size = source.size().map_err(ArchiveError::Read)?;
         let front = source.bytes(0, FRONT as u64).map_err(ArchiveError::Read)?;
         if !front.starts_with(MAGIC) {
             return Err(ArchiveError::NotPxc);
@@ -358,7 +357,7 @@ impl<S: Source> Reader<S> {
                     Some(front) => Some(front),
                     None => {
                         is_damaged = true;
-                        front_of_end(&mut source).map_err(ArchiveError::Read)?
+                        front_of_end(&mut source, size).map_err(ArchiveError::Read)?
                     }
                 };
                 let altered = ArchiveError::Damaged("the file's front was altered");
@@ -368,6 +367,7 @@ impl<S: Source> Reader<S> {
         };
         let mut reader = Reader {
             source,
+            size,
             version,
             at,
             names: HashSet::new(),
@@ -379,17 +379,15 @@ impl<S: Source> Reader<S> {
             newer: 0,
         };
         if let Version::One(..) = reader.version {
-            reader.end_at(at).map_err(ArchiveError::Read)?;
+            reader.end_at(at);
         }
         Ok(reader)
     }
 
     /// Ends the archive at a place, behind which there may be more.
-    fn end_at(&mut self, end: u64) -> io::Result<()> {
-        let size = self.source.size()?;
-        self.has_ended = size.is_none_or(|size| end <= size);
-        self.add_unknown(size.map_or(0, |size| size.saturating_sub(end)));
-        Ok(())
+    fn end_at(&mut self, end: u64) {
+        self.has_ended = self.size.is_none_or(|size| end <= size);
+        self.add_unknown(self.size.map_or(0, |size| size.saturating_sub(end)));
     }
 
     fn add_unknown(&mut self, bytes: u64) {
@@ -419,7 +417,7 @@ impl<S: Source> Reader<S> {
     fn find_block(&mut self, front: Front) -> io::Result<Option<Block>> {
         // What follows the end is not read.
         while !self.has_ended {
-            if self.source.size()?.is_none() {
+            if self.size.is_none() {
                 self.behind = self.behind.max(self.at.saturating_sub(KEPT));
             }
             self.source.forget(self.behind.min(self.at))?;
@@ -446,7 +444,7 @@ impl<S: Source> Reader<S> {
                         return Ok(Some(block));
                     }
                     Items::Newer => self.newer += 1,
-                    Items::Damaged => self.lose(begin - len as u64)?,
+                    Items::Damaged => self.lose(begin - len as u64),
                 },
                 Kind::Model => {
                     self.embedded = Some(self.source.bytes(begin, body.min(MAX_MODEL))?);
@@ -459,7 +457,7 @@ impl<S: Source> Reader<S> {
                     // Items of newer blocks count too.
                     let is_all = count == found || self.newer > 0 && count > found;
                     match is_all && !self.is_damaged {
-                        true => self.end_at(end)?,
+                        true => self.end_at(end),
                         // It may be that of an archive in this one, or of a copy.
                         false => {
                             self.is_damaged = true;
@@ -473,11 +471,10 @@ impl<S: Source> Reader<S> {
     }
 
     /// Counts a block that began at a place as damaged.
-    fn lose(&mut self, start: u64) -> io::Result<()> {
+    fn lose(&mut self, start: u64) {
         self.is_damaged = true;
-        let size = self.source.size()?.unwrap_or(u64::MAX);
-        self.add_unknown(self.at.min(size).saturating_sub(start));
-        Ok(())
+        let end = self.at.min(self.size.unwrap_or(u64::MAX));
+        self.add_unknown(end.saturating_sub(start));
     }
 
     /// What the index of a block tells.

@@ -12,7 +12,7 @@ use super::fields::Fields;
 use super::frame::MAGIC;
 use super::index::{Part, Picture, Sum};
 use super::model::{Cutting, ModelHash};
-use super::names::{check_name, read_name};
+use super::names::{check_new_name, read_name};
 use super::read::Block;
 use super::source::Source;
 
@@ -84,13 +84,7 @@ pub(super) fn read(source: &mut impl Source) -> Result<(Front, Vec<Block>, u64),
     let parts = parts(&index, checksums, front.shape).ok_or(ALTERED)?;
     let mut seen = HashSet::new();
     for Part { name, .. } in &parts {
-        check_name(name)?;
-        if !seen.insert(name) {
-            return Err(ArchiveError::Name {
-                name: name.clone(),
-                problem: "two files of this name: rename one",
-            });
-        }
+        check_new_name(&mut seen, name)?;
     }
     let cutting = Cutting {
         columns: None,

@@ -13,7 +13,7 @@ use super::fields::varint;
 use super::frame::{Front, Kind};
 use super::index::{self, BYTES, COLUMNS, ITEMS, Part, Picture, Sum, columns_for};
 use super::model::{CodingModel, Cutting, ModelHash};
-use super::names::check_name;
+use super::names::check_new_name;
 use super::{ArchiveError, embedded};
 use crate::Model;
 
@@ -63,6 +63,12 @@ pub struct Grouping {
     attends: bool,
     /// Of the model.
     channels: usize,
+    so_far: SoFar,
+}
+
+/// What is put together already.
+#[derive(Debug, Default)]
+struct SoFar {
     items: Vec<(Item, Option<Exact>)>,
     strips: usize,
     widest: usize,
@@ -76,11 +82,7 @@ impl Grouping {
         Grouping {
             attends: model.config().attends(),
             channels: model.config().channels,
-            items: Vec::new(),
-            strips: 0,
-            widest: 1,
-            bytes: 0,
-            chunks: 0,
+            so_far: SoFar::default(),
         }
     }
 
@@ -93,36 +95,36 @@ impl Grouping {
 
     /// Takes the next item; gives those before it if they make a block without it.
     pub fn push(&mut self, item: Item) -> Option<Group> {
-        let few = self.strips < STRIPS && self.items.len() < ITEMS && self.chunks <= CHUNKS;
-        let full = !few || self.bytes + item.bytes.len() > BYTES;
+        let SoFar {
+            ref items,
+            strips,
+            bytes,
+            chunks,
+            ..
+        } = self.so_far;
+        let few = strips < STRIPS && items.len() < ITEMS && chunks <= CHUNKS;
+        let full = !few || bytes + item.bytes.len() > BYTES;
         let group = if full { self.finish() } else { None };
         let exact = Exact::read(&item.bytes).filter(|exact| {
             let cutting = self.cutting(exact.width);
             exact.chunks.len() <= CHUNKS && Picture::of(exact, item.class).fits(cutting)
         });
-        self.bytes += item.bytes.len();
+        let so_far = &mut self.so_far;
+        so_far.bytes += item.bytes.len();
         if let Some(exact) = &exact {
             let layers = exact.kind.layers(self.channels).len();
-            self.strips += layers * exact.width.div_ceil(COLUMNS);
-            self.widest = self.widest.max(exact.width);
-            self.bytes += exact.samples.len();
-            self.chunks += exact.chunks.len();
+            so_far.strips += layers * exact.width.div_ceil(COLUMNS);
+            so_far.widest = so_far.widest.max(exact.width);
+            so_far.bytes += exact.samples.len();
+            so_far.chunks += exact.chunks.len();
         }
-        self.items.push((item, exact));
+        so_far.items.push((item, exact));
         group
     }
 
     /// What is left.
     pub fn finish(&mut self) -> Option<Group> {
-        let empty = Grouping {
-            items: Vec::new(),
-            strips: 0,
-            widest: 1,
-            bytes: 0,
-            chunks: 0,
-            ..*self
-        };
-        let Grouping { items, widest, .. } = std::mem::replace(self, empty);
+        let SoFar { items, widest, .. } = std::mem::take(&mut self.so_far);
         let cutting = self.cutting(widest);
         (!items.is_empty()).then_some(Group { cutting, items })
     }
@@ -239,12 +241,16 @@ impl Group {
                 let streams = lengths.iter().map(|len| len + 1).sum::<u64>();
                 streams + (exact.chunks.len() as u64) < item.bytes.len() as u64
             });
+            let of_file = Sum::of(&item.bytes);
+            coded
+                .items
+                .push((item.name.clone(), exact.is_some(), of_file.crc));
             let sum = match &exact {
                 None => {
                     lengths = vec![item.bytes.len() as u64];
                     coded.kept += item.bytes.len() as u64;
                     coded.streams.extend(&item.bytes);
-                    Sum::of(&item.bytes)
+                    of_file
                 }
                 Some(exact) => {
                     coded.levels += own
@@ -258,8 +264,6 @@ impl Group {
                     Sum::of(&exact.samples)
                 }
             };
-            let crc = crc32c::crc32c(&item.bytes);
-            coded.items.push((item.name.clone(), exact.is_some(), crc));
             parts.push(Part {
                 name: item.name,
                 picture: exact.map(|exact| Picture::of(&exact, item.class)),
@@ -330,13 +334,7 @@ impl<'a, W: Write> Writer<'a, W> {
     /// Names that no files can have or that were written before, and [`ArchiveError::Output`].
     pub fn write(&mut self, block: &Coded) -> Result<(), ArchiveError> {
         for (name, ..) in &block.items {
-            check_name(name)?;
-            if !self.names.insert(name.clone()) {
-                return Err(ArchiveError::Name {
-                    name: name.clone(),
-                    problem: "two files of this name: rename one",
-                });
-            }
+            check_new_name(&mut self.names, name)?;
         }
         let front = self.begin(crc32c::crc32c(&block.index))?;
         let mut index = Vec::new();
