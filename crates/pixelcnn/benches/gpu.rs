@@ -391,7 +391,9 @@ fn sampling() -> Result {
         };
         let sampler = Sampler::new(&config, &draw_parameters(&config, 3), &device)?;
         for count in [64, 1024] {
-            let mut rows = Rows::new(&sampler, &Sampling::of(count, 1), 0..count)?;
+            let sampling = Sampling::of(count, 1);
+            let images = (0..count).map(|i| sampling.image(&config, i));
+            let mut rows = Rows::new(&sampler, images)?;
             // Kinds of pixels that are new are recorded in the first four rows.
             rows.by_ref().take(4).try_for_each(|row| row.map(drop))?;
             let start = Instant::now();

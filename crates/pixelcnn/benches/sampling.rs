@@ -181,7 +181,8 @@ fn incremental(evaluator: &Evaluator, n: usize, rows: usize) -> f64 {
         seed: 1,
         coarse: Vec::new(),
     };
-    let Ok(mut drawing) = Rows::new(&evaluator.clone().into(), &sampling, 0..n) else {
+    let images = (0..n).map(|i| sampling.image(evaluator.config(), i));
+    let Ok(mut drawing) = Rows::new(&evaluator.clone().into(), images) else {
         return f64::NAN;
     };
     let height = evaluator.config().height;

@@ -6,7 +6,7 @@ use pixelcnn_core::ModelConfig;
 
 use crate::network::EngineError;
 use crate::random::{Purpose, generator};
-use crate::sample::{DrawError, Drawn, Given, Rows, Sampler, draw};
+use crate::sample::{DrawError, Drawn, Rows, Sampler, Wanted, draw};
 
 /// What is completed.
 ///
@@ -26,6 +26,24 @@ pub struct Completion {
     pub temperature: f32,
     /// Variant `k` of image `i` is a function of the seed, `i` and `k`.
     pub seed: u64,
+}
+
+impl Completion {
+    /// A variant of an image; [`Rows`] draws several, of different completions too, side by side.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn variant<'a>(&'a self, config: &ModelConfig, image: usize, variant: usize) -> Wanted<'a> {
+        let size = config.bytes_per_image();
+        let index = (image as u64) << 32 | variant as u64;
+        Wanted {
+            class: self.labels[image],
+            temperature: self.temperature,
+            random: generator(self.seed, Purpose::Complete, index),
+            given: Some(&self.images[image * size..(image + 1) * size]),
+            known: &self.known,
+        }
+    }
 }
 
 /// Completes images: u8 \[N, variants, H, W, C\]. Memory, threads and `progress` are as for
@@ -59,24 +77,7 @@ pub fn complete(
         return Err(EngineError::Code { code, codes }.into());
     }
     draw(sampler, n * variants, progress, |range| {
-        let images = range.clone().map(|i| i / variants);
-        let labels: Vec<u32> = images.clone().map(|i| completion.labels[i]).collect();
-        let known: Vec<u8> = images
-            .flat_map(|i| &completion.images[i * dims..(i + 1) * dims])
-            .copied()
-            .collect();
-        let generators = range
-            .map(|i| ((i / variants) as u64) << 32 | (i % variants) as u64)
-            .map(|index| generator(completion.seed, Purpose::Complete, index));
-        Rows::with(
-            sampler,
-            &labels,
-            completion.temperature,
-            generators.collect(),
-            Given {
-                images: &known,
-                known: &completion.known,
-            },
-        )
+        let images = range.map(|i| completion.variant(config, i / variants, i % variants));
+        Rows::new(sampler, images)
     })
 }

@@ -165,6 +165,21 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// The image with this number; [`Rows`] draws several, of different samplings too, side by side.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn image<'a>(&'a self, config: &ModelConfig, number: usize) -> Wanted<'a> {
+        let size = config.bytes_per_image();
+        Wanted {
+            class: self.labels[number],
+            temperature: self.temperature,
+            random: generator(self.seed, Purpose::Sample, number as u64),
+            given: self.coarse.get(number * size..(number + 1) * size),
+            known: &[],
+        }
+    }
+
     /// `count` images from the model itself; of a class-conditional model all of class 0.
     pub fn of(count: usize, seed: u64) -> Sampling {
         Sampling {
@@ -220,9 +235,10 @@ pub fn sample(
     images: Range<usize>,
     progress: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, DrawError> {
-    let first = images.start;
+    let (first, config) = (images.start, sampler.config());
     draw(sampler, images.len(), progress, |drawn| {
-        Rows::new(sampler, sampling, first + drawn.start..first + drawn.end)
+        let drawn = first + drawn.start..first + drawn.end;
+        Rows::new(sampler, drawn.map(|i| sampling.image(config, i)))
     })
 }
 
@@ -264,6 +280,19 @@ pub(crate) fn draw(
     Ok(images)
 }
 
+/// One of the images that are drawn side by side: [`Sampling::image`], or
+/// [`Completion::variant`](crate::complete::Completion::variant).
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    pub(crate) class: u32,
+    pub(crate) temperature: f32,
+    pub(crate) random: ChaCha8Rng,
+    /// What is given of the image \[H, W, C\], or codes as the model takes them.
+    pub(crate) given: Option<&'a [u8]>,
+    /// Which of its pixels are known \[H, W\]; none are where it is empty.
+    pub(crate) known: &'a [bool],
+}
+
 /// Images being drawn side by side: an iterator over their finished rows, u8 \[images, W, C\]. After an
 /// error there is nothing more.
 pub struct Rows {
@@ -273,69 +302,49 @@ pub struct Rows {
     likelihood: Likelihood,
     /// In place of the likelihood, of a model that is trained by the energy distance.
     head: Option<EnergyDistance>,
-    temperature: f32,
-    pixels: Vec<Pixel>,
-    /// What is known of the images \[images, H, W, C\], and which pixels are \[H, W\]; none.
-    given: Vec<u8>,
-    known: Vec<bool>,
+    images: Vec<Image>,
     row: usize,
 }
 
-/// What is given of images that are drawn.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Given<'a> {
-    /// \[images, H, W, C\], or codes as the model takes them; empty where nothing is.
-    pub images: &'a [u8],
-    /// Which pixels are known, in all of them alike \[H, W\]; empty where none are.
-    pub known: &'a [bool],
-}
-
 impl Rows {
-    /// Begins those of a sampling's images that have these numbers; [`sample`] draws them all.
+    /// Begins images that are drawn side by side, each as it would be alone.
     ///
     /// # Errors
     /// A class that the model does not have, not a coarser map for each image where it wants them, or no
     /// memory.
     ///
     /// # Panics
-    /// If there are no such images.
-    pub fn new(
+    /// If there are none, or one is of another model.
+    pub fn new<'a>(
         sampler: &Sampler,
-        sampling: &Sampling,
-        images: Range<usize>,
+        images: impl IntoIterator<Item = Wanted<'a>>,
     ) -> Result<Rows, DrawError> {
         let config = sampler.config();
         let size = config.bytes_per_image();
-        let coarse = match config.nr_coarse_codes {
-            0 => &[],
-            _ if sampling.coarse.len() != sampling.labels.len() * size => {
-                return Err(DrawError::Coarse);
+        let (mut labels, mut coarse, mut begun) = (Vec::new(), Vec::new(), Vec::new());
+        for image in images {
+            let given = image.given.unwrap_or_default();
+            assert!(
+                given.is_empty() || given.len() == size,
+                "an image of the model"
+            );
+            if config.nr_coarse_codes > 0 {
+                if given.is_empty() {
+                    return Err(DrawError::Coarse);
+                }
+                coarse.extend(given);
             }
-            _ => &sampling.coarse[images.start * size..images.end * size],
-        };
-        let given = Given {
-            images: coarse,
-            known: &[],
-        };
-        let generators = images
-            .clone()
-            .map(|image| generator(sampling.seed, Purpose::Sample, image as u64));
-        let (generators, labels) = (generators.collect(), &sampling.labels[images]);
-        Rows::with(sampler, labels, sampling.temperature, generators, given)
-    }
-
-    /// Images with random numbers of their own, of which something is given.
-    pub(crate) fn with(
-        sampler: &Sampler,
-        labels: &[u32],
-        temperature: f32,
-        generators: Vec<ChaCha8Rng>,
-        given: Given,
-    ) -> Result<Rows, DrawError> {
-        let config = sampler.config();
-        let mut raster = sampler.begin(labels)?;
+            labels.push(image.class);
+            begun.push(Image {
+                temperature: image.temperature,
+                given: given.to_vec(),
+                known: image.known.to_vec(),
+                pixel: Pixel::new(image.random),
+            });
+        }
+        let mut raster = sampler.begin(&labels)?;
         if config.nr_coarse_codes > 0 {
-            raster.give_coarse(given.images)?;
+            raster.give_coarse(&coarse)?;
         }
         Ok(Rows {
             raster,
@@ -343,10 +352,7 @@ impl Rows {
             config: config.clone(),
             likelihood: Likelihood::of(config),
             head: sampler.head().cloned(),
-            temperature,
-            pixels: generators.into_iter().map(Pixel::new).collect(),
-            given: given.images.to_vec(),
-            known: given.known.to_vec(),
+            images: begun,
             row: 0,
         })
     }
@@ -381,36 +387,36 @@ impl Iterator for Rows {
 impl Rows {
     fn draw_row(&mut self) -> Result<Vec<u8>, DrawError> {
         let (channels, together) = (self.config.channels, self.config.channels_together());
-        let bytes = self.config.bytes_per_pixel();
-        let (width, size) = (self.config.width, self.config.bytes_per_image());
-        let mut rows = vec![0; self.pixels.len() * width * bytes];
+        let (width, bytes) = (self.config.width, self.config.bytes_per_pixel());
+        let mut rows = vec![0; self.images.len() * width * bytes];
         let turns = (0..channels).step_by(together);
         let turns = (0..width).flat_map(|x| turns.clone().map(move |channel| (x, channel)));
         for (x, channel) in turns {
             let due = self.config.bytes_of(channel..channel + together);
-            let mut drawn = vec![0; self.pixels.len() * due.len()];
+            let mut drawn = vec![0; self.images.len() * due.len()];
             self.draw(channel, due.len(), &mut drawn)?;
             let place = self.row * width + x;
-            let given = |image: usize| &self.given[image * size + place * bytes..][..bytes];
-            if self.known.get(place) == Some(&true) {
-                for (image, drawn) in drawn.chunks_exact_mut(due.len()).enumerate() {
-                    drawn.copy_from_slice(&given(image)[due.clone()]);
+            for (image, drawn) in self
+                .images
+                .iter_mut()
+                .zip(drawn.chunks_exact_mut(due.len()))
+            {
+                if image.known.get(place) == Some(&true) {
+                    drawn.copy_from_slice(&image.given[place * bytes..][due.clone()]);
                 }
-            }
-            if together < channels {
-                // The next channels are predicted from levels.
-                for (pixel, &level) in self.pixels.iter_mut().zip(&drawn) {
-                    pixel.values[channel] = from_level(level).into();
+                if together < channels {
+                    // The next channels are predicted from levels.
+                    image.pixel.values[channel] = from_level(drawn[0]).into();
                 }
             }
             self.raster.push(&drawn)?;
             let rows = rows.chunks_exact_mut(width * bytes);
             let rows = rows.map(|row| &mut row[x * bytes..][..bytes]);
             let pixels = rows.zip(drawn.chunks_exact(due.len()));
-            for (image, (pixel, drawn)) in pixels.enumerate() {
+            for (image, (pixel, drawn)) in self.images.iter().zip(pixels) {
                 // Behind a code is that of the coarser map.
                 if self.config.nr_coarse_codes > 0 {
-                    pixel.copy_from_slice(given(image));
+                    pixel.copy_from_slice(&image.given[place * bytes..][..bytes]);
                 }
                 pixel[due.clone()].copy_from_slice(drawn);
             }
@@ -422,11 +428,11 @@ impl Rows {
     /// Draws the channels of the pixel from one on whose turn it is, so many of each image, or its code in two
     /// bytes. Known pixels take their random numbers too: the others' do not hang on them.
     fn draw(&mut self, channel: usize, size: usize, drawn: &mut [u8]) -> Result<(), DrawError> {
-        let temperature = self.temperature;
         let logits = self.raster.logits()?;
         if let Some(head) = &self.head {
-            let noise = self.pixels.iter_mut().flat_map(|pixel| {
-                [(); NOISE].map(|()| temperature * pixel.random.random_range(-1.0..1.0))
+            let noise = self.images.iter_mut().flat_map(|image| {
+                let (temperature, random) = (image.temperature, &mut image.pixel.random);
+                [(); NOISE].map(|()| temperature * random.random_range(-1.0..1.0))
             });
             let values = head.draw(logits, noise.collect());
             for (level, value) in drawn.iter_mut().zip(values) {
@@ -435,8 +441,9 @@ impl Rows {
             return Ok(());
         }
         let logits = logits.chunks_exact(self.config.output_channels());
-        let pixels = self.pixels.iter_mut().zip(logits);
-        for ((pixel, logits), drawn) in pixels.zip(drawn.chunks_exact_mut(size)) {
+        let images = self.images.iter_mut().zip(logits);
+        for ((image, logits), drawn) in images.zip(drawn.chunks_exact_mut(size)) {
+            let (temperature, pixel) = (image.temperature, &mut image.pixel);
             match self.likelihood {
                 Likelihood::Mixture(mixture) => {
                     if channel == 0 {
@@ -455,6 +462,16 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// An image that is being drawn.
+struct Image {
+    temperature: f32,
+    /// What is given of it \[H, W, C\]; empty where nothing is.
+    given: Vec<u8>,
+    /// Which of its pixels are known \[H, W\]; none are where it is empty.
+    known: Vec<bool>,
+    pixel: Pixel,
 }
 
 /// An image's pixel that is being drawn.

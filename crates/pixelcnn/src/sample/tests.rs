@@ -334,10 +334,13 @@ fn hangs_on_itself_alone(config: &ModelConfig) {
     let last = sample(&evaluator.clone().into(), &many, 68..70, &mut unheard).unwrap();
     assert_eq!(last, drawn[68 * size..]);
 
-    let rows: Vec<Vec<u8>> = Rows::new(&evaluator.clone().into(), &many, 66..68)
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap();
+    let rows: Vec<Vec<u8>> = Rows::new(
+        &evaluator.clone().into(),
+        (66..68).map(|i| many.image(config, i)),
+    )
+    .unwrap()
+    .collect::<Result<_, _>>()
+    .unwrap();
     assert_eq!(rows.len(), config.height);
     for (y, row) in rows.iter().enumerate() {
         for (image, row) in (66..68).zip(row.chunks_exact(config.width * bytes)) {
@@ -420,4 +423,52 @@ fn completions_keep_what_is_known_and_go_on_from_it() {
     // What is known before does.
     later.images[..40 * 3].fill(0);
     assert_ne!(run(&later)[40 * 3..70 * 3], four[40 * 3..70 * 3]);
+}
+
+/// Requests of different users are drawn side by side as each would be alone.
+#[test]
+fn samples_and_completions_are_drawn_together() {
+    let config = &configs()[0];
+    let evaluator: Sampler = Evaluator::new(config, &model(config)).unwrap().into();
+    let warm = Sampling::of(3, 5);
+    let cold = Sampling {
+        temperature: 0.4,
+        ..Sampling::of(2, 6)
+    };
+    let pixels = config.height * config.width;
+    let completion = |seed, from: usize| Completion {
+        images: crops(config, 2),
+        known: (0..pixels).map(|pixel| pixel < from).collect(),
+        labels: vec![0; 2],
+        variants: 2,
+        temperature: 1.1,
+        seed,
+    };
+    let (upper, most) = (completion(7, 30), completion(8, pixels - 9));
+    let together = [
+        warm.image(config, 2),
+        upper.variant(config, 1, 1),
+        cold.image(config, 0),
+        most.variant(config, 0, 1),
+        warm.image(config, 0),
+    ];
+    let rows: Vec<Vec<u8>> = Rows::new(&evaluator, together)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let row = config.width * config.channels;
+    let drawn = |image: usize| -> Vec<u8> {
+        let rows = rows.iter().map(|rows| &rows[image * row..][..row]);
+        rows.flatten().copied().collect()
+    };
+    let of = |images: &[u8], i: usize| images[i * config.dims()..][..config.dims()].to_vec();
+    let [warm, cold] = [(warm, 3), (cold, 2)]
+        .map(|(sampling, n)| sample(&evaluator, &sampling, 0..n, &mut unheard).unwrap());
+    let [upper, most] =
+        [upper, most].map(|completion| complete(&evaluator, &completion, &mut unheard).unwrap());
+    assert_eq!(drawn(0), of(&warm, 2));
+    assert_eq!(drawn(1), of(&upper, 3));
+    assert_eq!(drawn(2), of(&cold, 0));
+    assert_eq!(drawn(3), of(&most, 1));
+    assert_eq!(drawn(4), of(&warm, 0));
 }
