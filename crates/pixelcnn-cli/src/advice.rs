@@ -8,6 +8,7 @@ use pixelcnn::network::EngineError;
 use pixelcnn::ranks::SharingError;
 use pixelcnn::train::TrainError;
 use pixelcnn::weights::{Fault, WeightsError};
+use pixelcnn_web::ServeError;
 
 /// What to add to an error's message.
 pub fn advice(error: &(dyn Error + 'static)) -> String {
@@ -17,6 +18,10 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
         None => None,
     };
     let flag = flag.or_else(|| of_training(error.downcast_ref()?));
+    let flag = flag.or_else(|| match error.downcast_ref()? {
+        ServeError::Address { .. } => Some("--port chooses another, 0 any that is free"),
+        _ => None,
+    });
     let flag = flag.or_else(|| match error.downcast_ref()? {
         WeightsError::Gpus { .. } => Some("--nr-gpu"),
         WeightsError::File { fault, .. } => match fault {

@@ -33,7 +33,7 @@ mod trained;
 use advice::advice;
 use commands::{
     classify, complete, completions, compress, decompress, devices, eval, export, import, info,
-    plot, sample, score, train,
+    plot, sample, score, serve, train,
 };
 use device::DeviceFlags;
 use terminal::{INTERRUPTED, Result, colours, note};
@@ -75,7 +75,8 @@ Examples:
   pixelcnn complete horse.png --keep top:16
   pixelcnn compress photos -o photos.pxc
   pixelcnn score photos                 how unusual each picture is, in scores
-  pixelcnn classify runs/classes        the classes of test images, by a class-conditional model";
+  pixelcnn classify runs/classes        the classes of test images, by a class-conditional model
+  pixelcnn serve --open                 all of it on a page in the browser";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -89,6 +90,7 @@ enum Command {
     Classify(classify::Classify),
     Info(info::Info),
     Plot(plot::Plot),
+    Serve(serve::Serve),
     Import(import::Import),
     Export(export::Export),
     Devices(devices::Devices),
@@ -180,6 +182,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Classify(classify) => classify.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
+        Command::Serve(serve) => serve.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),
         Command::Devices(devices) => {

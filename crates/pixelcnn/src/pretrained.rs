@@ -1,6 +1,7 @@
 //! The trained model that comes with the library: feature `pretrained`, on by default.
 
 use crate::model::Model;
+use crate::score::Reference;
 use crate::weights::hub;
 use crate::weights::safetensors::FileError;
 
@@ -13,5 +14,15 @@ impl Model {
     pub fn pretrained() -> Result<Model, FileError> {
         let file = include_bytes!("../pretrained/cifar10.safetensors");
         hub::parse(file, "cifar10.safetensors")
+    }
+}
+
+impl Reference {
+    /// How the test images of its data score under the [pretrained](Model::pretrained) model.
+    ///
+    /// # Errors
+    /// Where the file that the library was built with was damaged.
+    pub fn pretrained() -> Result<Reference, serde_json::Error> {
+        serde_json::from_str(include_str!("../pretrained/cifar10-reference.json"))
     }
 }

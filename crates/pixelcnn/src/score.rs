@@ -257,6 +257,19 @@ pub fn maps(
     Ok(maps)
 }
 
+/// How images that a model should find usual score: what the scores of others are seen beside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The images.
+    pub images: String,
+    /// How many there are.
+    pub count: usize,
+    /// Of the model's bits/dim the quantiles from 0 to 1, at equal distances.
+    pub bits_per_dim: Vec<f64>,
+    /// The same of the scores that are corrected by the smallest file.
+    pub corrected: Vec<f64>,
+}
+
 /// The area under the receiver operating characteristic: how often a score drawn from `unusual` is
 /// above one drawn from `usual`, equal ones counted half. 0.5 where the scores can't tell the sets
 /// apart, NaN where one is empty.

@@ -13,4 +13,5 @@ pub mod info;
 pub mod plot;
 pub mod sample;
 pub mod score;
+pub mod serve;
 pub mod train;

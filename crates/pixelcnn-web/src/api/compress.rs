@@ -1,0 +1,317 @@
+//! `/v1/compress` and `/v1/decompress`.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use pixelcnn::archive::{self, Archive, ArchiveError, CodingModel, Item};
+use pixelcnn::codec::CodecError;
+use pixelcnn::score::LosslessFormat;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{alone, answer, model};
+use crate::App;
+use crate::images::{Image, bytes, text};
+use crate::models::Loaded;
+use crate::problem::{Body, Problem, Result};
+use crate::room::Flag;
+
+/// Files to compress.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompressRequest {
+    /// The model's name; the first one without.
+    model: Option<String>,
+    /// The files: pictures of any size, and any others, which are kept as they are.
+    #[schema(min_items = 1, max_items = 1024)]
+    files: Vec<File>,
+    /// Tell the sizes of each picture as PNG and as JPEG XL, too.
+    #[serde(default)]
+    compare: bool,
+    /// Send events: `queue`, `progress`, `done`.
+    #[serde(default)]
+    stream: bool,
+}
+
+/// A file.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Its name: a relative path, its parts separated by `/`.
+    #[schema(example = "photos/horse.png")]
+    name: String,
+    /// What is in it, in base64.
+    #[schema(content_encoding = "base64")]
+    data: String,
+}
+
+/// An archive.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Compressed {
+    /// The model's name.
+    model: String,
+    /// The bytes of a .pxc file, in base64.
+    #[schema(content_encoding = "base64")]
+    archive: String,
+    /// Its bytes.
+    bytes: usize,
+    /// Those of the files.
+    original_bytes: usize,
+    /// What became of each.
+    files: Vec<Part>,
+}
+
+/// What became of a file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Part {
+    /// Its name.
+    name: String,
+    /// Its bytes as they came.
+    original_bytes: usize,
+    /// Those that the archive spends on its contents.
+    bytes: u64,
+    /// Whether it is a picture that the model coded: else it is kept as it was.
+    coded: bool,
+    /// Bytes as PNG, of a picture in 8 bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    png_bytes: Option<usize>,
+    /// Bytes as JPEG XL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jpeg_xl_bytes: Option<usize>,
+}
+
+/// An archive to take the files out of.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecompressRequest {
+    /// The bytes of a .pxc file, in base64.
+    #[schema(content_encoding = "base64")]
+    archive: String,
+    /// Send events: `queue`, `progress`, `done`.
+    #[serde(default)]
+    stream: bool,
+}
+
+/// What was in an archive.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Decompressed {
+    /// All of it, in its order.
+    files: Vec<Taken>,
+}
+
+/// A file that was in an archive.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Taken {
+    /// Its name.
+    name: String,
+    /// What is in it, in base64; of a picture that the model coded, a PNG file that shows the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(content_encoding = "base64")]
+    data: Option<String>,
+    /// Whether it is such a PNG.
+    made: bool,
+    /// Why it is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<String>,
+}
+
+/// Compress files without loss.
+#[utoipa::path(
+    post,
+    path = "/v1/compress",
+    request_body = CompressRequest,
+    responses(
+        (status = 200, description = "The archive; with `stream` events", content(
+            (Compressed = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn compress(
+    State(app): State<Arc<App>>,
+    Body(request): Body<CompressRequest>,
+) -> Result<Response> {
+    let model = model(&app, request.model.clone()).await?;
+    model.expect_likelihood()?;
+    let class = match model.config().nr_classes {
+        0 => 0,
+        _ => {
+            return Err(Problem::unfit(
+                "the model is class-conditional: choose another",
+            ));
+        }
+    };
+    if !(1..=1024).contains(&request.files.len()) {
+        let count = request.files.len();
+        return Err(Problem::unfit(format!(
+            "{count} files: give 1 to 1,024 at a time"
+        )));
+    }
+    let stream = request.stream;
+    let work = move |flag: &Flag, tell: &mut dyn FnMut(f64)| {
+        let mut items = Vec::new();
+        for file in &request.files {
+            items.push(Item {
+                name: file.name.clone(),
+                class,
+                bytes: bytes(&file.data, &format!("`data` of {}", file.name))?,
+            });
+        }
+        compressed(&model, items, request.compare, flag, tell)
+    };
+    Ok(answer(stream, async move |teller| alone(&app, &teller, work).await).await)
+}
+
+fn compressed(
+    model: &Loaded,
+    items: Vec<Item>,
+    compare: bool,
+    flag: &Flag,
+    tell: &mut dyn FnMut(f64),
+) -> Result<Compressed> {
+    let originals: Vec<(String, usize)> = items
+        .iter()
+        .map(|item| (item.name.clone(), item.bytes.len()))
+        .collect();
+    let coder = model.coder()?;
+    let sizes = items.iter().map(|item| match compare {
+        true => as_others(&item.bytes, model.config().channels),
+        false => [None; 2],
+    });
+    let sizes: Vec<[Option<usize>; 2]> = sizes.collect();
+    let mut progress = |share| {
+        tell(share);
+        flag.go_on()
+    };
+    let file = archive::compress(&coder, items, &mut progress).map_err(unfit)?;
+    let archive = Archive::new(Cursor::new(&file[..])).map_err(unfit)?;
+    let parts = originals.iter().zip(archive.entries()).zip(sizes);
+    let parts = parts.map(|(((name, original_bytes), entry), [png, jpeg_xl])| Part {
+        name: name.clone(),
+        original_bytes: *original_bytes,
+        bytes: entry.bytes,
+        coded: entry.size.is_some(),
+        png_bytes: png,
+        jpeg_xl_bytes: jpeg_xl,
+    });
+    Ok(Compressed {
+        model: model.name.clone(),
+        files: parts.collect(),
+        bytes: file.len(),
+        original_bytes: originals.iter().map(|(_, bytes)| bytes).sum(),
+        archive: text(&file),
+    })
+}
+
+/// Bytes of a picture as PNG and as JPEG XL, if it is one of 8 bits and not too large.
+fn as_others(file: &[u8], channels: usize) -> [Option<usize>; 2] {
+    let image = Image {
+        picture: Some(text(file)),
+        levels: None,
+    };
+    let Ok(image) = image.levels(channels) else {
+        return [None; 2];
+    };
+    let shape = [image.size[0], image.size[1], channels];
+    LosslessFormat::ALL.map(|format| {
+        format
+            .encode(&image.levels, shape)
+            .ok()
+            .map(|file| file.len())
+    })
+}
+
+/// Take the files out of an archive.
+#[utoipa::path(
+    post,
+    path = "/v1/decompress",
+    request_body = DecompressRequest,
+    responses(
+        (status = 200, description = "The files; with `stream` events", content(
+            (Decompressed = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn decompress(
+    State(app): State<Arc<App>>,
+    Body(request): Body<DecompressRequest>,
+) -> Result<Response> {
+    let room = Arc::clone(&app);
+    let work = move |flag: &Flag, tell: &mut dyn FnMut(f64)| {
+        let file = bytes(&request.archive, "`archive`")?;
+        decompressed(&app, &file, flag, tell)
+    };
+    Ok(answer(request.stream, async move |teller| {
+        alone(&room, &teller, work).await
+    })
+    .await)
+}
+
+fn decompressed(
+    app: &App,
+    file: &[u8],
+    flag: &Flag,
+    tell: &mut dyn FnMut(f64),
+) -> Result<Decompressed> {
+    let mut archive = Archive::new(Cursor::new(file)).map_err(unfit)?;
+    let coder = coder_of(app, &mut archive)?;
+    let all: Vec<usize> = (0..archive.entries().len()).collect();
+    let mut progress = |share| {
+        tell(share);
+        flag.go_on()
+    };
+    let found = archive.read(&coder, &all, &mut progress).map_err(unfit)?;
+    let files = archive.entries().iter().zip(found).map(|(entry, found)| {
+        let (data, made, lost) = match found {
+            Ok(found) => (Some(text(&found.bytes)), found.is_made, None),
+            Err(damage) => (None, false, Some(damage.to_string())),
+        };
+        Taken {
+            name: entry.name.clone(),
+            data,
+            made,
+            lost,
+        }
+    });
+    Ok(Decompressed {
+        files: files.collect(),
+    })
+}
+
+/// The model that an archive's pictures were coded with, or any where it has none.
+fn coder_of(app: &App, archive: &mut Archive<Cursor<&[u8]>>) -> Result<Arc<CodingModel>> {
+    let has_pictures = archive.entries().iter().any(|entry| entry.size.is_some());
+    if let Some(model) = archive.reader().embedded().map_err(unfit)? {
+        let coder = model.coder();
+        return Ok(Arc::new(
+            coder.map_err(|error| Problem::unfit(error.to_string()))?,
+        ));
+    }
+    for source in app.models.sources() {
+        // One that can't be read is none that was asked for.
+        let coder = app
+            .models
+            .get(Some(&source.name()))
+            .and_then(|model| model.coder());
+        let fits = |coder: &Arc<CodingModel>| {
+            !has_pictures || archive.reader().expect_model(coder).is_ok()
+        };
+        if let Some(coder) = coder.ok().filter(fits) {
+            return Ok(coder);
+        }
+    }
+    Err(Problem::unfit(format!(
+        "the archive was made with a model that is not served here (its hash is {}): serve that one",
+        archive.reader().model()
+    )))
+}
+
+fn unfit(error: ArchiveError) -> Problem {
+    match error {
+        ArchiveError::Codec(CodecError::Stopped(_)) => Flag::stopped(),
+        error => Problem::unfit(error.to_string()),
+    }
+}

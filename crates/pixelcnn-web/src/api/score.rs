@@ -1,0 +1,170 @@
+//! `/v1/score`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use pixelcnn::score::LosslessFormat;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use super::{Teller, Turn, answer, model};
+use crate::App;
+use crate::images::{Image, Levels};
+use crate::limits;
+use crate::models::Loaded;
+use crate::problem::{Body, Problem, Result};
+use crate::tasks::{Measure, Measured, Task};
+
+/// Images to measure.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreRequest {
+    /// The model's name; the first one without.
+    model: Option<String>,
+    /// The images, of any sizes.
+    #[schema(min_items = 1, max_items = 64)]
+    images: Vec<Image>,
+    /// The class of all, of a class-conditional model.
+    class: Option<u32>,
+    /// Tell the bits of each pixel, too.
+    #[serde(default)]
+    maps: bool,
+    /// Send events: `queue`, `done`.
+    #[serde(default)]
+    stream: bool,
+}
+
+/// How unusual images are.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Scored {
+    /// The model's name.
+    model: String,
+    /// Of each image.
+    scores: Vec<Score>,
+}
+
+/// How unusual an image is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Score {
+    /// Height and width.
+    size: [usize; 2],
+    /// What the model spends on it.
+    bits_per_dim: f64,
+    /// Of its PNG file.
+    png_bits_per_dim: f64,
+    /// Of its JPEG XL file.
+    jpeg_xl_bits_per_dim: f64,
+    /// `bits_per_dim` less those of the smaller file (Serrà et al., 2020): higher is more unusual.
+    corrected: f64,
+    /// Of each pixel the bits of all its channels together, [H][W].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_pixel: Option<Vec<Vec<f32>>>,
+}
+
+/// Measure how unusual images are.
+#[utoipa::path(
+    post,
+    path = "/v1/score",
+    request_body = ScoreRequest,
+    responses(
+        (status = 200, description = "The scores; with `stream` events", content(
+            (Scored = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn score(
+    State(app): State<Arc<App>>,
+    Body(request): Body<ScoreRequest>,
+) -> Result<Response> {
+    let model = model(&app, request.model.clone()).await?;
+    model.expect_likelihood()?;
+    let class = model.class(request.class)?;
+    let count = request.images.len();
+    if !(1..=limits::IMAGES).contains(&count) {
+        return Err(Problem::unfit(format!(
+            "{count} images: 1 to {} are measured at a time",
+            limits::IMAGES
+        )));
+    }
+    let channels = model.config().channels;
+    let images = super::waiting(move || {
+        let images = request.images.iter().map(|image| image.levels(channels));
+        images.collect::<Result<Vec<Levels>>>()
+    })
+    .await?;
+    let pixels: usize = images
+        .iter()
+        .map(|image| image.size[0] * image.size[1])
+        .sum();
+    if pixels > limits::MEASURED {
+        return Err(Problem::unfit(format!(
+            "{pixels} pixels together: at most {} are measured at a time",
+            limits::MEASURED
+        )));
+    }
+    let (maps, stream) = (request.maps, request.stream);
+    let work = |teller| measure(app, teller, model, images, class, maps);
+    Ok(answer(stream, work).await)
+}
+
+async fn measure(
+    app: Arc<App>,
+    teller: Teller,
+    model: Arc<Loaded>,
+    images: Vec<Levels>,
+    class: u32,
+    maps: bool,
+) -> Result<Scored> {
+    // Those of a size together.
+    let mut sizes: BTreeMap<[usize; 2], Vec<usize>> = BTreeMap::new();
+    for (i, image) in images.iter().enumerate() {
+        sizes.entry(image.size).or_default().push(i);
+    }
+    let mut scores: Vec<Option<Score>> = images.iter().map(|_| None).collect();
+    for (size, numbers) in sizes {
+        let (done, mut result) = oneshot::channel();
+        let levels = numbers.iter().flat_map(|&i| &images[i].levels);
+        let ticket = app.room.submit(Task::Measure(Measure {
+            model: Arc::clone(&model),
+            size,
+            images: levels.copied().collect(),
+            labels: vec![class; numbers.len()],
+            done,
+        }))?;
+        let turn = Turn {
+            ticket,
+            teller: &teller,
+        };
+        let found = turn.wait(async { (&mut result).await.ok() }).await??;
+        for (i, measured) in numbers.into_iter().zip(found) {
+            scores[i] = Some(Score::of(&images[i], measured, maps));
+        }
+    }
+    Ok(Scored {
+        model: model.name.clone(),
+        scores: scores.into_iter().flatten().collect(),
+    })
+}
+
+impl Score {
+    fn of(image: &Levels, measured: Measured, maps: bool) -> Score {
+        let bits = measured.bits_per_pixel.iter();
+        let bits: f64 = bits.map(|bits| f64::from(*bits)).sum();
+        let bits_per_dim = bits / image.levels.len() as f64;
+        let [png, jpeg_xl] = [LosslessFormat::Png, LosslessFormat::JpegXl]
+            .map(|format| measured.files[format as usize]);
+        let rows = measured.bits_per_pixel.chunks_exact(image.size[1]);
+        Score {
+            size: image.size,
+            bits_per_dim,
+            png_bits_per_dim: png,
+            jpeg_xl_bits_per_dim: jpeg_xl,
+            corrected: bits_per_dim - png.min(jpeg_xl),
+            bits_per_pixel: maps.then(|| rows.map(<[f32]>::to_vec).collect()),
+        }
+    }
+}

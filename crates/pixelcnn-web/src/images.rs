@@ -1,0 +1,199 @@
+//! Images in JSON: as a picture file, or as levels.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pixelcnn::picture::{self, grid};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::limits;
+use crate::problem::{Problem, Result};
+
+/// An image: one of the two.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// A picture file in base64: PNG, JPEG, WebP, GIF, BMP, TIFF, PNM or QOI; those that come back are PNG.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(content_encoding = "base64", example = "iVBORw0KGgo…")]
+    pub picture: Option<String>,
+    /// Levels from 0 to 255, row by row, of each pixel its channels: [H][W][C].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(example = json!([[[255, 0, 0], [0, 255, 0]]]))]
+    pub levels: Option<Vec<Vec<Vec<u8>>>>,
+}
+
+/// How images come back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As PNG files, in `picture`.
+    #[default]
+    Picture,
+    /// As arrays, in `levels`.
+    Levels,
+}
+
+/// An image's levels, u8 [H, W, C].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Levels {
+    /// Height and width.
+    pub size: [usize; 2],
+    /// Its channels.
+    pub channels: usize,
+    /// \[H, W, C\].
+    pub levels: Vec<u8>,
+}
+
+impl Image {
+    /// Its levels in as many channels as a model has.
+    ///
+    /// # Errors
+    /// Where it is no image, or one of too many pixels.
+    pub fn levels(&self, channels: usize) -> Result<Levels> {
+        match (&self.picture, &self.levels) {
+            (Some(picture), None) => decoded(picture, channels),
+            (None, Some(rows)) => flattened(rows, channels),
+            _ => Err(Problem::unfit(
+                "an image has either `picture`, a file in base64, or `levels`, an array [H][W][C]",
+            )),
+        }
+    }
+
+    /// An image as it is asked for.
+    ///
+    /// # Errors
+    /// Where it cannot be encoded.
+    pub fn of(image: &Levels, format: Format) -> Result<Image> {
+        let Levels {
+            size: [height, width],
+            channels,
+            ref levels,
+        } = *image;
+        Ok(match format {
+            Format::Levels => Image {
+                levels: Some(nested(levels, width, channels)),
+                picture: None,
+            },
+            Format::Picture => {
+                let shape = [1, height, width, channels];
+                let picture = grid(levels, shape, 1, 0, 1);
+                let file = picture.and_then(|picture| picture::encode_png(&picture));
+                let file = file.map_err(|error| Problem::ours(error.to_string()))?;
+                Image {
+                    picture: Some(BASE64.encode(file)),
+                    levels: None,
+                }
+            }
+        })
+    }
+}
+
+/// \[H\]\[W\]\[C\].
+fn nested(levels: &[u8], width: usize, channels: usize) -> Vec<Vec<Vec<u8>>> {
+    let rows = levels.chunks_exact(width * channels);
+    rows.map(|row| row.chunks_exact(channels).map(<[u8]>::to_vec).collect())
+        .collect()
+}
+
+/// Bytes in base64.
+///
+/// # Errors
+/// Where they are none; `what` names them.
+pub fn bytes(text: &str, what: &str) -> Result<Vec<u8>> {
+    let bytes = BASE64.decode(text);
+    bytes.map_err(|error| Problem::unfit(format!("{what} is not base64: {error}")))
+}
+
+/// In base64.
+pub fn text(bytes: &[u8]) -> String {
+    BASE64.encode(bytes)
+}
+
+fn decoded(picture: &str, channels: usize) -> Result<Levels> {
+    let file = bytes(picture, "`picture`")?;
+    let path = Path::new("the picture");
+    let unfit = |error: picture::PictureError| Problem::unfit(error.to_string());
+    let size = picture::size(&file, path).map_err(unfit)?;
+    expect_few(size)?;
+    let picture = picture::decode(&file, path, [size[0], size[1], channels]).map_err(unfit)?;
+    Ok(Levels {
+        size,
+        channels,
+        levels: picture.levels,
+    })
+}
+
+fn flattened(rows: &[Vec<Vec<u8>>], channels: usize) -> Result<Levels> {
+    let (height, width) = (rows.len(), rows.first().map_or(0, Vec::len));
+    let pixels = rows.iter().flatten();
+    let fits = width > 0
+        && rows.iter().all(|row| row.len() == width)
+        && pixels.clone().all(|pixel| pixel.len() == channels);
+    if !fits {
+        return Err(Problem::unfit(format!(
+            "`levels` is an array [H][W][{channels}]: rows of equal length, of each pixel \
+             {channels} levels"
+        )));
+    }
+    expect_few([height, width])?;
+    Ok(Levels {
+        size: [height, width],
+        channels,
+        levels: pixels.flatten().copied().collect(),
+    })
+}
+
+fn expect_few([height, width]: [usize; 2]) -> Result<()> {
+    match height.checked_mul(width) {
+        Some(1..=limits::MEASURED) => Ok(()),
+        _ => Err(Problem::unfit(format!(
+            "an image of {width}x{height} pixels: at most {} are taken",
+            limits::MEASURED
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_go_both_ways() {
+        for channels in [1, 3] {
+            let levels = Levels {
+                size: [2, 5],
+                channels,
+                levels: (0..10 * channels as u8)
+                    .map(|i| i.wrapping_mul(37))
+                    .collect(),
+            };
+            for format in [Format::Picture, Format::Levels] {
+                let image = Image::of(&levels, format).unwrap();
+                let json = serde_json::to_string(&image).unwrap();
+                let image: Image = serde_json::from_str(&json).unwrap();
+                assert_eq!(image.levels(channels).unwrap(), levels);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        for json in [
+            "{}",
+            r#"{"picture": "!"}"#,
+            r#"{"picture": "AAAA"}"#,
+            r#"{"picture": "AAAA", "levels": [[[1, 2, 3]]]}"#,
+            r#"{"levels": []}"#,
+            r#"{"levels": [[]]}"#,
+            r#"{"levels": [[[1, 2]]]}"#,
+            r#"{"levels": [[[1, 2, 3]], []]}"#,
+        ] {
+            let image: Image = serde_json::from_str(json).unwrap();
+            let problem = image.levels(3).unwrap_err();
+            assert_eq!(problem.status, 422, "{json}");
+        }
+    }
+}

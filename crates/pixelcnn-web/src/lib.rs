@@ -1,0 +1,64 @@
+//! `pixelcnn serve`: models over HTTP, and a page that shows them at work.
+//!
+//! - [`Server`] binds an address and serves until it is told to stop;
+//! - `room` is where the work is done: a queue whose front is taken together with all that can be drawn or
+//!   measured beside it, whoever asked for it;
+//! - `api` is the interface for programs, described at `/openapi.json`; `page` is the page, which uses nothing
+//!   else;
+//! - `guard` keeps pages of other sites out, and strangers; `limits` says how much one can ask for.
+
+mod api;
+mod counters;
+mod guard;
+mod images;
+mod limits;
+mod models;
+mod page;
+mod problem;
+mod reference;
+mod room;
+mod runs;
+mod server;
+mod tasks;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use counters::Counters;
+use guard::Guard;
+use models::Models;
+pub use models::Source;
+use room::Room;
+use runs::Runs;
+pub use server::{Options, ServeError, Server};
+use tasks::Task;
+
+/// What all requests share.
+struct App {
+    models: Models,
+    runs: Runs,
+    room: Arc<Room<Task>>,
+    guard: Guard,
+    counters: Counters,
+    /// KiB of requests that may come in.
+    bodies: Arc<Semaphore>,
+    /// Whether the server ends.
+    ends: watch::Sender<bool>,
+}
+
+impl App {
+    /// Looks for runs that are new: they are models, too.
+    fn look(&self) {
+        let runs: Vec<PathBuf> = self.runs.folders().into_values().collect();
+        self.models.add(runs.into_iter().map(Source::Run));
+    }
+
+    /// Returns when the server ends.
+    async fn ends(&self) {
+        let mut ends = self.ends.subscribe();
+        // The sender lives as long as the server.
+        let _ = ends.wait_for(|ends| *ends).await;
+    }
+}
