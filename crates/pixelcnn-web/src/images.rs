@@ -1,11 +1,13 @@
 //! Images in JSON: as a picture file, or as levels.
 
+use std::fmt;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pixelcnn::picture::{self, grid};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::limits;
@@ -21,8 +23,64 @@ pub struct Image {
     pub picture: Option<String>,
     /// Levels from 0 to 255, row by row, of each pixel its channels: [H][W][C].
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    #[schema(example = json!([[[255, 0, 0], [0, 255, 0]]]))]
-    pub levels: Option<Vec<Vec<Vec<u8>>>>,
+    #[schema(value_type = Option<Vec<Vec<Vec<u8>>>>, example = json!([[[255, 0, 0], [0, 255, 0]]]))]
+    pub levels: Option<Vec<Vec<Pixel>>>,
+}
+
+/// A pixel's channels, 1 to 4 of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pixel {
+    channels: u8,
+    levels: [u8; 4],
+}
+
+impl Pixel {
+    fn of(channels: &[u8]) -> Pixel {
+        let mut pixel = Pixel {
+            channels: channels.len() as u8,
+            levels: [0; 4],
+        };
+        pixel.levels[..channels.len()].copy_from_slice(channels);
+        pixel
+    }
+
+    fn channels(&self) -> &[u8] {
+        &self.levels[..usize::from(self.channels)]
+    }
+}
+
+impl Serialize for Pixel {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.channels().serialize(serializer)
+    }
+}
+
+/// Where it lies, without memory of its own for each: there may be millions.
+impl<'de> Deserialize<'de> for Pixel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Pixel, D::Error> {
+        struct Channels;
+        impl<'de> Visitor<'de> for Channels {
+            type Value = Pixel;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("1 to 4 levels from 0 to 255")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut channels: A,
+            ) -> std::result::Result<Pixel, A::Error> {
+                let mut pixel = Pixel::default();
+                while let Some(level) = channels.next_element()? {
+                    let place = pixel.levels.get_mut(usize::from(pixel.channels));
+                    *place.ok_or_else(|| A::Error::invalid_length(5, &self))? = level;
+                    pixel.channels += 1;
+                }
+                Ok(pixel)
+            }
+        }
+        deserializer.deserialize_seq(Channels)
+    }
 }
 
 /// How images come back.
@@ -92,9 +150,9 @@ impl Image {
 }
 
 /// \[H\]\[W\]\[C\].
-fn nested(levels: &[u8], width: usize, channels: usize) -> Vec<Vec<Vec<u8>>> {
+fn nested(levels: &[u8], width: usize, channels: usize) -> Vec<Vec<Pixel>> {
     let rows = levels.chunks_exact(width * channels);
-    rows.map(|row| row.chunks_exact(channels).map(<[u8]>::to_vec).collect())
+    rows.map(|row| row.chunks_exact(channels).map(Pixel::of).collect())
         .collect()
 }
 
@@ -126,12 +184,14 @@ fn decoded(picture: &str, channels: usize) -> Result<Levels> {
     })
 }
 
-fn flattened(rows: &[Vec<Vec<u8>>], channels: usize) -> Result<Levels> {
+fn flattened(rows: &[Vec<Pixel>], channels: usize) -> Result<Levels> {
     let (height, width) = (rows.len(), rows.first().map_or(0, Vec::len));
     let pixels = rows.iter().flatten();
     let fits = width > 0
         && rows.iter().all(|row| row.len() == width)
-        && pixels.clone().all(|pixel| pixel.len() == channels);
+        && pixels
+            .clone()
+            .all(|pixel| usize::from(pixel.channels) == channels);
     if !fits {
         return Err(Problem::unfit(format!(
             "`levels` is an array [H][W][{channels}]: rows of equal length, of each pixel \
@@ -142,7 +202,7 @@ fn flattened(rows: &[Vec<Vec<u8>>], channels: usize) -> Result<Levels> {
     Ok(Levels {
         size: [height, width],
         channels,
-        levels: pixels.flatten().copied().collect(),
+        levels: pixels.flat_map(Pixel::channels).copied().collect(),
     })
 }
 
@@ -176,6 +236,21 @@ mod tests {
                 let image: Image = serde_json::from_str(&json).unwrap();
                 assert_eq!(image.levels(channels).unwrap(), levels);
             }
+        }
+    }
+
+    #[test]
+    fn a_pixel_has_one_to_four_levels() {
+        for json in [
+            "[[[1, 2, 3, 4, 5]]]",
+            "[[[256]]]",
+            "[[[-1]]]",
+            "[[[0.5]]]",
+            "[[1]]",
+            "[[[\"1\"]]]",
+        ] {
+            let json = format!(r#"{{"levels": {json}}}"#);
+            assert!(serde_json::from_str::<Image>(&json).is_err(), "{json}");
         }
     }
 

@@ -15,7 +15,6 @@ mod limits;
 mod models;
 mod page;
 mod problem;
-mod reference;
 mod room;
 mod runs;
 mod server;

@@ -31,6 +31,9 @@ pub const DRAWN: usize = 1 << 18;
 /// Pixels of the images that a request has measured.
 pub const MEASURED: usize = 1 << 22;
 
+/// Pixels of the pictures that a request has compressed or decompressed.
+pub const CODED: u64 = 1 << 24;
+
 /// What is said of a body that is too large.
 pub fn too_large() -> String {
     format!(

@@ -1,21 +1,26 @@
 //! The models that are served: the shipped one, files, and runs, of which always the newest checkpoint.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use pixelcnn::archive::CodingModel;
-use pixelcnn::data::{Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset, Split};
 use pixelcnn::device::Device;
 use pixelcnn::incremental::EvaluatorError;
 use pixelcnn::network::Network;
 use pixelcnn::sample::Sampler;
-use pixelcnn::score::Reference;
+use pixelcnn::score::{Reference, ScoreError, Scores, score};
 use pixelcnn::train::run::Run;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::problem::{Problem, Result};
+use crate::room::Flag;
+
+/// Images of a test set that others are seen beside.
+const REFERENCE: usize = 500;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +63,9 @@ pub struct Loaded {
     pub model: Model,
     /// The names of its classes; none where they have none.
     pub classes: Vec<String>,
-    /// How images that it should find usual score, where that is known.
-    pub reference: Option<Reference>,
+    /// The data that it was trained on, where that is known.
+    data: Option<DataConfig>,
+    reference: OnceLock<Option<Reference>>,
     sampler: OnceLock<Sampler>,
     coder: OnceLock<Arc<CodingModel>>,
     network: Mutex<Option<Network>>,
@@ -74,11 +80,18 @@ impl Loaded {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = source.name();
         let unfit = |error: &dyn std::fmt::Display| Problem::unfit(format!("{name}: {error}"));
-        let model = match source {
+        let (model, data) = match source {
             #[cfg(feature = "pretrained")]
-            Source::Shipped => Model::pretrained().map_err(|error| unfit(&error))?,
-            Source::File(path) | Source::Run(path) => {
-                Model::open(path).map_err(|error| unfit(&error))?
+            Source::Shipped => (Model::pretrained().map_err(|error| unfit(&error))?, None),
+            Source::File(path) => (Model::open(path).map_err(|error| unfit(&error))?, None),
+            Source::Run(path) => {
+                let run = Run::open(path).map_err(|error| unfit(&error))?;
+                let model = Model {
+                    card: run.card(false),
+                    config: run.state.config,
+                    weights: run.state.average,
+                };
+                (model, run.config.map(|config| config.data))
             }
         };
         if model.config.nr_codes > 0 {
@@ -87,8 +100,9 @@ impl Loaded {
             ));
         }
         Ok(Loaded {
-            classes: class_names(source, &model.config),
+            classes: class_names(&model.config, data.as_ref()),
             reference: reference(source),
+            data,
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             name,
             model,
@@ -167,6 +181,42 @@ impl Loaded {
         done
     }
 
+    /// How images that it should find usual score: those of the test set that it was trained for, of which
+    /// some are measured the first time. None where that is not known.
+    ///
+    /// # Errors
+    /// Where the images can't be read or measured, or `progress` stops it.
+    pub fn reference(
+        &self,
+        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    ) -> Result<Option<Reference>> {
+        if let Some(known) = self.reference.get() {
+            return Ok(known.clone());
+        }
+        let Some(data) = &self.data else {
+            return Ok(None);
+        };
+        let ours = |error: &dyn std::fmt::Display| Problem::ours(error.to_string());
+        let images = Dataset::open(data, Split::Test).map_err(|error| ours(&error))?;
+        let count = images.len().min(REFERENCE);
+        let Ok(size) = images.one_size() else {
+            return Ok(None);
+        };
+        let scores = self.with_network(size, |network| {
+            let mut progress = |scores: &Scores| {
+                progress(scores.likelihood.bits_per_dim.len() as f64 / count as f64)
+            };
+            let scores = score(network, &images, 0..count, 16, &mut progress);
+            scores.map_err(|error| match error {
+                ScoreError::Stopped(_) => Flag::stopped(),
+                error => ours(&error),
+            })
+        })?;
+        let name = format!("test images of {}", data.short_name());
+        let reference = Reference::new(name, &scores);
+        Ok(self.reference.get_or_init(|| reference).clone())
+    }
+
     /// Checks that it gives images a likelihood.
     ///
     /// # Errors
@@ -198,23 +248,19 @@ impl Loaded {
     }
 }
 
-fn reference(source: &Source) -> Option<Reference> {
+/// What is known of the scores of images without measuring any.
+fn reference(source: &Source) -> OnceLock<Option<Reference>> {
     match source {
         #[cfg(feature = "pretrained")]
-        Source::Shipped => Reference::pretrained().ok(),
-        _ => None,
+        Source::Shipped => OnceLock::from(Reference::pretrained().ok()),
+        Source::File(_) => OnceLock::from(None),
+        Source::Run(_) => OnceLock::new(),
     }
 }
 
-fn class_names(source: &Source, config: &ModelConfig) -> Vec<String> {
-    let Source::Run(path) = source else {
-        return Vec::new();
-    };
-    if config.nr_classes == 0 {
-        return Vec::new();
-    }
-    let data = Run::open(path).ok().and_then(|run| run.config);
-    let data = data.and_then(|config| Dataset::open(&config.data, Split::Test).ok());
+fn class_names(config: &ModelConfig, data: Option<&DataConfig>) -> Vec<String> {
+    let data = data.filter(|_| config.nr_classes > 0);
+    let data = data.and_then(|data| Dataset::open(data, Split::Test).ok());
     data.map_or(Vec::new(), |data| data.class_names().to_vec())
 }
 

@@ -261,9 +261,11 @@ mod tests {
 
     use super::*;
 
+    type Run = dyn FnOnce(usize, &Flag) + Send;
+
     struct Test {
         group: Option<Group>,
-        run: Box<dyn FnOnce(usize, &Flag) + Send>,
+        run: Box<Run>,
     }
 
     impl Work for Test {

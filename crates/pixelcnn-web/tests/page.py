@@ -74,18 +74,18 @@ class Page:
 
     def draws(self):
         part = self.part("Draw")
-        part.get_by_label("Pictures").fill("6")
+        part.get_by_label("Pictures").fill("20")
         part.get_by_label("Seed").fill("3")
         began = time.monotonic()
         part.get_by_role("button", name="Draw", exact=True).click()
         # They appear row by row.
         expect(part.locator(".pictures canvas").first).to_be_visible()
-        expect(part.get_by_role("status")).to_contain_text("6 pictures in", timeout=60_000)
+        expect(part.get_by_role("status")).to_contain_text("20 pictures in", timeout=60_000)
         print(f"drawn in {time.monotonic() - began:.1f} s: {part.get_by_role('status').inner_text()}")
         drawn = part.locator(".pictures").first.locator("canvas")
-        run(self.program, self.folder, "sample", "--num", "6", "--seed", "3", "--singles", "drawn")
+        run(self.program, self.folder, "sample", "--num", "20", "--seed", "3", "--singles", "drawn")
         expected = singles(self.folder / "drawn")
-        assert len(expected) == drawn.count() == 6
+        assert len(expected) == drawn.count() == 20
         for i, image in enumerate(expected):
             assert (pixels_of(drawn.nth(i)) == image).all(), f"picture {i}"
 

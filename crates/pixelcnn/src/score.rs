@@ -270,6 +270,32 @@ pub struct Reference {
     pub corrected: Vec<f64>,
 }
 
+impl Reference {
+    /// Distances between the quantiles.
+    const STEPS: usize = 200;
+
+    /// What scores of some images are seen beside from now on; none where there are no images.
+    pub fn new(images: String, scores: &Scores) -> Option<Reference> {
+        let bits_per_dim = &scores.likelihood.bits_per_dim;
+        let quantiles = |mut values: Vec<f64>| -> Option<Vec<f64>> {
+            values.sort_by(f64::total_cmp);
+            let last = values.len().checked_sub(1)?;
+            let steps = 0..=Reference::STEPS;
+            Some(
+                steps
+                    .map(|i| values[(last * i).div_ceil(Reference::STEPS)])
+                    .collect(),
+            )
+        };
+        Some(Reference {
+            images,
+            count: bits_per_dim.len(),
+            bits_per_dim: quantiles(bits_per_dim.clone())?,
+            corrected: quantiles(scores.corrected(&LosslessFormat::ALL))?,
+        })
+    }
+}
+
 /// The area under the receiver operating characteristic: how often a score drawn from `unusual` is
 /// above one drawn from `usual`, equal ones counted half. 0.5 where the scores can't tell the sets
 /// apart, NaN where one is empty.
@@ -394,6 +420,27 @@ mod tests {
         assert_eq!(scores.corrected(&[LosslessFormat::Png]), [1.0, -1.0]);
         assert_eq!(scores.corrected(&[LosslessFormat::JpegXl]), [0.5, -0.5]);
         assert_eq!(scores.corrected(&LosslessFormat::ALL), [1.0, -0.5]);
+    }
+
+    #[test]
+    fn a_reference_has_quantiles() {
+        let bits: Vec<f64> = (0..1001).map(|i| f64::from((i * 7) % 1001)).collect();
+        let scores = Scores {
+            complexity: [vec![500.0; 1001], vec![600.0; 1001]],
+            likelihood: Evaluation {
+                bits_per_dim: bits,
+                labels: vec![],
+            },
+        };
+        let reference = Reference::new("these".into(), &scores).unwrap();
+        assert_eq!((reference.count, reference.bits_per_dim.len()), (1001, 201));
+        for (i, value) in reference.bits_per_dim.iter().enumerate() {
+            assert_eq!(
+                (*value, reference.corrected[i]),
+                (5.0 * i as f64, 5.0 * i as f64 - 500.0)
+            );
+        }
+        assert!(Reference::new("none".into(), &Scores::default()).is_none());
     }
 
     /// On real images: scores are what the likelihood and the formats give, and the maps' bits are

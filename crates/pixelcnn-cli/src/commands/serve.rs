@@ -77,8 +77,10 @@ impl Serve {
         };
         let server = Server::new(options)?;
         let mut at = server.address()?;
-        if at.ip().is_unspecified() {
+        if !at.ip().is_loopback() {
             note("others can reach this server: it answers who has the token");
+        }
+        if at.ip().is_unspecified() {
             // The others' way here is by a name that is not known here.
             at.set_ip(match at.is_ipv4() {
                 true => IpAddr::V4(Ipv4Addr::LOCALHOST),

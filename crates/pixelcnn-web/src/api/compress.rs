@@ -1,19 +1,22 @@
 //! `/v1/compress` and `/v1/decompress`.
 
 use std::io::Cursor;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 use pixelcnn::archive::{self, Archive, ArchiveError, CodingModel, Item};
 use pixelcnn::codec::CodecError;
+use pixelcnn::picture;
 use pixelcnn::score::LosslessFormat;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{alone, answer, model};
+use super::{ServerEvent, alone, answer, model};
 use crate::App;
 use crate::images::{Image, bytes, text};
+use crate::limits;
 use crate::models::Loaded;
 use crate::problem::{Body, Problem, Result};
 use crate::room::Flag;
@@ -124,7 +127,7 @@ pub struct Taken {
     request_body = CompressRequest,
     responses(
         (status = 200, description = "The archive; with `stream` events", content(
-            (Compressed = "application/json"), (String = "text/event-stream"))),
+            (Compressed = "application/json"), (ServerEvent = "text/event-stream"))),
         (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
     )
@@ -176,6 +179,11 @@ fn compressed(
         .map(|item| (item.name.clone(), item.bytes.len()))
         .collect();
     let coder = model.coder()?;
+    let pixels = items.iter().filter_map(|item| {
+        let [height, width] = picture::size(&item.bytes, Path::new(&item.name)).ok()?;
+        Some(height as u64 * width as u64)
+    });
+    expect_few(pixels.sum())?;
     let sizes = items.iter().map(|item| match compare {
         true => as_others(&item.bytes, model.config().channels),
         false => [None; 2],
@@ -230,7 +238,7 @@ fn as_others(file: &[u8], channels: usize) -> [Option<usize>; 2] {
     request_body = DecompressRequest,
     responses(
         (status = 200, description = "The files; with `stream` events", content(
-            (Decompressed = "application/json"), (String = "text/event-stream"))),
+            (Decompressed = "application/json"), (ServerEvent = "text/event-stream"))),
         (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
     )
@@ -257,6 +265,9 @@ fn decompressed(
     tell: &mut dyn FnMut(f64),
 ) -> Result<Decompressed> {
     let mut archive = Archive::new(Cursor::new(file)).map_err(unfit)?;
+    let levels: u64 = archive.entries().iter().map(|entry| entry.levels).sum();
+    // A pixel has up to eight: four channels in 16 bits.
+    expect_few(levels / 8)?;
     let coder = coder_of(app, &mut archive)?;
     let all: Vec<usize> = (0..archive.entries().len()).collect();
     let mut progress = |share| {
@@ -307,6 +318,17 @@ fn coder_of(app: &App, archive: &mut Archive<Cursor<&[u8]>>) -> Result<Arc<Codin
         "the archive was made with a model that is not served here (its hash is {}): serve that one",
         archive.reader().model()
     )))
+}
+
+fn expect_few(pixels: u64) -> Result<()> {
+    match pixels {
+        ..=limits::CODED => Ok(()),
+        _ => Err(Problem::unfit(format!(
+            "pictures of over {} million pixels together: use `pixelcnn compress` and `pixelcnn \
+             decompress`",
+            limits::CODED / 1_000_000
+        ))),
+    }
 }
 
 fn unfit(error: ArchiveError) -> Problem {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
-use super::{Teller, Turn, answer, model};
+use super::{ServerEvent, Teller, Turn, answer, model};
 use crate::App;
 use crate::images::{Format, Image, Levels, text};
 use crate::limits;
@@ -33,6 +33,7 @@ pub struct SampleRequest {
     #[schema(exclusive_minimum = 0.0, maximum = 10.0)]
     temperature: f32,
     /// Image `i` is a function of the seed and `i`.
+    #[schema(format = "uint64", maximum = 18446744073709551615_u64)]
     seed: u64,
     /// Height and width; those that the model was trained on without.
     size: Option<[usize; 2]>,
@@ -82,6 +83,7 @@ pub struct CompleteRequest {
     #[schema(exclusive_minimum = 0.0, maximum = 10.0)]
     temperature: f32,
     /// Variant `k` is a function of the seed and `k`.
+    #[schema(format = "uint64", maximum = 18446744073709551615_u64)]
     #[serde(default = "first")]
     seed: u64,
     /// How images come back.
@@ -145,7 +147,7 @@ pub struct RowsDrawn {
     request_body = SampleRequest,
     responses(
         (status = 200, description = "The images; with `stream` events", content(
-            (Drawn = "application/json"), (String = "text/event-stream"))),
+            (Drawn = "application/json"), (ServerEvent = "text/event-stream"))),
         (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
     )
@@ -191,7 +193,7 @@ pub async fn sample(
     request_body = CompleteRequest,
     responses(
         (status = 200, description = "The variants; with `stream` events", content(
-            (Drawn = "application/json"), (String = "text/event-stream"))),
+            (Drawn = "application/json"), (ServerEvent = "text/event-stream"))),
         (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
     )

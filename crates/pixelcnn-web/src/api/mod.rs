@@ -46,6 +46,16 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(runs::changes))
 }
 
+/// A server-sent event.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code)] // It is written by `Event`.
+struct ServerEvent {
+    /// Its kind.
+    event: String,
+    /// What it tells, as JSON.
+    data: String,
+}
+
 /// Requests that come before this one.
 #[derive(Debug, Serialize, ToSchema)]
 struct Queue {

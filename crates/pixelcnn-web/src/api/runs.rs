@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use utoipa::IntoParams;
 
-use super::{as_event, events, waiting};
+use super::{ServerEvent, as_event, events, waiting};
 use crate::App;
 use crate::problem::{Problem, Result};
 use crate::runs::{self, Overview, Records};
@@ -34,6 +34,7 @@ pub async fn runs(State(app): State<Arc<App>>) -> Result<Json<Vec<Overview>>> {
 pub struct Wanted {
     /// Those after this step alone.
     #[serde(default)]
+    #[param(format = "uint64", maximum = 18446744073709551615_u64)]
     after: u64,
 }
 
@@ -87,7 +88,7 @@ pub async fn samples(
 #[utoipa::path(
     get,
     path = "/v1/run-changes",
-    responses((status = 200, description = "Events", body = String, content_type = "text/event-stream"))
+    responses((status = 200, description = "Events", body = ServerEvent, content_type = "text/event-stream"))
 )]
 pub async fn changes(State(app): State<Arc<App>>) -> Response {
     let (sender, receiver) = mpsc::channel(4);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use super::{Teller, Turn, answer, model};
+use super::{ServerEvent, Teller, Turn, answer, model};
 use crate::App;
 use crate::images::{Image, Levels};
 use crate::limits;
@@ -71,7 +71,7 @@ pub struct Score {
     request_body = ScoreRequest,
     responses(
         (status = 200, description = "The scores; with `stream` events", content(
-            (Scored = "application/json"), (String = "text/event-stream"))),
+            (Scored = "application/json"), (ServerEvent = "text/event-stream"))),
         (status = "4XX", description = "Not possible", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "Not now", body = Problem, content_type = "application/problem+json"),
     )
@@ -91,22 +91,23 @@ pub async fn score(
         )));
     }
     let channels = model.config().channels;
+    let (maps, stream) = (request.maps, request.stream);
     let images = super::waiting(move || {
-        let images = request.images.iter().map(|image| image.levels(channels));
-        images.collect::<Result<Vec<Levels>>>()
+        let (mut images, mut pixels) = (Vec::new(), 0);
+        for image in &request.images {
+            let image = image.levels(channels)?;
+            pixels += image.size[0] * image.size[1];
+            if pixels > limits::MEASURED {
+                return Err(Problem::unfit(format!(
+                    "over {} pixels together are not measured: send fewer at a time",
+                    limits::MEASURED
+                )));
+            }
+            images.push(image);
+        }
+        Ok(images)
     })
     .await?;
-    let pixels: usize = images
-        .iter()
-        .map(|image| image.size[0] * image.size[1])
-        .sum();
-    if pixels > limits::MEASURED {
-        return Err(Problem::unfit(format!(
-            "{pixels} pixels together: at most {} are measured at a time",
-            limits::MEASURED
-        )));
-    }
-    let (maps, stream) = (request.maps, request.stream);
     let work = |teller| measure(app, teller, model, images, class, maps);
     Ok(answer(stream, work).await)
 }

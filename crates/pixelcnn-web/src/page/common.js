@@ -24,8 +24,8 @@ async function refusal(response) {
 }
 
 /** Asks for something. */
-export async function get(path) {
-  const response = await fetch(path);
+export async function get(path, signal = undefined) {
+  const response = await fetch(path, { signal });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }

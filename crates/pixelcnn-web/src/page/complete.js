@@ -139,6 +139,7 @@ function rows(gone, width) {
 }
 
 function chosen() {
+  say('');
   classes(form);
 }
 

@@ -5,7 +5,7 @@ import { ask, base64, bytes, cell, chooser, element, head, models, size, waiting
 const section = document.getElementById('compress');
 const progress = section.querySelector('progress');
 const results = section.querySelector('.results');
-const { run } = work(section);
+const { run, say } = work(section);
 
 function start() {
   chooser(section.querySelector('.drop'), (files) => {
@@ -66,4 +66,8 @@ async function decompress(file, signal, say) {
   say(`${done.files.length - lost} of ${done.files.length} taken out`, lost > 0);
 }
 
-export { start };
+function chosen() {
+  say('');
+}
+
+export { chosen, start };

@@ -9,7 +9,7 @@ const form = section.querySelector('form');
 const closer = section.querySelector('.closer');
 const view = closer.querySelector('.picture');
 const cursor = closer.querySelector('.cursor');
-const { run } = work(section);
+const { run, say } = work(section);
 
 /** The picture that is looked at: with its class, its bits per pixel once they are known, and the pixel. */
 let looked = null;
@@ -189,6 +189,7 @@ function onFromHere() {
 }
 
 function chosen() {
+  say('');
   classes(form, 'all in turn');
   closer.hidden = true;
   looked = null;

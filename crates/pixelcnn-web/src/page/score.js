@@ -3,7 +3,7 @@
 import { COLOURS, ask, base64, cell, chart, chooser, element, get, head, heat, legend, models, waiting, work } from './common.js';
 
 const section = document.getElementById('score');
-const { run } = work(section);
+const { run, say } = work(section);
 
 function start() {
   chooser(section.querySelector('.drop'), score);
@@ -19,7 +19,12 @@ function score(files) {
     const request = { model: model.name, maps: true, images: pictures.map(({ picture }) => ({ picture })) };
     if (model.nr_classes) request.class = 0;
     const { scores } = await ask('v1/score', request, (name, data) => say(waiting(name, data) ?? 'measuring…'), signal);
-    const known = await get(`v1/models/${encodeURIComponent(model.name)}/reference`).catch(() => null);
+    show(pictures, scores, null);
+    say('measuring test images to compare with…');
+    const known = await get(`v1/models/${encodeURIComponent(model.name)}/reference`, signal).catch((error) => {
+      if (error.name === 'AbortError') throw error;
+      return null;
+    });
     show(pictures, scores, known);
     say(`${scores.length} measured${model.nr_classes ? ', as of class 0' : ''}`);
   });
@@ -84,6 +89,7 @@ function show(pictures, scores, known) {
 }
 
 function chosen() {
+  say('');
   section.querySelector('.results').replaceChildren();
   section.querySelector('.histograms').replaceChildren();
 }
