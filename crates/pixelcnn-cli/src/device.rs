@@ -57,6 +57,14 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 }
 
 impl DeviceFlags {
+    /// Checks that no other device than the CPU is asked for.
+    pub fn expect_cpu(&self) -> Result {
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(()),
+            device => Err(format!("--device {device}: this runs on the CPU: leave it out").into()),
+        }
+    }
+
     /// The device of a process alone, which is there.
     pub fn find(&self) -> Result<Device> {
         Self::there(self.chosen()?)

@@ -9,7 +9,7 @@ use pixelcnn::Stopped;
 use pixelcnn::archive::ArchiveError;
 use pixelcnn::codec::CodecError;
 use pixelcnn::data::DataError;
-use pixelcnn::device::on_threads;
+use pixelcnn::device::{make_threads, on_threads};
 use pixelcnn::evaluate::EvaluateError;
 use pixelcnn::sample::DrawError;
 use pixelcnn::score::ScoreError;
@@ -118,7 +118,8 @@ fn main() -> ExitCode {
     let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = cli.unwrap_or_else(|error| ranks::say_once(|| error.exit()));
     let threads = cli.threads.map_or(0, usize::from);
-    let done = on_threads(threads, || {
+    let waits = matches!(cli.command, Command::Serve(_));
+    let program = || {
         run(cli).unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
             None if is_stop(&*error) => {
                 note("pixelcnn: interrupted: nothing was written");
@@ -137,7 +138,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         })
-    });
+    };
+    let done = match waits {
+        true => make_threads(threads).map(|()| program()),
+        false => on_threads(threads, program),
+    };
     done.unwrap_or_else(|error| {
         note(format_args!("pixelcnn: --threads {threads}: {error}"));
         ExitCode::FAILURE
@@ -182,7 +187,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Classify(classify) => classify.run(&cli.device),
         Command::Info(info) => info.run(),
         Command::Plot(plot) => plot.run(),
-        Command::Serve(serve) => serve.run(),
+        Command::Serve(serve) => serve.run(&cli.device),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(&cli.device),
         Command::Devices(devices) => {

@@ -117,9 +117,9 @@ impl Server {
         }
     }
 
-    fn interrupt(&self) {
+    fn stop(&self) {
         // SAFETY: `kill` takes two numbers; the child is not waited for yet.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) };
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
     }
 }
 
@@ -253,12 +253,34 @@ fn clients_get_what_the_model_gives() {
     assert_eq!(levels(&done["images"][0]).len(), 6 * 11 * 3);
 }
 
+/// Whoever waits for requests is not one of the threads that do the work.
+#[test]
+fn one_thread_is_enough() {
+    let server = Server::start(&["--threads", "1"]);
+    let image = json!({ "levels": [[[1, 2, 3], [4, 5, 6]]] });
+    for _ in 0..3 {
+        assert_eq!(
+            server.post("/v1/score", &json!({ "images": [image] })).0,
+            200
+        );
+        let pixel = json!({ "image": image, "pixel": [0, 1] });
+        assert_eq!(server.post("/v1/distribution", &pixel).0, 200);
+    }
+    assert_eq!(server.post("/v1/sample", &json!({ "count": 2 })).0, 200);
+}
+
 #[test]
 fn what_cannot_be_done_is_said() {
     let server = Server::start(&[]);
     let image = json!({ "levels": [[[1, 2, 3], [4, 5, 6]]] });
     for (path, request, expected, said) in [
         ("/v1/sample", json!({ "count": 65 }), 422, "1 to 64"),
+        (
+            "/v1/score",
+            json!({ "images": vec![image.clone(); 65] }),
+            422,
+            "at most 64",
+        ),
         ("/v1/sample", json!({ "count": -1 }), 422, "count"),
         ("/v1/sample", json!({ "counts": 1 }), 422, "counts"),
         (
@@ -414,10 +436,11 @@ fn strangers_need_the_token() {
     assert_eq!(server.get("/v1/models", &bearer).0, 200);
     let (status, head, _) = server.get(&format!("/?token={token}"), "");
     assert!(
-        status == 303 && head.contains("httponly; samesite=strict"),
+        status == 303 && head.contains("httponly; samesite=lax"),
         "{head}"
     );
-    let cookie = format!("Cookie: pixelcnn-token={token}\r\n");
+    let port = server.address.rsplit(':').next().unwrap();
+    let cookie = format!("Cookie: pixelcnn-{port}={token}\r\n");
     assert_eq!(server.get("/", &cookie).0, 200);
     let own = Server::start(&["--token", "my-own-token"]);
     assert_eq!(own.get("/", "").0, 401);
@@ -473,14 +496,14 @@ fn bad_clients_do_no_harm() {
     assert!(server.metric("pixelcnn_requests_running") > 0.0);
     drop(gone);
     server.until_idle();
-    let images = server.metric("pixelcnn_images");
+    let images = server.metric("pixelcnn_images_total");
     assert!(images < 8.0 * 64.0, "{images} images were drawn for nobody");
     assert_eq!(server.post("/v1/sample", &json!({ "count": 1 })).0, 200);
     drop(halves);
 }
 
 #[test]
-fn ctrl_c_ends_it_cleanly() {
+fn it_ends_cleanly_when_told() {
     let mut server = Server::start(&[]);
     // While it draws, and somebody listens.
     let request = json!({ "count": 64, "stream": true }).to_string();
@@ -494,7 +517,7 @@ fn ctrl_c_ends_it_cleanly() {
     let idle = server.send(b"");
     let mut first = [0; 4096];
     assert!(client.read(&mut first).unwrap() > 0);
-    server.interrupt();
+    server.stop();
     let start = Instant::now();
     let status = server.child.wait().unwrap();
     assert!(status.success(), "{status}");

@@ -35,7 +35,8 @@ pub struct Counters {
     seconds: Family<Path, Histogram>,
     waiting: Gauge,
     running: Gauge,
-    images: Gauge,
+    /// Images that were drawn or measured.
+    pub images: Counter,
 }
 
 impl Counters {
@@ -49,7 +50,7 @@ impl Counters {
             }),
             waiting: Gauge::default(),
             running: Gauge::default(),
-            images: Gauge::default(),
+            images: Counter::default(),
         };
         let registry = &mut counters.registry;
         for (name, help, metric) in [
@@ -63,14 +64,14 @@ impl Counters {
                 "Requests that are being worked on",
                 &counters.running,
             ),
-            (
-                "pixelcnn_images",
-                "Images drawn or measured so far",
-                &counters.images,
-            ),
         ] {
             registry.register(name, help, metric.clone());
         }
+        registry.register(
+            "pixelcnn_images",
+            "Images drawn or measured",
+            counters.images.clone(),
+        );
         registry.register(
             "pixelcnn_http_requests",
             "Requests answered",
@@ -113,7 +114,6 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     let [waiting, running] = app.room.counts();
     counters.waiting.set(waiting as i64);
     counters.running.set(running as i64);
-    counters.images.set(app.room.images() as i64);
     let mut text = String::new();
     match encode(&mut text, &counters.registry) {
         Ok(()) => {

@@ -12,9 +12,6 @@ use subtle::ConstantTimeEq;
 use crate::App;
 use crate::problem::{Problem, Result};
 
-/// The cookie in which a browser keeps the token.
-const COOKIE: &str = "pixelcnn-token";
-
 /// What is checked of a request.
 #[derive(Debug, Clone)]
 pub struct Guard {
@@ -22,6 +19,8 @@ pub struct Guard {
     pub loopback: bool,
     /// What a client has to know, if anything.
     pub token: Option<String>,
+    /// The cookie in which a browser keeps it; servers of one machine have one each.
+    pub cookie: String,
 }
 
 /// Lets requests through that may be; puts on every response what browsers are to keep to.
@@ -29,7 +28,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let checked = app.guard.check(&request);
     let mut response = match checked {
         Ok(Passed::Yes) => next.run(request).await,
-        Ok(Passed::WithToken(token)) => enter(&token),
+        Ok(Passed::WithToken(token)) => enter(&app.guard.cookie, &token),
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
@@ -101,7 +100,7 @@ impl Guard {
             return Ok(Passed::Yes);
         };
         let is_token = |given: &str| bool::from(given.as_bytes().ct_eq(token.as_bytes()));
-        if request.uri().path() == "/healthz" || given(headers).into_iter().any(is_token) {
+        if request.uri().path() == "/healthz" || self.given(headers).into_iter().any(is_token) {
             return Ok(Passed::Yes);
         }
         let query = request.uri().query().unwrap_or_default();
@@ -118,6 +117,21 @@ impl Guard {
                  the page by the link that it printed",
             )),
         }
+    }
+
+    /// The tokens that a request has with it.
+    fn given<'a>(&self, headers: &'a HeaderMap) -> Vec<&'a str> {
+        let bearer = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        let cookies = headers.get_all(header::COOKIE).iter();
+        let cookies = cookies.filter_map(|value| value.to_str().ok());
+        let cookies = cookies.flat_map(|value| value.split(';'));
+        let own = |cookie: &'a str| cookie.trim().strip_prefix(&self.cookie)?.strip_prefix('=');
+        cookies.filter_map(own).chain(bearer).collect()
     }
 }
 
@@ -150,25 +164,10 @@ fn is_own_name(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// The tokens that a request has with it.
-fn given(headers: &HeaderMap) -> Vec<&str> {
-    let bearer = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
-    let cookies = headers.get_all(header::COOKIE).iter();
-    let cookies = cookies.filter_map(|value| value.to_str().ok());
-    let cookies = cookies.flat_map(|value| value.split(';'));
-    let cookies =
-        cookies.filter_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='));
-    cookies.chain(bearer).collect()
-}
-
 /// Has a browser keep the token, and go on without it in the address.
-fn enter(token: &str) -> Response {
-    let cookie = format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict");
+/// Also where the link was on another site: what such a site can send has no effect here.
+fn enter(cookie: &str, token: &str) -> Response {
+    let cookie = format!("{cookie}={token}; Path=/; HttpOnly; SameSite=Lax");
     let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, "/".into())];
     (StatusCode::SEE_OTHER, headers).into_response()
 }
@@ -210,6 +209,7 @@ mod tests {
         let own = Guard {
             loopback: true,
             token: None,
+            cookie: "pixelcnn-7860".into(),
         };
         for (headers, expected) in [
             (&[("host", "localhost:7860")][..], 200),
@@ -267,6 +267,7 @@ mod tests {
         let open = Guard {
             loopback: false,
             token: Some("secret".into()),
+            cookie: "pixelcnn-7860".into(),
         };
         let host = ("host", "192.168.1.7:7860");
         for (header, uri, expected) in [
@@ -275,8 +276,8 @@ mod tests {
             (("authorization", "bearer secret"), "/v1/models", 200),
             (("authorization", "Bearer secre"), "/v1/models", 401),
             (("authorization", "Basic secret"), "/v1/models", 401),
-            (("cookie", "a=b; pixelcnn-token=secret"), "/v1/models", 200),
-            (("cookie", "pixelcnn-token=other"), "/v1/models", 401),
+            (("cookie", "a=b; pixelcnn-7860=secret"), "/v1/models", 200),
+            (("cookie", "pixelcnn-7860=other"), "/v1/models", 401),
             (("accept", "*/*"), "/?token=secret", 303),
             (("accept", "*/*"), "/?token=other", 401),
             (("accept", "*/*"), "/v1/models?token=secret", 401),

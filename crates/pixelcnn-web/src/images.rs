@@ -11,7 +11,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::limits;
-use crate::problem::{Problem, Result};
+use crate::problem::{AtMost, Problem, Result};
+
+/// Rows of an image, at most.
+const ROWS: usize = 1 << 16;
 
 /// An image: one of the two.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -24,7 +27,7 @@ pub struct Image {
     /// Levels from 0 to 255, row by row, of each pixel its channels: [H][W][C].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(value_type = Option<Vec<Vec<Vec<u8>>>>, example = json!([[[255, 0, 0], [0, 255, 0]]]))]
-    pub levels: Option<Vec<Vec<Pixel>>>,
+    pub levels: Option<AtMost<ROWS, Vec<Pixel>>>,
 }
 
 /// A pixel's channels, 1 to 4 of them.
@@ -113,7 +116,7 @@ impl Image {
     pub fn levels(&self, channels: usize) -> Result<Levels> {
         match (&self.picture, &self.levels) {
             (Some(picture), None) => decoded(picture, channels),
-            (None, Some(rows)) => flattened(rows, channels),
+            (None, Some(rows)) => flattened(&rows.0, channels),
             _ => Err(Problem::unfit(
                 "an image has either `picture`, a file in base64, or `levels`, an array [H][W][C]",
             )),
@@ -132,7 +135,7 @@ impl Image {
         } = *image;
         Ok(match format {
             Format::Levels => Image {
-                levels: Some(nested(levels, width, channels)),
+                levels: Some(AtMost(nested(levels, width, channels))),
                 picture: None,
             },
             Format::Picture => {

@@ -23,14 +23,17 @@ mod tasks;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 
 use counters::Counters;
 use guard::Guard;
 use models::Models;
-pub use models::Source;
+pub use models::{Source, is_run};
+use problem::{Problem, Result};
 use room::Room;
 use runs::Runs;
+pub use runs::runs_in;
 pub use server::{Options, ServeError, Server};
 use tasks::Task;
 
@@ -41,7 +44,7 @@ struct App {
     room: Arc<Room<Task>>,
     guard: Guard,
     counters: Counters,
-    /// KiB of requests that may come in.
+    /// KiB that requests, and what is made of them, may take.
     bodies: Arc<Semaphore>,
     /// Whether the server ends.
     ends: watch::Sender<bool>,
@@ -52,6 +55,16 @@ impl App {
     fn look(&self) {
         let runs: Vec<PathBuf> = self.runs.folders().into_values().collect();
         self.models.add(runs.into_iter().map(Source::Run));
+    }
+
+    /// Holds so many bytes of the memory that all requests together may take, once they are free.
+    async fn memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        let memory = Arc::clone(&self.bodies).acquire_many_owned(kib);
+        match timeout(limits::BODY_IN, memory).await {
+            Ok(Ok(memory)) => Ok(memory),
+            _ => Err(Problem::busy("too much is being sent: try again later")),
+        }
     }
 
     /// Returns when the server ends.

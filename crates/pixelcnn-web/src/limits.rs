@@ -31,6 +31,15 @@ pub const DRAWN: usize = 1 << 18;
 /// Pixels of the images that a request has measured.
 pub const MEASURED: usize = 1 << 22;
 
+/// The same where the model has attention: each pixel looks at all before it.
+pub const ATTENDED: usize = 1 << 14;
+/// Multiply-adds of what is measured in one go: nobody can stop it there.
+pub const MULTIPLY_ADDS: u64 = 4_000_000_000_000;
+/// Files of a request, and of an archive.
+pub const FILES: usize = 1024;
+/// Models in memory; others are read again when they are wanted.
+pub const MODELS: usize = 4;
+
 /// Pixels of the pictures that a request has compressed or decompressed.
 pub const CODED: u64 = 1 << 24;
 

@@ -4,18 +4,20 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use pixelcnn::archive::CodingModel;
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Dataset, Split, cache_dir};
 use pixelcnn::device::Device;
 use pixelcnn::incremental::EvaluatorError;
-use pixelcnn::network::Network;
+use pixelcnn::network::{Layout, Network};
 use pixelcnn::sample::Sampler;
 use pixelcnn::score::{Reference, ScoreError, Scores, score};
+use pixelcnn::train::checkpoints::Checkpoints;
 use pixelcnn::train::run::Run;
 use pixelcnn::{Model, ModelConfig};
 
+use crate::limits;
 use crate::problem::{Problem, Result};
 use crate::room::Flag;
 
@@ -34,23 +36,38 @@ pub enum Source {
     Run(PathBuf),
 }
 
-impl Source {
-    /// The name that clients call it by.
-    pub fn name(&self) -> String {
-        let (Source::File(path) | Source::Run(path)) = self else {
-            return "shipped".into();
-        };
-        let own = path.file_name().unwrap_or(path.as_os_str());
-        own.to_string_lossy().into_owned()
-    }
+/// What changes where a model does.
+type Stamp = Option<(PathBuf, SystemTime)>;
 
-    /// Changes where the model does.
-    fn stamp(&self) -> Option<SystemTime> {
+impl Source {
+    fn path(&self) -> Option<&Path> {
         match self {
-            Source::Run(path) => path.join("checkpoints").metadata().ok()?.modified().ok(),
-            _ => None,
+            #[cfg(feature = "pretrained")]
+            Source::Shipped => None,
+            Source::File(path) | Source::Run(path) => Some(path),
         }
     }
+
+    fn stamp(&self) -> Stamp {
+        let Source::Run(path) = self else {
+            return None;
+        };
+        let checkpoints = Checkpoints::new(path.join("checkpoints")).list();
+        let newest = checkpoints.ok()?.into_iter().next()?;
+        let written = newest.metadata().ok()?.modified().ok()?;
+        Some((newest, written))
+    }
+}
+
+/// A name for a path that no other one has: its last part, or more of them.
+pub fn name_of(path: &Path, is_taken: impl Fn(&str) -> bool) -> String {
+    let parts: Vec<String> = path
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned())
+        .collect();
+    let names = (1..=parts.len()).map(|count| parts[parts.len() - count..].join("/"));
+    let mut names = names.filter(|name| !is_taken(name));
+    names.next().unwrap_or_else(|| path.display().to_string())
 }
 
 /// A model in memory.
@@ -63,6 +80,8 @@ pub struct Loaded {
     pub model: Model,
     /// The names of its classes; none where they have none.
     pub classes: Vec<String>,
+    /// Multiply-adds of a pixel.
+    cost: u64,
     /// The data that it was trained on, where that is known.
     data: Option<DataConfig>,
     reference: OnceLock<Option<Reference>>,
@@ -76,9 +95,8 @@ impl Loaded {
     ///
     /// # Errors
     /// Where it can't be read, or is one of codes.
-    pub fn open(source: &Source) -> Result<Loaded> {
+    fn open(name: String, source: &Source) -> Result<Loaded> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = source.name();
         let unfit = |error: &dyn std::fmt::Display| Problem::unfit(format!("{name}: {error}"));
         let (model, data) = match source {
             #[cfg(feature = "pretrained")]
@@ -94,13 +112,16 @@ impl Loaded {
                 (model, run.config.map(|config| config.data))
             }
         };
-        if model.config.nr_codes > 0 {
+        let config = &model.config;
+        if config.nr_codes > 0 {
             return Err(unfit(
                 &"the model is one of codes: it has no pictures to show",
             ));
         }
+        let data = data.filter(is_here);
         Ok(Loaded {
-            classes: class_names(&model.config, data.as_ref()),
+            classes: class_names(config, data.as_ref()),
+            cost: Layout::new(config).multiply_adds / (config.height * config.width) as u64,
             reference: reference(source),
             data,
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -117,10 +138,34 @@ impl Loaded {
         &self.model.config
     }
 
+    /// Pixels of an image that it takes, so that none takes it too long: of one with attention fewer, as each
+    /// looks at all before it.
+    pub fn most_pixels(&self) -> usize {
+        let by_cost = limits::MULTIPLY_ADDS / self.cost.max(1);
+        let most = match self.config().attends() {
+            true => limits::ATTENDED,
+            false => limits::MEASURED,
+        };
+        most.min(usize::try_from(by_cost).unwrap_or(usize::MAX))
+    }
+
+    /// Checks that images are not more than it takes.
+    ///
+    /// # Errors
+    /// Where they are.
+    pub fn expect_few(&self, pixels: usize) -> Result<()> {
+        match self.most_pixels() {
+            most if pixels > most => Err(Problem::unfit(format!(
+                "{pixels} pixels: this model takes at most {most} at a time here"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// It, ready to draw images of a size.
     ///
     /// # Errors
-    /// Where it cannot, as those with attention of other sizes than their own may.
+    /// Where it cannot.
     pub fn sampler(&self, size: [usize; 2]) -> Result<Sampler> {
         let resized = self.config().resized(size);
         let new = || {
@@ -152,7 +197,8 @@ impl Loaded {
         Ok(Arc::clone(self.coder.get_or_init(|| Arc::new(coder))))
     }
 
-    /// Does something with it as a network for images of a size. Others wait that long.
+    /// Does something with it as a network for images of a size. The room sees to it that nobody else wants it
+    /// meanwhile.
     ///
     /// # Errors
     /// Where it cannot take such images.
@@ -188,7 +234,7 @@ impl Loaded {
     /// Where the images can't be read or measured, or `progress` stops it.
     pub fn reference(
         &self,
-        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+        progress: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<Reference>> {
         if let Some(known) = self.reference.get() {
             return Ok(known.clone());
@@ -198,15 +244,14 @@ impl Loaded {
         };
         let ours = |error: &dyn std::fmt::Display| Problem::ours(error.to_string());
         let images = Dataset::open(data, Split::Test).map_err(|error| ours(&error))?;
-        let count = images.len().min(REFERENCE);
         let Ok(size) = images.one_size() else {
             return Ok(None);
         };
+        self.expect_few(size[0] * size[1])?;
+        let count = images.len().min(REFERENCE);
         let scores = self.with_network(size, |network| {
-            let mut progress = |scores: &Scores| {
-                progress(scores.likelihood.bits_per_dim.len() as f64 / count as f64)
-            };
-            let scores = score(network, &images, 0..count, 16, &mut progress);
+            let mut progress = |_: &Scores| progress();
+            let scores = score(network, &images, 0..count, 4, &mut progress);
             scores.map_err(|error| match error {
                 ScoreError::Stopped(_) => Flag::stopped(),
                 error => ours(&error),
@@ -258,6 +303,13 @@ fn reference(source: &Source) -> OnceLock<Option<Reference>> {
     }
 }
 
+/// Whether data are on this machine: no request is to fetch any.
+fn is_here(data: &DataConfig) -> bool {
+    let named = |folder: PathBuf| folder.join(&data.data).exists();
+    let cached = data.data_dir.clone().or_else(cache_dir);
+    Path::new(&data.data).exists() || cached.is_some_and(named)
+}
+
 fn class_names(config: &ModelConfig, data: Option<&DataConfig>) -> Vec<String> {
     let data = data.filter(|_| config.nr_classes > 0);
     let data = data.and_then(|data| Dataset::open(data, Split::Test).ok());
@@ -265,14 +317,17 @@ fn class_names(config: &ModelConfig, data: Option<&DataConfig>) -> Vec<String> {
 }
 
 struct Entry {
+    name: String,
     source: Source,
-    /// With what its source was then.
-    loaded: Option<(Option<SystemTime>, Arc<Loaded>)>,
+    /// With what its source was then, and when it was last wanted.
+    loaded: Option<(Stamp, Arc<Loaded>, Instant)>,
 }
 
 /// All models, by their names.
 pub struct Models {
     entries: Mutex<Vec<Entry>>,
+    /// Held while one is read: several are not to be at a time.
+    reading: Mutex<()>,
 }
 
 impl Models {
@@ -280,6 +335,7 @@ impl Models {
     pub fn new(sources: Vec<Source>) -> Models {
         let models = Models {
             entries: Mutex::default(),
+            reading: Mutex::default(),
         };
         models.add(sources);
         models
@@ -289,25 +345,34 @@ impl Models {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds those that are new; of two of one name the first is had.
+    /// Adds those that are new, and forgets runs that are gone.
     pub fn add(&self, sources: impl IntoIterator<Item = Source>) {
         let mut entries = self.lock();
+        let is_gone = |source: &Source| matches!(source, Source::Run(path) if !path.exists());
+        entries.retain(|entry| !is_gone(&entry.source));
         for source in sources {
-            let name = source.name();
-            if entries.iter().all(|entry| entry.source.name() != name) {
-                entries.push(Entry {
-                    source,
-                    loaded: None,
-                });
+            if entries.iter().any(|entry| entry.source == source) {
+                continue;
             }
+            let is_taken = |name: &str| entries.iter().any(|entry| entry.name == name);
+            let name = match source.path() {
+                None => "shipped".into(),
+                Some(path) => name_of(path, is_taken),
+            };
+            entries.push(Entry {
+                name,
+                source,
+                loaded: None,
+            });
         }
     }
 
-    /// Their sources.
-    pub fn sources(&self) -> Vec<Source> {
-        self.lock()
-            .iter()
-            .map(|entry| entry.source.clone())
+    /// Their names and sources.
+    pub fn list(&self) -> Vec<(String, Source)> {
+        let entries = self.lock();
+        let entries = entries.iter();
+        entries
+            .map(|entry| (entry.name.clone(), entry.source.clone()))
             .collect()
     }
 
@@ -316,11 +381,11 @@ impl Models {
     /// # Errors
     /// Where there is none, or it can't be read.
     pub fn get(&self, name: Option<&str>) -> Result<Arc<Loaded>> {
-        let source = {
+        let (name, source) = {
             let entries = self.lock();
             let entry = match name {
                 None => entries.first(),
-                Some(name) => entries.iter().find(|entry| entry.source.name() == name),
+                Some(name) => entries.iter().find(|entry| entry.name == name),
             };
             let Some(entry) = entry else {
                 return Err(match name {
@@ -330,32 +395,73 @@ impl Models {
                     )),
                 });
             };
-            match &entry.loaded {
-                Some((stamp, loaded)) if *stamp == entry.source.stamp() => {
-                    return Ok(Arc::clone(loaded));
-                }
-                _ => entry.source.clone(),
-            }
+            (entry.name.clone(), entry.source.clone())
         };
-        // Others are not kept waiting while it is read.
         let stamp = source.stamp();
-        let loaded = Arc::new(Loaded::open(&source)?);
+        if let Some(loaded) = self.loaded(&name, &stamp) {
+            return Ok(loaded);
+        }
+        // Those that are in memory are had meanwhile.
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = self.loaded(&name, &stamp) {
+            return Ok(loaded);
+        }
+        let loaded = Arc::new(Loaded::open(name, &source)?);
         let mut entries = self.lock();
         if let Some(entry) = entries.iter_mut().find(|entry| entry.source == source) {
-            entry.loaded = Some((stamp, Arc::clone(&loaded)));
+            entry.loaded = Some((stamp, Arc::clone(&loaded), Instant::now()));
+        }
+        // The one that was not wanted for longest makes room.
+        let in_memory = entries.iter_mut().filter(|entry| entry.loaded.is_some());
+        let mut in_memory: Vec<&mut Entry> = in_memory.collect();
+        in_memory.sort_by_key(|entry| entry.loaded.as_ref().map(|(_, _, wanted)| *wanted));
+        let too_many = in_memory.len().saturating_sub(limits::MODELS);
+        for entry in in_memory.into_iter().take(too_many) {
+            entry.loaded = None;
         }
         Ok(loaded)
     }
 
-    /// One that is in memory.
-    pub fn in_memory(&self, name: &str) -> Option<Arc<Loaded>> {
+    /// One that is in memory and has not changed.
+    fn loaded(&self, name: &str, now: &Stamp) -> Option<Arc<Loaded>> {
+        let mut entries = self.lock();
+        let entry = entries.iter_mut().find(|entry| entry.name == name)?;
+        let (stamp, loaded, wanted) = entry.loaded.as_mut()?;
+        if stamp != now {
+            return None;
+        }
+        *wanted = Instant::now();
+        Some(Arc::clone(loaded))
+    }
+
+    /// Those that are in memory, changed or not.
+    pub fn in_memory(&self) -> Vec<Arc<Loaded>> {
         let entries = self.lock();
-        let entry = entries.iter().find(|entry| entry.source.name() == name)?;
-        entry.loaded.as_ref().map(|(_, loaded)| Arc::clone(loaded))
+        let loaded = entries.iter().filter_map(|entry| entry.loaded.as_ref());
+        loaded.map(|(_, loaded, _)| Arc::clone(loaded)).collect()
     }
 }
 
 /// Whether a folder is a run's.
 pub fn is_run(path: &Path) -> bool {
     path.join("config.toml").is_file() || path.join("checkpoints").is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_name_are_told_apart() {
+        let path = |text: &str| Source::File(text.into());
+        let models = Models::new(vec![
+            path("a/best"),
+            path("b/best"),
+            path("c/b/best"),
+            path("a/best"),
+        ]);
+        let names: Vec<String> = models.list().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["best", "b/best", "c/b/best"]);
+        assert_eq!(models.get(Some("other")).err().unwrap().status, 404);
+    }
 }

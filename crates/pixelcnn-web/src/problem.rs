@@ -1,12 +1,15 @@
 //! Errors as clients get them: RFC 9457's problem details.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// What went wrong, and what to do (RFC 9457).
@@ -77,32 +80,80 @@ impl IntoResponse for Problem {
     }
 }
 
-/// A request's JSON body.
+/// A request's JSON body, read on a thread that may take its time.
 pub struct Body<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send + 'static> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Body<T>> {
-        match Json::from_request(request, state).await {
-            Ok(Json(value)) => Ok(Body(value)),
-            Err(rejection) => Err(refused(&rejection)),
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "send JSON, with the header `Content-Type: application/json`",
+            ));
         }
+        let body = Bytes::from_request(request, state).await;
+        let body =
+            body.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+        waiting(move || {
+            serde_json::from_slice(&body).map(Body).map_err(|error| {
+                let status = match error.is_data() {
+                    true => StatusCode::UNPROCESSABLE_ENTITY,
+                    false => StatusCode::BAD_REQUEST,
+                };
+                Problem::new(status, format!("the request's JSON: {error}"))
+            })
+        })
+        .await
     }
 }
 
-fn refused(rejection: &JsonRejection) -> Problem {
-    let status = match rejection.status() {
-        // The body itself came too slowly or broke off.
-        status if status.is_server_error() => StatusCode::BAD_REQUEST,
-        status => status,
-    };
-    let detail = match status {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            "send JSON, with the header `Content-Type: application/json`".into()
+/// Does something that reads files or takes a while.
+pub async fn waiting<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Problem::ours("the work broke off")))
+}
+
+/// A list that ends before it takes more memory than it may.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AtMost<const MOST: usize, T>(pub Vec<T>);
+
+impl<'de, const MOST: usize, T: Deserialize<'de>> Deserialize<'de> for AtMost<MOST, T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Items<const MOST: usize, T>(PhantomData<T>);
+        impl<'de, const MOST: usize, T: Deserialize<'de>> Visitor<'de> for Items<MOST, T> {
+            type Value = AtMost<MOST, T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "a list of at most {MOST}")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut items: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    if all.len() == MOST {
+                        return Err(A::Error::invalid_length(MOST + 1, &self));
+                    }
+                    all.push(item);
+                }
+                Ok(AtMost(all))
+            }
         }
-        StatusCode::PAYLOAD_TOO_LARGE => crate::limits::too_large(),
-        _ => rejection.body_text(),
-    };
-    Problem::new(status, detail)
+        deserializer.deserialize_seq(Items(PhantomData))
+    }
+}
+
+impl<const MOST: usize, T: Serialize> Serialize for AtMost<MOST, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -17,8 +17,11 @@ pub trait Work: Send + Sized + 'static {
     /// What it has in common with all work that can be done beside it.
     fn group(&self) -> Option<Group>;
 
-    /// Images that it is of.
-    fn images(&self) -> usize;
+    /// The share that it takes of what can be done side by side.
+    fn share(&self) -> f64;
+
+    /// What nobody else can have meanwhile, by its number.
+    fn needs(&self) -> Option<u64>;
 
     /// Does work of one group: each gives its result to whoever waits for it.
     fn run(together: Vec<(Self, Arc<Flag>)>);
@@ -70,8 +73,8 @@ struct Waiting<W> {
 
 struct State<W> {
     waiting: VecDeque<Waiting<W>>,
-    /// Flags of what is being done.
-    running: Vec<Arc<Flag>>,
+    /// Flags of what is being done, and what it needs for itself.
+    running: Vec<(Arc<Flag>, Option<u64>)>,
     closed: bool,
 }
 
@@ -80,8 +83,6 @@ pub struct Room<W> {
     state: Mutex<State<W>>,
     ready: Condvar,
     next: AtomicU64,
-    /// Images that were drawn or measured.
-    images: AtomicUsize,
 }
 
 /// A place in the queue; dropped, the work is no longer wanted.
@@ -98,6 +99,11 @@ impl<W> Ticket<W> {
         let mut waiting = state.waiting.iter();
         let ahead = waiting.position(|job| job.number == self.number);
         ahead.unwrap_or(0)
+    }
+
+    /// Whether no more work is done.
+    pub fn is_closed(&self) -> bool {
+        self.room.lock().closed
     }
 }
 
@@ -128,7 +134,6 @@ impl<W: Work> Room<W> {
             }),
             ready: Condvar::new(),
             next: AtomicU64::new(0),
-            images: AtomicUsize::new(0),
         });
         for number in 0..limits::AT_ONCE {
             let room = Arc::clone(&room);
@@ -176,7 +181,7 @@ impl<W: Work> Room<W> {
         let mut state = self.lock();
         state.closed = true;
         state.waiting.clear();
-        state.running.iter().for_each(|flag| flag.drop_it());
+        state.running.iter().for_each(|(flag, _)| flag.drop_it());
         drop(state);
         self.ready.notify_all();
     }
@@ -187,14 +192,8 @@ impl<W: Work> Room<W> {
         [state.waiting.len(), state.running.len()]
     }
 
-    /// Images that were drawn or measured so far.
-    pub fn images(&self) -> usize {
-        self.images.load(Ordering::Relaxed)
-    }
-
     fn work(&self) {
         while let Some(jobs) = self.next() {
-            let images: usize = jobs.iter().map(|job| job.work.images()).sum();
             let flags: Vec<Arc<Flag>> = jobs.iter().map(|job| Arc::clone(&job.flag)).collect();
             flags.iter().for_each(|flag| flag.begin());
             let jobs = jobs.into_iter().map(|job| (job.work, job.flag)).collect();
@@ -202,9 +201,10 @@ impl<W: Work> Room<W> {
                 // Who waited for it finds its end closed, and says so.
                 tracing::error!("a request's work panicked");
             }
-            self.images.fetch_add(images, Ordering::Relaxed);
             let is_done = |flag: &Arc<Flag>| flags.iter().any(|done| Arc::ptr_eq(done, flag));
-            self.lock().running.retain(|flag| !is_done(flag));
+            self.lock().running.retain(|(flag, _)| !is_done(flag));
+            // What it needed may be what others wait for.
+            self.ready.notify_all();
         }
     }
 
@@ -215,11 +215,17 @@ impl<W: Work> Room<W> {
             if state.closed {
                 return None;
             }
-            if let Some(first) = state.waiting.pop_front() {
+            let next = state
+                .waiting
+                .iter()
+                .position(|job| state.has(job.work.needs()));
+            if let Some(first) = next.and_then(|at| state.waiting.remove(at)) {
                 let jobs = state.with_others(first);
-                let flags = jobs.iter().map(|job| Arc::clone(&job.flag));
-                let flags: Vec<_> = flags.collect();
-                state.running.extend(flags);
+                let running = jobs
+                    .iter()
+                    .map(|job| (Arc::clone(&job.flag), job.work.needs()));
+                let running: Vec<_> = running.collect();
+                state.running.extend(running);
                 return Some(jobs);
             }
             state = self
@@ -231,19 +237,25 @@ impl<W: Work> Room<W> {
 }
 
 impl<W: Work> State<W> {
+    /// Whether nobody has what some work needs for itself.
+    fn has(&self, needed: Option<u64>) -> bool {
+        let mut running = self.running.iter();
+        needed.is_none() || running.all(|(_, taken)| *taken != needed)
+    }
+
     fn with_others(&mut self, first: Waiting<W>) -> Vec<Waiting<W>> {
         let group = first.work.group();
-        let mut images = first.work.images();
+        let mut share = first.work.share();
         let mut jobs = vec![first];
         if group.is_none() {
             return jobs;
         }
         let mut left = VecDeque::new();
         for job in self.waiting.drain(..) {
-            let fits = images + job.work.images() <= limits::SIDE_BY_SIDE;
+            let fits = share + job.work.share() <= 1.0;
             match fits && job.work.group() == group {
                 true => {
-                    images += job.work.images();
+                    share += job.work.share();
                     jobs.push(job);
                 }
                 false => left.push_back(job),
@@ -265,6 +277,7 @@ mod tests {
 
     struct Test {
         group: Option<Group>,
+        needs: Option<u64>,
         run: Box<Run>,
     }
 
@@ -273,8 +286,12 @@ mod tests {
             self.group
         }
 
-        fn images(&self) -> usize {
-            limits::SIDE_BY_SIDE / 4
+        fn share(&self) -> f64 {
+            0.25
+        }
+
+        fn needs(&self) -> Option<u64> {
+            self.needs
         }
 
         fn run(together: Vec<(Self, Arc<Flag>)>) {
@@ -299,6 +316,7 @@ mod tests {
             let (held, done) = (Arc::clone(&held), done.clone());
             Test {
                 group: Some(("test", of, [4, 4])),
+                needs: None,
                 run: Box::new(move |count, _| {
                     let _held = held.lock();
                     done.send((of, count)).unwrap();
@@ -333,7 +351,11 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_and_survives_panics() {
         let room = Room::open().unwrap();
-        let alone = |run| Test { group: None, run };
+        let alone = |run| Test {
+            group: None,
+            needs: None,
+            run,
+        };
         for _ in 0..2 * limits::AT_ONCE {
             let panics = Box::new(|_: usize, _: &Flag| panic!("on purpose"));
             let ticket = room.submit(alone(panics)).unwrap();
@@ -362,5 +384,37 @@ mod tests {
         }
         drop(tickets);
         until_idle(&room);
+    }
+
+    /// Who needs what another one has is passed over, and nobody is kept waiting behind it.
+    #[test]
+    fn what_can_be_had_once_is() {
+        let room = Room::open().unwrap();
+        let (held, (done, told)) = (Arc::new(Mutex::new(())), mpsc::channel());
+        let guard = held.lock().unwrap();
+        let work = |name: u64, needs, waits: bool| {
+            let (held, done) = (Arc::clone(&held), done.clone());
+            let run = Box::new(move |_: usize, _: &Flag| {
+                let _held = waits.then(|| held.lock());
+                done.send(name).unwrap();
+            });
+            Test {
+                group: None,
+                needs,
+                run,
+            }
+        };
+        let mut tickets = Vec::new();
+        for (name, needs, waits) in [
+            (1, Some(7), true),
+            (2, Some(7), false),
+            (3, None, false),
+            (4, Some(8), false),
+        ] {
+            tickets.push(room.submit(work(name, needs, waits)).unwrap());
+        }
+        assert_eq!([told.recv().unwrap(), told.recv().unwrap()], [3, 4]);
+        drop(guard);
+        assert_eq!([told.recv().unwrap(), told.recv().unwrap()], [1, 2]);
     }
 }

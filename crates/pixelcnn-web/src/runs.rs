@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::models::is_run;
+use crate::models::{is_run, name_of};
 use crate::problem::{Problem, Result};
 
 /// Records of a training that are given at a time: neighbouring ones are put together beyond that.
@@ -77,27 +77,21 @@ impl Runs {
         Runs { places }
     }
 
-    /// Their folders, by name; of two of one name the first is had.
+    /// Their folders, by name.
     pub fn folders(&self) -> BTreeMap<String, PathBuf> {
-        let mut found = BTreeMap::new();
+        let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
         let mut add = |path: PathBuf| {
-            let name = path.file_name().unwrap_or(path.as_os_str());
-            let name = name.to_string_lossy().into_owned();
-            found.entry(name).or_insert(path);
+            if found.values().all(|other| *other != path) {
+                let name = name_of(&path, |name| found.contains_key(name));
+                found.insert(name, path);
+            }
         };
         for place in &self.places {
             if is_run(place) {
                 add(place.clone());
-                continue;
+            } else {
+                runs_in(place).into_iter().for_each(&mut add);
             }
-            // A folder that is not there has none yet.
-            let entries = fs::read_dir(place).into_iter().flatten().flatten();
-            let mut inside: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-            inside.sort();
-            inside
-                .into_iter()
-                .filter(|path| is_run(path))
-                .for_each(&mut add);
         }
         found
     }
@@ -139,6 +133,15 @@ impl Runs {
         });
         stamps.collect()
     }
+}
+
+/// The runs in a folder; none where it is not there.
+pub fn runs_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut inside: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    inside.retain(|path| is_run(path));
+    inside.sort();
+    inside
 }
 
 /// When files of a run were written, and how long they are.
@@ -276,7 +279,7 @@ impl Records {
     ///
     /// # Errors
     /// Where its files can't be read.
-    pub fn read(run: &Path, after: u64) -> Result<Records> {
+    pub fn read(name: &str, run: &Path, after: u64) -> Result<Records> {
         let settings = match RunConfig::read(run) {
             Ok(file) => serde_json::to_value(&file.config).unwrap_or_default(),
             Err(_) => Value::Null,
@@ -302,9 +305,8 @@ impl Records {
                 } => test.push([step as f64, seconds, test_bits_per_dim, standard_error]),
             }
         }
-        let name = run.file_name().unwrap_or(run.as_os_str());
         Ok(Records {
-            name: name.to_string_lossy().into_owned(),
+            name: name.into(),
             settings,
             train: fewer(&train),
             test,

@@ -99,10 +99,10 @@ impl Server {
             token => token,
         };
         let models = Models::new(options.models);
-        for source in models.sources() {
+        for (name, source) in models.list() {
             // Better to hear it now. Runs change, and may have nothing yet.
             if matches!(source, Source::File(_)) {
-                let opened = models.get(Some(&source.name()));
+                let opened = models.get(Some(&name));
                 opened.map_err(|problem| ServeError::Model(problem.detail))?;
             }
         }
@@ -110,7 +110,11 @@ impl Server {
             models,
             runs: Runs::new(options.runs),
             room: Room::open()?,
-            guard: Guard { loopback, token },
+            guard: Guard {
+                loopback,
+                token,
+                cookie: format!("pixelcnn-{}", listener.local_addr()?.port()),
+            },
             counters: Counters::new(),
             bodies: Arc::new(Semaphore::new(limits::BODIES >> 10)),
             ends: watch::Sender::new(false),
@@ -249,11 +253,9 @@ async fn body(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
         None if request.headers().contains_key(header::TRANSFER_ENCODING) => limits::BODY,
         None => 0,
     };
-    // Decoded, it takes some more.
-    let kib = u32::try_from(size >> 10).unwrap_or(u32::MAX);
-    let room = Arc::clone(&app.bodies).acquire_many_owned(kib);
-    let Ok(Ok(room)) = timeout(limits::BODY_IN, room).await else {
-        return Problem::busy("too much is being sent: try again later").into_response();
+    let room = match app.memory(size).await {
+        Ok(room) => room,
+        Err(problem) => return problem.into_response(),
     };
     let (parts, body) = request.into_parts();
     let body = match timeout(limits::BODY_IN, axum::body::to_bytes(body, limits::BODY)).await {

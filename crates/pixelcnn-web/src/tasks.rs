@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use pixelcnn::complete::Completion;
 use pixelcnn::network::Batch;
-use pixelcnn::sample::{Rows, Sampling, Wanted};
+use pixelcnn::sample::{Rows, Sampler, Sampling, Wanted};
 use pixelcnn::score::LosslessFormat;
 use rayon::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::limits;
 use crate::models::Loaded;
 use crate::problem::{Problem, Result};
 use crate::room::{Flag, Group, Work};
@@ -23,7 +24,15 @@ pub enum Task {
     /// Images are measured.
     Measure(Measure),
     /// Something that goes by itself.
-    Alone(Box<dyn FnOnce(&Flag) + Send>),
+    Alone(Alone),
+}
+
+/// Something that goes by itself.
+pub struct Alone {
+    /// What is done.
+    pub work: Box<dyn FnOnce(&Flag) + Send>,
+    /// The number of the model whose network it takes.
+    pub network: Option<u64>,
 }
 
 /// Images to draw.
@@ -98,11 +107,21 @@ impl Work for Task {
         }
     }
 
-    fn images(&self) -> usize {
+    fn share(&self) -> f64 {
+        let (count, size, pixels) = match self {
+            Task::Draw(draw) => (draw.count(), draw.size, limits::DRAWN),
+            Task::Measure(measure) => (measure.labels.len(), measure.size, AT_A_TIME),
+            Task::Alone(_) => return 1.0,
+        };
+        let images = count as f64 / limits::SIDE_BY_SIDE as f64;
+        images.max((count * size[0] * size[1]) as f64 / pixels as f64)
+    }
+
+    fn needs(&self) -> Option<u64> {
         match self {
-            Task::Draw(draw) => draw.count(),
-            Task::Measure(measure) => measure.labels.len(),
-            Task::Alone(_) => 0,
+            Task::Draw(_) => None,
+            Task::Measure(measure) => Some(measure.model.number),
+            Task::Alone(alone) => alone.network,
         }
     }
 
@@ -112,7 +131,7 @@ impl Work for Task {
             match task {
                 Task::Draw(draw) => draws.push((draw, flag)),
                 Task::Measure(measure) => measures.push((measure, flag)),
-                Task::Alone(work) => work(&flag),
+                Task::Alone(alone) => (alone.work)(&flag),
             }
         }
         if !draws.is_empty() {
@@ -124,27 +143,62 @@ impl Work for Task {
     }
 }
 
+/// Draws as many side by side as memory has room for.
 fn draw(draws: &[(Draw, Arc<Flag>)]) {
-    let tell = |problem: &Problem| {
-        for (draw, _) in draws {
-            // Who is gone needs none.
-            let _ = draw.rows.send(Err(problem.clone()));
-        }
-    };
     let (first, _) = &draws[0];
-    let rows = first.model.sampler(first.size).and_then(|sampler| {
-        let images = draws.iter().flat_map(|(draw, _)| draw.images());
-        Rows::new(&sampler, images).map_err(|error| Problem::unfit(error.to_string()))
+    let sampler = first.model.sampler(first.size);
+    let sampler = sampler.and_then(|sampler| {
+        let most = sampler.side_by_side();
+        Ok((
+            sampler,
+            most.map_err(|error| Problem::ours(error.to_string()))?,
+        ))
     });
-    let rows = match rows {
+    let (sampler, most) = match sampler {
+        Ok(sampler) => sampler,
+        Err(problem) => return tell(draws, &problem),
+    };
+    let mut rest = draws;
+    while let Some((first, _)) = rest.first() {
+        let mut images = 0;
+        let mut fits = |(draw, _): &(Draw, _)| {
+            images += draw.count();
+            images <= most
+        };
+        let count = rest.iter().take_while(|draw| fits(draw)).count();
+        if count == 0 {
+            let wanted = first.count();
+            let problem =
+                format!("{wanted} images of this size: at most {most} are drawn at a time");
+            tell(&rest[..1], &Problem::unfit(problem));
+        }
+        let (these, others) = rest.split_at(count.max(1));
+        rest = others;
+        if count > 0 {
+            draw_together(&sampler, these);
+        }
+    }
+}
+
+fn tell(draws: &[(Draw, Arc<Flag>)], problem: &Problem) {
+    for (draw, _) in draws {
+        // Who is gone needs none.
+        let _ = draw.rows.send(Err(problem.clone()));
+    }
+}
+
+fn draw_together(sampler: &Sampler, draws: &[(Draw, Arc<Flag>)]) {
+    let (first, _) = &draws[0];
+    let images = draws.iter().flat_map(|(draw, _)| draw.images());
+    let rows = match Rows::new(sampler, images) {
         Ok(rows) => rows,
-        Err(problem) => return tell(&problem),
+        Err(error) => return tell(draws, &Problem::unfit(error.to_string())),
     };
     let length = first.size[1] * first.model.config().channels;
     for row in rows {
         let row = match row {
             Ok(row) => row,
-            Err(error) => return tell(&Problem::ours(error.to_string())),
+            Err(error) => return tell(draws, &Problem::ours(error.to_string())),
         };
         let mut rest = &row[..];
         for (draw, _) in draws {
@@ -153,7 +207,7 @@ fn draw(draws: &[(Draw, Arc<Flag>)]) {
             let _ = draw.rows.send(Ok(own.to_vec()));
         }
         if draws.iter().all(|(_, flag)| flag.go_on().is_break()) {
-            return tell(&Flag::stopped());
+            return tell(draws, &Flag::stopped());
         }
     }
 }

@@ -170,7 +170,7 @@ def main():
         for wrong in clients.wrong[:10]:
             print("WRONG:", wrong)
         assert not clients.wrong and total > arguments.clients and most < MOST
-        server.process.send_signal(2)
+        server.process.terminate()
         assert server.process.wait(timeout=20) == 0
     finally:
         server.process.kill()

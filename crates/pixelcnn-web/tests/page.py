@@ -36,7 +36,7 @@ def serving(program, folder, *flags):
         try:
             yield server.stdout.readline().strip()
         finally:
-            server.send_signal(2)
+            server.terminate()
             _, said = server.communicate(timeout=20)
     assert server.returncode == 0, said
     assert "panic" not in said, said
@@ -224,7 +224,6 @@ class Page:
         self.keep("training")
         # What was trained draws.
         chosen = self.page.locator("#model")
-        chosen.focus()
         expect(self.page.locator("#model option")).to_have_count(3, timeout=10_000)
         chosen.select_option("two")
         part = self.part("Draw")

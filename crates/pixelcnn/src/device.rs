@@ -224,13 +224,22 @@ pub fn on_threads<R: Send>(
     threads: usize,
     program: impl FnOnce() -> R + Send,
 ) -> Result<R, DeviceError> {
+    make_threads(threads)?;
+    Ok(rayon::scope(|_| program()))
+}
+
+/// Makes the pool of [`on_threads`] for a program whose own thread waits, as a server's does: one that belonged
+/// to the pool would be missing there.
+///
+/// # Errors
+/// [`DeviceError::Threads`].
+pub fn make_threads(threads: usize) -> Result<(), DeviceError> {
     keep_freed_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .stack_size(16 << 20)
         .build_global()
-        .map_err(|error| DeviceError::Threads(error.to_string()))?;
-    Ok(rayon::scope(|_| program()))
+        .map_err(|error| DeviceError::Threads(error.to_string()))
 }
 
 /// Lets glibc's allocator keep what is freed: every step needs the same large maps again, and

@@ -84,8 +84,11 @@ impl Sampler {
         }
     }
 
-    /// How many images are drawn side by side.
-    fn side_by_side(&self) -> Result<usize, DrawError> {
+    /// How many images are drawn side by side: on a CPU up to 64, in a gigabyte of memory if one needs no more.
+    ///
+    /// # Errors
+    /// Where the device does not tell.
+    pub fn side_by_side(&self) -> Result<usize, DrawError> {
         match &self.0 {
             On::Cpu(evaluator) => Ok(side_by_side(evaluator, SIDE_BY_SIDE)),
             #[cfg(feature = "cuda")]

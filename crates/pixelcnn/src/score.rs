@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_reference_has_quantiles() {
-        let bits: Vec<f64> = (0..1001).map(|i| f64::from((i * 7) % 1001)).collect();
+        let bits: Vec<f64> = (0..1001).map(|i| f64::from((i * 8) % 1001)).collect();
         let scores = Scores {
             complexity: [vec![500.0; 1001], vec![600.0; 1001]],
             likelihood: Evaluation {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use pixelcnn_web::{Options, Server, Source};
+use pixelcnn_web::{Options, Server, Source, is_run, runs_in};
 
+use crate::device::DeviceFlags;
 use crate::terminal::{Result, catch_interrupts, interrupted, note, say};
 
 /// The folder in which `pixelcnn train` makes runs.
@@ -24,8 +25,8 @@ const RUNS: &str = "runs";
 #[command(after_long_help = EXAMPLES)]
 pub struct Serve {
     /// Run folders, of which always the newest checkpoint is taken; folders of runs; checkpoint files and
-    /// exported weights. The first one is shown at the beginning [default: the shipped model, and the runs in
-    /// the folder runs]
+    /// exported weights; the shipped model is there, too. The first one is shown at the beginning [default: the
+    /// shipped model, and the runs in the folder runs]
     #[arg(value_name = "RUN|FILE")]
     files: Vec<PathBuf>,
     /// The port; 0 for any that is free
@@ -50,7 +51,7 @@ Examples:
   pixelcnn serve runs/quick-1
       a run: while it trains, always its newest checkpoint
   pixelcnn serve --address 0.0.0.0 --port 8080
-      for others too: who opens the link that is printed
+      for others, too: by the link that is printed, with this machine's name in it
   curl -s localhost:7860/v1/sample -H 'Content-Type: application/json' -d '{\"count\": 4}'
       for programs: four images as PNG files in base64
   pixelcnn serve --log info
@@ -66,7 +67,8 @@ fn token(text: &str) -> std::result::Result<String, String> {
 
 impl Serve {
     /// Runs the command.
-    pub fn run(&self) -> Result<ExitCode> {
+    pub fn run(&self, device: &DeviceFlags) -> Result<ExitCode> {
+        device.expect_cpu()?;
         let (models, runs) = self.sources()?;
         let address = SocketAddr::new(self.address, self.port);
         let options = Options {
@@ -78,10 +80,10 @@ impl Serve {
         let server = Server::new(options)?;
         let mut at = server.address()?;
         if !at.ip().is_loopback() {
-            note("others can reach this server: it answers who has the token");
+            note("others can reach this server: it answers only those who have the token");
         }
         if at.ip().is_unspecified() {
-            // The others' way here is by a name that is not known here.
+            note("to them it is at this machine's name in place of the address");
             at.set_ip(match at.is_ipv4() {
                 true => IpAddr::V4(Ipv4Addr::LOCALHOST),
                 false => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
@@ -116,11 +118,14 @@ impl Serve {
             }
             let path = absolute(path)?;
             match path.is_dir() {
-                true if path.join("checkpoints").is_dir() || path.join("config.toml").is_file() => {
-                    models.push(Source::Run(path.clone()));
+                true => {
+                    let inside = match is_run(&path) {
+                        true => vec![path.clone()],
+                        false => runs_in(&path),
+                    };
+                    models.extend(inside.into_iter().map(Source::Run));
                     runs.push(path);
                 }
-                true => runs.push(path),
                 false => models.push(Source::File(path)),
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use pixelcnn::archive::{self, Archive, ArchiveError, CodingModel, Item};
+use pixelcnn::archive::{self, Archive, ArchiveError, CodingModel, Entry, Item, Reader};
 use pixelcnn::codec::CodecError;
 use pixelcnn::picture;
 use pixelcnn::score::LosslessFormat;
@@ -18,7 +18,7 @@ use crate::App;
 use crate::images::{Image, bytes, text};
 use crate::limits;
 use crate::models::Loaded;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{AtMost, Body, Problem, Result};
 use crate::room::Flag;
 
 /// Files to compress.
@@ -28,8 +28,8 @@ pub struct CompressRequest {
     /// The model's name; the first one without.
     model: Option<String>,
     /// The files: pictures of any size, and any others, which are kept as they are.
-    #[schema(min_items = 1, max_items = 1024)]
-    files: Vec<File>,
+    #[schema(value_type = Vec<File>, min_items = 1, max_items = 1024)]
+    files: AtMost<{ limits::FILES }, File>,
     /// Tell the sizes of each picture as PNG and as JPEG XL, too.
     #[serde(default)]
     compare: bool,
@@ -92,6 +92,8 @@ pub struct DecompressRequest {
     /// The bytes of a .pxc file, in base64.
     #[schema(content_encoding = "base64")]
     archive: String,
+    /// The name of the model that made it, where it is not one that is in memory.
+    model: Option<String>,
     /// Send events: `queue`, `progress`, `done`.
     #[serde(default)]
     stream: bool,
@@ -146,16 +148,13 @@ pub async fn compress(
             ));
         }
     };
-    if !(1..=1024).contains(&request.files.len()) {
-        let count = request.files.len();
-        return Err(Problem::unfit(format!(
-            "{count} files: give 1 to 1,024 at a time"
-        )));
+    if request.files.0.is_empty() {
+        return Err(Problem::unfit("no files: give 1 to 1,024 at a time"));
     }
     let stream = request.stream;
     let work = move |flag: &Flag, tell: &mut dyn FnMut(f64)| {
         let mut items = Vec::new();
-        for file in &request.files {
+        for file in &request.files.0 {
             items.push(Item {
                 name: file.name.clone(),
                 class,
@@ -164,7 +163,10 @@ pub async fn compress(
         }
         compressed(&model, items, request.compare, flag, tell)
     };
-    Ok(answer(stream, async move |teller| alone(&app, &teller, work).await).await)
+    Ok(answer(stream, async move |teller| {
+        alone(&app, &teller, None, work).await
+    })
+    .await)
 }
 
 fn compressed(
@@ -250,10 +252,10 @@ pub async fn decompress(
     let room = Arc::clone(&app);
     let work = move |flag: &Flag, tell: &mut dyn FnMut(f64)| {
         let file = bytes(&request.archive, "`archive`")?;
-        decompressed(&app, &file, flag, tell)
+        decompressed(&app, &file, request.model.as_deref(), flag, tell)
     };
     Ok(answer(request.stream, async move |teller| {
-        alone(&room, &teller, work).await
+        alone(&room, &teller, None, work).await
     })
     .await)
 }
@@ -261,63 +263,87 @@ pub async fn decompress(
 fn decompressed(
     app: &App,
     file: &[u8],
+    model: Option<&str>,
     flag: &Flag,
     tell: &mut dyn FnMut(f64),
 ) -> Result<Decompressed> {
-    let mut archive = Archive::new(Cursor::new(file)).map_err(unfit)?;
-    let levels: u64 = archive.entries().iter().map(|entry| entry.levels).sum();
-    // A pixel has up to eight: four channels in 16 bits.
-    expect_few(levels / 8)?;
-    let coder = coder_of(app, &mut archive)?;
-    let all: Vec<usize> = (0..archive.entries().len()).collect();
-    let mut progress = |share| {
-        tell(share);
-        flag.go_on()
-    };
-    let found = archive.read(&coder, &all, &mut progress).map_err(unfit)?;
-    let files = archive.entries().iter().zip(found).map(|(entry, found)| {
-        let (data, made, lost) = match found {
-            Ok(found) => (Some(text(&found.bytes)), found.is_made, None),
-            Err(damage) => (None, false, Some(damage.to_string())),
-        };
-        Taken {
-            name: entry.name.clone(),
-            data,
-            made,
-            lost,
+    let mut reader = Reader::new(Cursor::new(file)).map_err(unfit)?;
+    let (mut blocks, mut count, mut pixels) = (Vec::new(), 0, 0);
+    // A few bytes can stand for very much.
+    while let Some(block) = reader.next_block().map_err(unfit)? {
+        count += block.entries().len();
+        let sizes = block.entries().iter().filter_map(|entry| entry.size);
+        pixels += sizes
+            .map(|[height, width]| height as u64 * width as u64)
+            .sum::<u64>();
+        expect_few(pixels)?;
+        if count > limits::FILES {
+            return Err(Problem::unfit(format!(
+                "an archive of over {} files: use `pixelcnn decompress`",
+                limits::FILES
+            )));
         }
-    });
-    Ok(Decompressed {
-        files: files.collect(),
-    })
+        blocks.push(block);
+    }
+    let coder = match pixels {
+        0 => None,
+        _ => Some(coder_of(app, &mut reader, model)?),
+    };
+    let (mut files, mut done) = (Vec::new(), 0);
+    for block in &blocks {
+        let entries = block.entries();
+        let all: Vec<usize> = (0..entries.len()).collect();
+        let mut progress = |share: f64| {
+            tell((done as f64 + share * all.len() as f64) / count.max(1) as f64);
+            flag.go_on()
+        };
+        let found = reader.decode(block, &all, coder.as_deref(), &mut progress);
+        files.extend(entries.iter().zip(found.map_err(unfit)?).map(taken));
+        done += all.len();
+    }
+    Ok(Decompressed { files })
 }
 
-/// The model that an archive's pictures were coded with, or any where it has none.
-fn coder_of(app: &App, archive: &mut Archive<Cursor<&[u8]>>) -> Result<Arc<CodingModel>> {
-    let has_pictures = archive.entries().iter().any(|entry| entry.size.is_some());
-    if let Some(model) = archive.reader().embedded().map_err(unfit)? {
+fn taken((entry, found): (&Entry, archive::Taken)) -> Taken {
+    let (data, made, lost) = match found {
+        Ok(found) => (Some(text(&found.bytes)), found.is_made, None),
+        Err(damage) => (None, false, Some(damage.to_string())),
+    };
+    Taken {
+        name: entry.name.clone(),
+        data,
+        made,
+        lost,
+    }
+}
+
+/// The model that an archive's pictures were coded with: it is in the archive, or named, or in memory, or the
+/// first one.
+fn coder_of(
+    app: &App,
+    reader: &mut Reader<Cursor<&[u8]>>,
+    name: Option<&str>,
+) -> Result<Arc<CodingModel>> {
+    if let Some(model) = reader.embedded().map_err(unfit)? {
         let coder = model.coder();
         return Ok(Arc::new(
             coder.map_err(|error| Problem::unfit(error.to_string()))?,
         ));
     }
-    for source in app.models.sources() {
-        // One that can't be read is none that was asked for.
-        let coder = app
-            .models
-            .get(Some(&source.name()))
-            .and_then(|model| model.coder());
-        let fits = |coder: &Arc<CodingModel>| {
-            !has_pictures || archive.reader().expect_model(coder).is_ok()
-        };
-        if let Some(coder) = coder.ok().filter(fits) {
-            return Ok(coder);
-        }
-    }
-    Err(Problem::unfit(format!(
-        "the archive was made with a model that is not served here (its hash is {}): serve that one",
-        archive.reader().model()
-    )))
+    let named = match name {
+        Some(name) => Some(app.models.get(Some(name))?),
+        None => app.models.get(None).ok(),
+    };
+    let models = named.into_iter().chain(app.models.in_memory());
+    // Those without a likelihood code nothing.
+    let mut coders = models.filter_map(|model| model.coder().ok());
+    let coder = coders.find(|coder| reader.expect_model(coder).is_ok());
+    coder.ok_or_else(|| {
+        Problem::unfit(format!(
+            "the archive was made with another model, whose hash is {}: name it",
+            reader.model()
+        ))
+    })
 }
 
 fn expect_few(pixels: u64) -> Result<()> {

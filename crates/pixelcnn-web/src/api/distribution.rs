@@ -12,9 +12,8 @@ use utoipa::ToSchema;
 use super::{Teller, alone, model};
 use crate::App;
 use crate::images::{Image, Levels};
-use crate::limits;
 use crate::models::Loaded;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{Body, Problem, Result, waiting};
 
 /// A pixel of an image.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -59,21 +58,20 @@ pub async fn distribution(
     let model = model(&app, request.model.clone()).await?;
     model.expect_likelihood()?;
     let class = model.class(request.class)?;
-    let image = request.image.levels(model.config().channels)?;
+    let channels = model.config().channels;
+    let image = waiting(move || request.image.levels(channels)).await?;
     let ([row, column], [height, width]) = (request.pixel, image.size);
     if row >= height || column >= width {
         return Err(Problem::unfit(format!(
             "row {row}, column {column} is no pixel of an image of {width}x{height}"
         )));
     }
-    if (row + 1) * width > limits::DRAWN {
-        return Err(Problem::unfit(format!(
-            "over {} pixels come before it: cut the image",
-            limits::DRAWN
-        )));
-    }
+    model.expect_few((row + 1) * width)?;
+    let asked = Arc::clone(&model);
     let work = move |_: &_, _: &mut dyn FnMut(f64)| expected(&model, &image, [row, column], class);
-    alone(&app, &Teller(None), work).await.map(Json)
+    alone(&app, &Teller(None), Some(&asked), work)
+        .await
+        .map(Json)
 }
 
 fn expected(

@@ -15,7 +15,7 @@ use crate::App;
 use crate::images::{Format, Image, Levels, text};
 use crate::limits;
 use crate::models::Loaded;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{Body, Problem, Result, waiting};
 use crate::tasks::{Draw, Task, What};
 
 /// What to draw.
@@ -159,7 +159,7 @@ pub async fn sample(
     let model = model(&app, request.model.clone()).await?;
     let config = model.config();
     let size = request.size.unwrap_or([config.height, config.width]);
-    expect_drawable(size, request.count, request.temperature)?;
+    expect_drawable(&model, size, request.count, request.temperature)?;
     let labels = match (request.class, config.nr_classes) {
         (None, classes @ 1..) => (0..request.count).map(|i| (i % classes) as u32).collect(),
         (class, _) => vec![model.class(class)?; request.count],
@@ -204,11 +204,17 @@ pub async fn complete(
 ) -> Result<Response> {
     let model = model(&app, request.model.clone()).await?;
     let class = model.class(request.class)?;
-    let image = request.image.levels(model.config().channels)?;
+    let channels = model.config().channels;
+    let (request, image, known) = waiting(move || {
+        let image = request.image.levels(channels)?;
+        let known = known(&request, image.size)?;
+        Ok((request, image, known))
+    })
+    .await?;
     let size = image.size;
-    expect_drawable(size, request.variants, request.temperature)?;
+    expect_drawable(&model, size, request.variants, request.temperature)?;
     let completion = Completion {
-        known: known(&request, size)?,
+        known,
         images: image.levels,
         labels: vec![class],
         variants: request.variants,
@@ -263,7 +269,12 @@ fn known(request: &CompleteRequest, size: [usize; 2]) -> Result<Vec<bool>> {
     }
 }
 
-fn expect_drawable([height, width]: [usize; 2], count: usize, temperature: f32) -> Result<()> {
+fn expect_drawable(
+    model: &Loaded,
+    [height, width]: [usize; 2],
+    count: usize,
+    temperature: f32,
+) -> Result<()> {
     let problem = |text: String| Err(Problem::unfit(text));
     if !(temperature > 0.0 && temperature <= 10.0) {
         return problem(format!(
@@ -284,7 +295,7 @@ fn expect_drawable([height, width]: [usize; 2], count: usize, temperature: f32) 
         ));
     }
     match height * width * count {
-        ..=limits::DRAWN => Ok(()),
+        ..=limits::DRAWN => model.expect_few(height * width),
         pixels => problem(format!(
             "{pixels} pixels together: at most {} are drawn at a time",
             limits::DRAWN
@@ -321,6 +332,9 @@ impl Drawing {
         let mut images = vec![Vec::with_capacity(height * length); self.count];
         for row in 0..height {
             let levels = turn.wait(rows.recv()).await??;
+            if row == 0 {
+                app.counters.images.inc_by(self.count as u64);
+            }
             let own = levels.chunks_exact(length);
             let rows = own.clone().map(text).collect();
             teller.tell("rows", &RowsDrawn { row, rows }).await;

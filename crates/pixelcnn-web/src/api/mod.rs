@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
+use axum::http::header;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -25,9 +25,9 @@ use utoipa_axum::routes;
 
 use crate::App;
 use crate::models::Loaded;
-use crate::problem::{Problem, Result};
+use crate::problem::{Problem, Result, waiting};
 use crate::room::{Flag, Ticket};
-use crate::tasks::Task;
+use crate::tasks::{Alone, Task};
 
 /// All paths.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
@@ -96,8 +96,16 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     if !stream {
-        return match work(Teller(None)).await {
-            Ok(outcome) => Json(outcome).into_response(),
+        // It may be large.
+        let written = match work(Teller(None)).await {
+            Ok(outcome) => waiting(move || {
+                serde_json::to_vec(&outcome).map_err(|error| Problem::ours(error.to_string()))
+            }),
+            Err(problem) => return problem.into_response(),
+        };
+        let headers = [(header::CONTENT_TYPE, "application/json")];
+        return match written.await {
+            Ok(json) => (headers, json).into_response(),
             Err(problem) => problem.into_response(),
         };
     }
@@ -144,7 +152,10 @@ impl Turn<'_> {
             tokio::select! {
                 biased;
                 result = &mut next => {
-                    return result.ok_or_else(|| Problem::ours("the work broke off"));
+                    return result.ok_or_else(|| match self.ticket.is_closed() {
+                        true => Flag::stopped(),
+                        false => Problem::ours("the work broke off"),
+                    });
                 }
                 _ = look.tick() => {
                     let ahead = self.ticket.ahead();
@@ -158,10 +169,11 @@ impl Turn<'_> {
     }
 }
 
-/// Does something in the queue, by itself; it may tell the share that is done.
+/// Does something in the queue, by itself, perhaps with a model's network; it may tell the share that is done.
 async fn alone<T: Send + 'static>(
     app: &App,
     teller: &Teller,
+    network: Option<&Loaded>,
     work: impl FnOnce(&Flag, &mut dyn FnMut(f64)) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (done, mut result) = oneshot::channel();
@@ -172,7 +184,10 @@ async fn alone<T: Send + 'static>(
         });
         let _ = done.send(outcome);
     };
-    let ticket = app.room.submit(Task::Alone(Box::new(work)))?;
+    let ticket = app.room.submit(Task::Alone(Alone {
+        work: Box::new(work),
+        network: network.map(|model| model.number),
+    }))?;
     let turn = Turn { ticket, teller };
     loop {
         tokio::select! {
@@ -190,12 +205,4 @@ async fn alone<T: Send + 'static>(
 async fn model(app: &Arc<App>, name: Option<String>) -> Result<Arc<Loaded>> {
     let app = Arc::clone(app);
     waiting(move || app.models.get(name.as_deref())).await
-}
-
-/// Does something that reads files or takes a while.
-async fn waiting<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(Problem::ours("the work broke off")))
 }

@@ -8,10 +8,10 @@ use pixelcnn::train::config::RunConfig;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Teller, alone, model, waiting};
+use super::{Teller, alone, model};
 use crate::App;
 use crate::models::Source;
-use crate::problem::{Problem, Result};
+use crate::problem::{Problem, Result, waiting};
 use crate::room::Flag;
 
 /// A model that is served.
@@ -76,16 +76,21 @@ pub struct Measured {
 pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Vec<Served>>> {
     let models = waiting(move || {
         app.look();
-        let sources = app.models.sources();
-        Ok(sources.iter().map(|source| served(&app, source)).collect())
+        let models = app.models.list().into_iter();
+        Ok(models
+            .map(|(name, source)| served(&app, name, &source))
+            .collect())
     });
     models.await.map(Json)
 }
 
 /// What is known of a model; those of runs are not read for it.
-fn served(app: &App, source: &Source) -> Served {
-    let name = source.name();
-    let loaded = match (source, app.models.in_memory(&name)) {
+fn served(app: &App, name: String, source: &Source) -> Served {
+    let in_memory = app.models.in_memory().into_iter();
+    let loaded = match (
+        source,
+        in_memory.into_iter().find(|loaded| loaded.name == name),
+    ) {
         (_, Some(loaded)) => Ok(loaded),
         (Source::Run(path), None) => match RunConfig::read(path) {
             Ok(file) => {
@@ -178,8 +183,8 @@ pub async fn reference(
     let model = model(&app, Some(name)).await?;
     model.expect_likelihood()?;
     let known = Arc::clone(&model);
-    let work = move |flag: &Flag, _: &mut dyn FnMut(f64)| known.reference(&mut |_| flag.go_on());
-    let Some(found) = alone(&app, &Teller(None), work).await? else {
+    let work = move |flag: &Flag, _: &mut dyn FnMut(f64)| known.reference(&mut || flag.go_on());
+    let Some(found) = alone(&app, &Teller(None), Some(&model), work).await? else {
         let name = &model.name;
         return Err(Problem::missing(format!(
             "how usual images score is not known for `{name}`"

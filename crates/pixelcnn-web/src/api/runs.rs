@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use utoipa::IntoParams;
 
-use super::{ServerEvent, as_event, events, waiting};
+use super::{ServerEvent, as_event, events};
 use crate::App;
-use crate::problem::{Problem, Result};
+use crate::problem::{Problem, Result, waiting};
 use crate::runs::{self, Overview, Records};
 
 /// List the runs, those that went on last first.
@@ -57,7 +57,7 @@ pub async fn records(
         query.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
     let records = waiting(move || {
         let run = app.runs.find(&name)?;
-        Records::read(&run, wanted.after)
+        Records::read(&name, &run, wanted.after)
     });
     records.await.map(Json)
 }

@@ -15,7 +15,7 @@ use crate::App;
 use crate::images::{Image, Levels};
 use crate::limits;
 use crate::models::Loaded;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{AtMost, Body, Problem, Result, waiting};
 use crate::tasks::{Measure, Measured, Task};
 
 /// Images to measure.
@@ -25,8 +25,8 @@ pub struct ScoreRequest {
     /// The model's name; the first one without.
     model: Option<String>,
     /// The images, of any sizes.
-    #[schema(min_items = 1, max_items = 64)]
-    images: Vec<Image>,
+    #[schema(value_type = Vec<Image>, min_items = 1, max_items = 64)]
+    images: AtMost<{ limits::IMAGES }, Image>,
     /// The class of all, of a class-conditional model.
     class: Option<u32>,
     /// Tell the bits of each pixel, too.
@@ -83,32 +83,39 @@ pub async fn score(
     let model = model(&app, request.model.clone()).await?;
     model.expect_likelihood()?;
     let class = model.class(request.class)?;
-    let count = request.images.len();
-    if !(1..=limits::IMAGES).contains(&count) {
+    let images = request.images.0;
+    if images.is_empty() {
         return Err(Problem::unfit(format!(
-            "{count} images: 1 to {} are measured at a time",
+            "no image: 1 to {} are measured at a time",
             limits::IMAGES
         )));
     }
     let channels = model.config().channels;
     let (maps, stream) = (request.maps, request.stream);
-    let images = super::waiting(move || {
-        let (mut images, mut pixels) = (Vec::new(), 0);
-        for image in &request.images {
+    let asked = Arc::clone(&model);
+    let images = waiting(move || {
+        let (mut found, mut pixels) = (Vec::new(), 0);
+        for image in &images {
             let image = image.levels(channels)?;
             pixels += image.size[0] * image.size[1];
-            if pixels > limits::MEASURED {
-                return Err(Problem::unfit(format!(
-                    "over {} pixels together are not measured: send fewer at a time",
-                    limits::MEASURED
-                )));
-            }
-            images.push(image);
+            asked.expect_few(pixels)?;
+            found.push(image);
         }
-        Ok(images)
+        Ok(found)
     })
     .await?;
-    let work = |teller| measure(app, teller, model, images, class, maps);
+    let pixels: usize = images
+        .iter()
+        .map(|image| image.levels.len() / channels)
+        .sum();
+    // A map is written in some ten letters a pixel.
+    let memory = app
+        .memory(pixels * (channels + if maps { 16 } else { 0 }))
+        .await?;
+    let work = async move |teller| {
+        let _memory = memory;
+        measure(app, teller, model, images, class, maps).await
+    };
     Ok(answer(stream, work).await)
 }
 
@@ -116,7 +123,7 @@ async fn measure(
     app: Arc<App>,
     teller: Teller,
     model: Arc<Loaded>,
-    images: Vec<Levels>,
+    mut images: Vec<Levels>,
     class: u32,
     maps: bool,
 ) -> Result<Scored> {
@@ -128,11 +135,13 @@ async fn measure(
     let mut scores: Vec<Option<Score>> = images.iter().map(|_| None).collect();
     for (size, numbers) in sizes {
         let (done, mut result) = oneshot::channel();
-        let levels = numbers.iter().flat_map(|&i| &images[i].levels);
+        let levels = numbers
+            .iter()
+            .map(|&i| std::mem::take(&mut images[i].levels));
         let ticket = app.room.submit(Task::Measure(Measure {
             model: Arc::clone(&model),
             size,
-            images: levels.copied().collect(),
+            images: levels.collect::<Vec<_>>().concat(),
             labels: vec![class; numbers.len()],
             done,
         }))?;
@@ -141,8 +150,10 @@ async fn measure(
             teller: &teller,
         };
         let found = turn.wait(async { (&mut result).await.ok() }).await??;
+        app.counters.images.inc_by(numbers.len() as u64);
         for (i, measured) in numbers.into_iter().zip(found) {
-            scores[i] = Some(Score::of(&images[i], measured, maps));
+            let dims = size[0] * size[1] * model.config().channels;
+            scores[i] = Some(Score::of(size, dims, measured, maps));
         }
     }
     Ok(Scored {
@@ -152,15 +163,15 @@ async fn measure(
 }
 
 impl Score {
-    fn of(image: &Levels, measured: Measured, maps: bool) -> Score {
+    fn of(size: [usize; 2], dims: usize, measured: Measured, maps: bool) -> Score {
         let bits = measured.bits_per_pixel.iter();
         let bits: f64 = bits.map(|bits| f64::from(*bits)).sum();
-        let bits_per_dim = bits / image.levels.len() as f64;
+        let bits_per_dim = bits / dims as f64;
         let [png, jpeg_xl] = [LosslessFormat::Png, LosslessFormat::JpegXl]
             .map(|format| measured.files[format as usize]);
-        let rows = measured.bits_per_pixel.chunks_exact(image.size[1]);
+        let rows = measured.bits_per_pixel.chunks_exact(size[1]);
         Score {
-            size: image.size,
+            size,
             bits_per_dim,
             png_bits_per_dim: png,
             jpeg_xl_bits_per_dim: jpeg_xl,

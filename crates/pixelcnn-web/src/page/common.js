@@ -10,8 +10,20 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** A problem that the server tells. */
+/** A problem that the server tells, or that it cannot be reached. */
 export class Refused extends Error {}
+
+/** Bytes of files that go into a request. */
+const MOST = 45e6;
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === 'AbortError') throw error;
+    throw new Refused('The server cannot be reached.');
+  }
+}
 
 async function refusal(response) {
   let text = `${response.status} ${response.statusText}`;
@@ -25,14 +37,14 @@ async function refusal(response) {
 
 /** Asks for something. */
 export async function get(path, signal = undefined) {
-  const response = await fetch(path, { signal });
+  const response = await reach(path, { signal });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }
 
 /** Asks for work, and hears how it gets on: `told` gets each event's name and data. Gives the result. */
 export async function ask(path, request, told = () => {}, signal = undefined) {
-  const response = await fetch(path, {
+  const response = await reach(path, {
     method: 'POST',
     headers: { 'Content-Type': 'application/json' },
     body: JSON.stringify({ ...request, stream: true }),
@@ -68,7 +80,7 @@ function parsed(event) {
 
 /** Asks for something small, at once. */
 export async function post(path, request, signal = undefined) {
-  const response = await fetch(path, {
+  const response = await reach(path, {
     method: 'POST',
     headers: { 'Content-Type': 'application/json' },
     body: JSON.stringify(request),
@@ -100,7 +112,7 @@ export function work(section) {
       if (error.name === 'AbortError') say('Stopped.');
       else if (error instanceof Refused) say(error.message, true);
       else {
-        say(error instanceof TypeError ? 'The server cannot be reached.' : String(error), true);
+        say(String(error), true);
         console.error(error);
       }
     } finally {
@@ -111,17 +123,31 @@ export function work(section) {
     }
   };
   stop?.addEventListener('click', () => running?.abort());
-  return { run, say };
+  /** Gives up what is being done, and forgets what was said. */
+  const reset = () => {
+    running?.abort();
+    running = null;
+    if (stop) stop.disabled = true;
+    say('');
+  };
+  return { run, say, reset };
 }
 
 /** What an event says about the queue. */
 export function waiting(name, data) {
-  return name === 'queue' && data.ahead > 0 ? `${data.ahead} before this one in the queue…` : null;
+  if (name !== 'queue') return null;
+  return data.ahead > 0 ? `${data.ahead} before this one in the queue…` : 'its turn has come…';
 }
 
 /** The bytes of a base64 text. */
 export function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
+/** Checks that files are not more than the server takes. */
+export function expectFew(files) {
+  const total = files.reduce((sum, file) => sum + file.size, 0);
+  if (total > MOST) throw new Refused(`${size(total)} of files: at most ${size(MOST)} are taken at a time; the program has no such limit.`);
 }
 
 /** A file's bytes as base64. */

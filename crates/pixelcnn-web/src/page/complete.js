@@ -1,12 +1,15 @@
 // Complete: a picture of which a part is missing, filled in in several ways.
 
-import { Picture, ask, base64, bytes, chooser, chosenClass, classes, models, sliders, work } from './common.js';
+import { Picture, ask, base64, bytes, chooser, chosenClass, classes, element, models, sliders, work } from './common.js';
 import { draw } from './draw.js';
 
 const section = document.getElementById('complete');
 const form = section.querySelector('form');
 const canvas = section.querySelector('.work .picture');
-const { run, say } = work(section);
+const { run, say, reset } = work(section);
+
+/** Pixels of a picture that is completed here: larger ones take long. */
+const MOST = 128 * 128;
 
 /** The picture: what to send, its pixels, and which of them are painted over. */
 let picture = null;
@@ -42,7 +45,18 @@ function start() {
 async function open(file) {
   try {
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: 'none' });
-    take(bitmap, bitmap.width, bitmap.height, { picture: await base64(file) });
+    const { width, height } = bitmap;
+    if (width * height <= MOST) {
+      take(bitmap, width, height, { picture: await base64(file) });
+    } else {
+      const by = Math.sqrt(MOST / (width * height));
+      const small = element('canvas', { width: Math.max(Math.floor(width * by), 1), height: Math.max(Math.floor(height * by), 1) });
+      const context = small.getContext('2d');
+      context.imageSmoothingQuality = 'high';
+      context.drawImage(bitmap, 0, 0, small.width, small.height);
+      const blob = await new Promise((done) => small.toBlob(done, 'image/png'));
+      take(small, small.width, small.height, { picture: await base64(blob) }, `, shrunk from ${width}x${height}: it is drawn pixel by pixel`);
+    }
     say('');
   } catch {
     say(`${file.name} cannot be shown here: PNG, JPEG, WebP, GIF and BMP can.`, true);
@@ -62,10 +76,10 @@ function own() {
   });
 }
 
-function take(source, width, height, image) {
-  picture = { image, width, height, source, painted: new Uint8Array(width * height) };
+function take(source, width, height, image, how = '') {
+  picture = { channels: models.chosen.channels, image, width, height, source, painted: new Uint8Array(width * height) };
   section.querySelector('.work').hidden = false;
-  section.querySelector('.size').textContent = `${width}x${height} pixels`;
+  section.querySelector('.size').textContent = `${width}x${height} pixels${how}`;
   form.elements.row.max = height - 1;
   form.elements.row.value = Math.floor(height / 2);
   canvas.width = width;
@@ -139,8 +153,14 @@ function rows(gone, width) {
 }
 
 function chosen() {
-  say('');
+  reset();
+  section.querySelector('.pictures').replaceChildren();
   classes(form);
+  // Of a picture in colours a grey model wants another.
+  if (picture && picture.channels !== models.chosen.channels) {
+    picture = null;
+    section.querySelector('.work').hidden = true;
+  }
 }
 
 export { chosen, start };

@@ -1,23 +1,26 @@
 // Compress: files into an archive, and an archive's files.
 
-import { ask, base64, bytes, cell, chooser, element, head, models, size, waiting, work } from './common.js';
+import { ask, base64, bytes, cell, chooser, element, expectFew, head, models, size, waiting, work } from './common.js';
 
 const section = document.getElementById('compress');
 const progress = section.querySelector('progress');
 const results = section.querySelector('.results');
-const { run, say } = work(section);
+const { run, reset } = work(section);
 
 function start() {
+  section.querySelector('.stop').addEventListener('click', () => (progress.hidden = true));
   chooser(section.querySelector('.drop'), (files) => {
     const archive = files.length === 1 && files[0].name.endsWith('.pxc');
     run(async (signal, say) => {
+      expectFew(files);
       results.replaceChildren();
       progress.hidden = false;
       progress.value = 0;
       try {
         await (archive ? decompress(files[0], signal, say) : compress(files, signal, say));
       } finally {
-        progress.hidden = true;
+        // What took its place shows its own.
+        if (!signal.aborted) progress.hidden = true;
       }
     });
   });
@@ -52,7 +55,7 @@ async function compress(files, signal, say) {
 }
 
 async function decompress(file, signal, say) {
-  const done = await ask('v1/decompress', { archive: await base64(file) }, told(say, 'decompressing…'), signal);
+  const done = await ask('v1/decompress', { archive: await base64(file), model: models.chosen.name }, told(say, 'decompressing…'), signal);
   const rows = done.files.map((taken) => {
     if (taken.lost) return element('tr', {}, cell(taken.name), cell(''), cell(taken.lost));
     const data = bytes(taken.data);
@@ -67,7 +70,9 @@ async function decompress(file, signal, say) {
 }
 
 function chosen() {
-  say('');
+  reset();
+  progress.hidden = true;
+  results.replaceChildren();
 }
 
 export { chosen, start };

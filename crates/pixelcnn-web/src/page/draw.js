@@ -9,22 +9,23 @@ const form = section.querySelector('form');
 const closer = section.querySelector('.closer');
 const view = closer.querySelector('.picture');
 const cursor = closer.querySelector('.cursor');
-const { run, say } = work(section);
+const { run, reset } = work(section);
 
 /** The picture that is looked at: with its class, its bits per pixel once they are known, and the pixel. */
 let looked = null;
 
-/** Draws pictures into a place, and gives them. */
-export async function draw(place, path, request, shape, count, signal, say) {
+/** Draws pictures into a place; those that are done can be looked at, if `look` is given. */
+export async function draw(place, path, request, shape, count, signal, say, look = null) {
   const { height, width, channels } = shape;
   const pictures = Array.from({ length: count }, () => new Picture(height, width, channels));
-  const buttons = pictures.map((picture, i) => {
-    const button = element('button', { type: 'button', title: 'Look closer' }, picture.canvas);
+  const shown = pictures.map((picture, i) => {
+    if (!look) return element('figure', {}, picture.canvas);
+    const button = element('button', { type: 'button', title: 'Look closer', disabled: true }, picture.canvas);
     button.setAttribute('aria-label', `Picture ${i + 1}: look closer`);
     button.setAttribute('aria-pressed', 'false');
     return button;
   });
-  place.replaceChildren(...buttons);
+  place.replaceChildren(...shown);
   const start = performance.now();
   const done = await ask(path, { ...request, format: 'levels' }, (name, data) => {
     const queue = waiting(name, data);
@@ -35,7 +36,12 @@ export async function draw(place, path, request, shape, count, signal, say) {
   }, signal);
   const seconds = (performance.now() - start) / 1000;
   say(`${count} ${count === 1 ? 'picture' : 'pictures'} in ${seconds.toFixed(1)} s, seed ${done.seed}`);
-  return pictures.map((picture, i) => ({ picture, button: buttons[i], label: done.classes?.[i], model: done.model }));
+  if (!look) return;
+  shown.forEach((button, i) => {
+    const one = { picture: pictures[i], button, label: done.classes?.[i], model: done.model };
+    button.disabled = false;
+    button.addEventListener('click', () => look(one));
+  });
 }
 
 function start() {
@@ -65,6 +71,7 @@ function start() {
 
 function go() {
   closer.hidden = true;
+  forget();
   const count = Number(form.elements.count.value);
   const request = {
     model: models.chosen.name,
@@ -74,8 +81,7 @@ function go() {
     seed: Number(form.elements.seed.value),
   };
   run(async (signal, say) => {
-    const drawn = await draw(section.querySelector('.pictures'), 'v1/sample', request, models.chosen, count, signal, say);
-    drawn.forEach((one) => one.button.addEventListener('click', () => look(one)));
+    await draw(section.querySelector('.pictures'), 'v1/sample', request, models.chosen, count, signal, say, look);
   });
 }
 
@@ -83,6 +89,7 @@ function go() {
 function look(one) {
   section.querySelectorAll('[aria-pressed=true]').forEach((button) => button.setAttribute('aria-pressed', 'false'));
   one.button.setAttribute('aria-pressed', 'true');
+  forget();
   looked = { ...one, bits: null, pixel: null };
   closer.hidden = false;
   closer.querySelector('[name=layer]').checked = true;
@@ -98,11 +105,19 @@ function look(one) {
   closer.scrollIntoView({ block: 'nearest' });
 }
 
+/** Expects no answers any more. */
+function forget() {
+  asking?.abort();
+  clearTimeout(later);
+  looked = null;
+}
+
 async function layer() {
+  if (!looked) return;
   const { picture } = looked;
-  const bits = closer.querySelector('[name=layer]:checked').value === 'bits';
-  closer.querySelector('.scale').hidden = !bits;
-  if (!bits) {
+  const wanted = () => closer.querySelector('[name=layer]:checked').value === 'bits';
+  closer.querySelector('.scale').hidden = !wanted();
+  if (!wanted()) {
     view.width = picture.width;
     view.height = picture.height;
     paint(view, picture.levels, picture.channels);
@@ -118,7 +133,7 @@ async function layer() {
       return;
     }
   }
-  if (looked !== mine) return;
+  if (looked !== mine || !wanted()) return;
   const most = heat(view, mine.bits);
   closer.querySelector('.scale .top').textContent = `${most.toFixed(1)} bits`;
   const steps = Array.from({ length: 128 }, (_, i) => colour(i / 127)).flat();
@@ -156,6 +171,7 @@ async function expect() {
   const where = closer.querySelector('.where');
   try {
     const found = await post('v1/distribution', request, asking.signal);
+    if (looked !== mine) return;
     const names = found.levels.length === 1 ? ['grey'] : ['red', 'green', 'blue'];
     const colours = found.levels.length === 1 ? ['#777777'] : ['#d3423e', '#3a9a45', '#3b74c9'];
     where.textContent = `Row ${y}, column ${x}, given all pixels before it${names.length > 1 ? ', and green given red, blue given both' : ''}:`;
@@ -168,7 +184,7 @@ async function expect() {
     const each = bits.map((b, c) => `${names[c]} ${found.levels[c]}: ${b.toFixed(2)}`).join(', ');
     closer.querySelector('.likely').textContent = `Bits of what is there: ${total.toFixed(2)} (${each})`;
   } catch (error) {
-    if (error.name !== 'AbortError') where.textContent = error.message;
+    if (error.name !== 'AbortError' && looked === mine) where.textContent = error.message;
   }
 }
 
@@ -183,16 +199,16 @@ function onFromHere() {
     seed: Math.floor(Math.random() * 2 ** 31),
   };
   run(async (signal, say) => {
-    const drawn = await draw(closer.querySelector('.variants'), 'v1/complete', request, picture, 5, signal, say);
-    drawn.forEach((one) => one.button.addEventListener('click', () => look({ ...one, label })));
+    const lookAt = (one) => look({ ...one, label });
+    await draw(closer.querySelector('.variants'), 'v1/complete', request, picture, 5, signal, say, lookAt);
   });
 }
 
 function chosen() {
-  say('');
+  reset();
   classes(form, 'all in turn');
   closer.hidden = true;
-  looked = null;
+  forget();
   section.querySelector('.pictures').replaceChildren();
 }
 

@@ -33,6 +33,12 @@ tabs.forEach((tab, number) => {
 
 function choose() {
   models.chosen = models.all.find((model) => model.name === choice.value) ?? null;
+  for (const button of document.querySelectorAll('.go, .another, .own')) button.disabled = !models.chosen;
+  describe();
+  if (models.chosen) Object.values(parts).forEach((part) => part.chosen?.());
+}
+
+function describe() {
   const card = document.getElementById('card');
   if (!models.chosen) {
     card.textContent = 'There is no model yet: `pixelcnn train` makes one.';
@@ -44,19 +50,37 @@ function choose() {
   const error = bits?.standard_error === undefined ? '' : ` ± ${bits.standard_error.toFixed(4)}`;
   const measured = bits ? `, ${bits.bits_per_dim.toFixed(4)}${error} bits/dim on ${bits.images}` : '';
   card.textContent = known ? `${known.name}: ${shape}, step ${known.step.toLocaleString('en')}${measured}` : shape;
-  Object.values(parts).forEach((part) => part.chosen?.());
+}
+
+/** What a choice of models shows: those that cannot be used with the reason. */
+function options() {
+  return models.all.map(({ name, problem }) => {
+    const option = new Option(problem ? `${name}: ${problem}` : name, name);
+    option.disabled = Boolean(problem);
+    return option;
+  });
 }
 
 async function list() {
-  models.all = (await get('v1/models')).filter((model) => !model.problem);
-  const before = choice.value;
-  choice.replaceChildren(...models.all.map(({ name }) => new Option(name, name)));
-  if (models.all.some(({ name }) => name === before)) choice.value = before;
-  if (choice.value !== before || !models.chosen) choose();
+  const before = JSON.stringify(models.all);
+  models.all = await get('v1/models');
+  if (JSON.stringify(models.all) === before) return;
+  const chosen = models.all.find(({ name, problem }) => name === choice.value && !problem);
+  const first = models.all.find(({ problem }) => !problem);
+  choice.replaceChildren(...options());
+  choice.value = (chosen ?? first)?.name ?? '';
+  if (chosen && models.chosen) {
+    // What is known of it may have changed; what is being done goes on.
+    models.chosen = chosen;
+    describe();
+  } else {
+    choose();
+  }
 }
 
 choice.addEventListener('change', choose);
-choice.addEventListener('focus', () => list().catch(() => {}));
+// Runs begin and go on.
+setInterval(() => document.hidden || list().catch(() => {}), 5000);
 // A file that is dropped beside its place is not to replace the page.
 for (const kind of ['dragover', 'drop']) window.addEventListener(kind, (event) => event.preventDefault());
 Object.values(parts).forEach((part) => part.start());

@@ -1,9 +1,11 @@
 // Score: how unusual pictures are, and where their bits go.
 
-import { COLOURS, ask, base64, cell, chart, chooser, element, get, head, heat, legend, models, waiting, work } from './common.js';
+import {
+  COLOURS, ask, base64, cell, chart, chooser, chosenClass, classes, element, expectFew, get, head, heat, legend, models, waiting, work,
+} from './common.js';
 
 const section = document.getElementById('score');
-const { run, say } = work(section);
+const { run, reset } = work(section);
 
 function start() {
   chooser(section.querySelector('.drop'), score);
@@ -14,19 +16,25 @@ function score(files) {
     const shrink = section.querySelector('[name=fit]:checked').value === 'shrink';
     const model = models.chosen;
     const pictures = [];
+    if (!shrink) expectFew(files);
     for (const file of files) pictures.push(shrink ? await shrunk(file, model) : { file, picture: await base64(file) });
     say('measuring…');
-    const request = { model: model.name, maps: true, images: pictures.map(({ picture }) => ({ picture })) };
-    if (model.nr_classes) request.class = 0;
+    const images = pictures.map(({ picture }) => ({ picture }));
+    const request = { model: model.name, maps: true, images, class: chosenClass(section.querySelector('form')) };
     const { scores } = await ask('v1/score', request, (name, data) => say(waiting(name, data) ?? 'measuring…'), signal);
     show(pictures, scores, null);
+    // Test images are measured in their own classes.
+    if (model.nr_classes) {
+      say(`${scores.length} measured`);
+      return;
+    }
     say('measuring test images to compare with…');
     const known = await get(`v1/models/${encodeURIComponent(model.name)}/reference`, signal).catch((error) => {
       if (error.name === 'AbortError') throw error;
       return null;
     });
     show(pictures, scores, known);
-    say(`${scores.length} measured${model.nr_classes ? ', as of class 0' : ''}`);
+    say(`${scores.length} measured`);
   });
 }
 
@@ -89,7 +97,8 @@ function show(pictures, scores, known) {
 }
 
 function chosen() {
-  say('');
+  reset();
+  classes(section.querySelector('form'));
   section.querySelector('.results').replaceChildren();
   section.querySelector('.histograms').replaceChildren();
 }

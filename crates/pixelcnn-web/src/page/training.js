@@ -10,6 +10,9 @@ const records = new Map();
 const shownRuns = new Set();
 let runs = [];
 let events = null;
+/** What was asked for last: answers are shown in their order. */
+let looking = Promise.resolve();
+let touched = false;
 
 function start() {
   section.querySelectorAll('[name=axis]').forEach((radio) => radio.addEventListener('change', curves));
@@ -19,25 +22,37 @@ function start() {
 function shown() {
   if (events) return;
   events = new EventSource('v1/run-changes');
-  events.addEventListener('changed', async (event) => {
-    if (section.hidden) {
-      events.close();
-      events = null;
-      return;
-    }
-    try {
-      await look(JSON.parse(event.data));
-    } catch (error) {
-      say(error.message, true);
-    }
+  events.addEventListener('changed', (event) => lookLater(JSON.parse(event.data)));
+  events.addEventListener('error', () => {
+    say('The server cannot be reached: trying again.', true);
+    if (events?.readyState !== EventSource.CLOSED) return;
+    close();
+    setTimeout(() => section.hidden || shown(), 5000);
   });
-  events.addEventListener('error', () => say('The server cannot be reached: trying again.', true));
+  // Whether a run is still heard of hangs on the time.
+  timer = setInterval(() => (section.hidden ? close() : lookLater([])), 30_000);
+}
+
+let timer = null;
+
+function close() {
+  events?.close();
+  events = null;
+  clearInterval(timer);
+}
+
+function lookLater(changed) {
+  if (section.hidden) {
+    close();
+    return;
+  }
+  looking = looking.then(() => look(changed)).catch((error) => say(error.message, true));
 }
 
 async function look(changed) {
   runs = await get('v1/runs');
   changed.forEach((name) => records.delete(name));
-  if (shownRuns.size === 0 && runs.length) shownRuns.add(runs[0].name);
+  if (!touched && shownRuns.size === 0 && runs.length) shownRuns.add(runs[0].name);
   say(runs.length ? '' : 'There is no run yet: `pixelcnn train` begins one.');
   await showAll();
 }
@@ -58,10 +73,11 @@ async function showAll() {
 const colourOf = (name) => COLOURS[[...shownRuns].indexOf(name) % COLOURS.length];
 
 function list() {
-  const focused = document.activeElement?.value;
+  const focused = section.querySelector('.runs input:focus')?.value;
   const rows = runs.map((run) => {
     const box = element('input', { type: 'checkbox', value: run.name, checked: shownRuns.has(run.name) });
     box.addEventListener('change', () => {
+      touched = true;
       if (box.checked) shownRuns.add(run.name);
       else shownRuns.delete(run.name);
       showAll().catch((error) => say(error.message, true));
@@ -130,16 +146,27 @@ function samples() {
     place.replaceChildren();
     return;
   }
-  const before = place.querySelector('input');
   const last = run.samples.length - 1;
-  const at = before && before.dataset.run === run.name && Number(before.value) < Number(before.max) ? Number(before.value) : last;
-  const slider = element('input', { type: 'range', min: 0, max: last, value: at });
+  const address = (file) => `v1/runs/${encodeURIComponent(run.name)}/samples/${encodeURIComponent(file)}`;
+  const before = place.querySelector('input');
+  if (before?.dataset.run === run.name) {
+    // The slider stays, for somebody may have it in hand; at its end it follows.
+    const follows = before.value === before.max;
+    before.pictures = run.samples;
+    before.max = last;
+    if (follows) before.value = last;
+    before.dispatchEvent(new Event('input'));
+    return;
+  }
+  const slider = element('input', { type: 'range', min: 0, max: last, value: last });
+  slider.pictures = run.samples;
   slider.dataset.run = run.name;
   const picture = element('img');
   const name = element('span');
   const show = () => {
-    const file = run.samples[slider.value];
-    picture.src = `v1/runs/${encodeURIComponent(run.name)}/samples/${encodeURIComponent(file)}`;
+    const file = slider.pictures[slider.value];
+    if (picture.getAttribute('src') === address(file)) return;
+    picture.src = address(file);
     picture.alt = `Samples of ${run.name}, ${file}`;
     name.textContent = file.replace(/\.png$/, '');
   };
