@@ -100,16 +100,27 @@ impl<S: Send + Sync, T: DeserializeOwned + Send + 'static> FromRequest<S> for Bo
         let body =
             body.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
         waiting(move || {
-            serde_json::from_slice(&body).map(Body).map_err(|error| {
-                let status = match error.is_data() {
-                    true => StatusCode::UNPROCESSABLE_ENTITY,
-                    false => StatusCode::BAD_REQUEST,
-                };
-                Problem::new(status, format!("the request's JSON: {error}"))
-            })
+            let mut reader = serde_json::Deserializer::from_slice(&body);
+            let parsed = serde_path_to_error::deserialize(&mut reader);
+            let value = parsed.map_err(|error| {
+                // It knows where, which JSON alone does not.
+                let place = format!("`{}`: ", error.path());
+                let place = if place == "`.`: " { "" } else { &place };
+                not_json(place, error.inner())
+            })?;
+            reader.end().map_err(|error| not_json("", &error))?;
+            Ok(Body(value))
         })
         .await
     }
+}
+
+fn not_json(place: &str, error: &serde_json::Error) -> Problem {
+    let status = match error.is_data() {
+        true => StatusCode::UNPROCESSABLE_ENTITY,
+        false => StatusCode::BAD_REQUEST,
+    };
+    Problem::new(status, format!("the request's JSON: {place}{error}"))
 }
 
 /// Does something that reads files or takes a while.
