@@ -44,8 +44,10 @@ struct App {
     room: Arc<Room<Task>>,
     guard: Guard,
     counters: Counters,
-    /// KiB that requests, and what is made of them, may take.
+    /// KiB that requests may take, all together.
     bodies: Arc<Semaphore>,
+    /// KiB that what is made of them may take: who has a request in memory waits for it, not for other requests.
+    made: Arc<Semaphore>,
     /// Whether the server ends.
     ends: watch::Sender<bool>,
 }
@@ -57,20 +59,19 @@ impl App {
         self.models.add(runs.into_iter().map(Source::Run));
     }
 
-    /// Holds so many bytes of the memory that all requests together may take, once they are free.
-    async fn memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
-        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
-        let memory = Arc::clone(&self.bodies).acquire_many_owned(kib);
-        match timeout(limits::BODY_IN, memory).await {
-            Ok(Ok(memory)) => Ok(memory),
-            _ => Err(Problem::busy("too much is being sent: try again later")),
-        }
-    }
-
     /// Returns when the server ends.
     async fn ends(&self) {
         let mut ends = self.ends.subscribe();
         // The sender lives as long as the server.
         let _ = ends.wait_for(|ends| *ends).await;
+    }
+}
+
+/// Holds so many bytes of the memory that all requests together may take, once they are free.
+async fn memory(of: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit> {
+    let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+    match timeout(limits::BODY_IN, Arc::clone(of).acquire_many_owned(kib)).await {
+        Ok(Ok(memory)) => Ok(memory),
+        _ => Err(Problem::busy("too much is being sent: try again later")),
     }
 }

@@ -31,7 +31,7 @@ use crate::models::{Models, Source};
 use crate::problem::Problem;
 use crate::room::Room;
 use crate::runs::Runs;
-use crate::{App, api, limits, page};
+use crate::{App, api, limits, memory, page};
 
 /// What is served, and to whom.
 #[derive(Debug, Clone)]
@@ -117,6 +117,7 @@ impl Server {
             },
             counters: Counters::new(),
             bodies: Arc::new(Semaphore::new(limits::BODIES >> 10)),
+            made: Arc::new(Semaphore::new(limits::BODIES >> 10)),
             ends: watch::Sender::new(false),
         });
         app.look();
@@ -253,7 +254,7 @@ async fn body(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
         None if request.headers().contains_key(header::TRANSFER_ENCODING) => limits::BODY,
         None => 0,
     };
-    let room = match app.memory(size).await {
+    let room = match memory(&app.bodies, size).await {
         Ok(room) => room,
         Err(problem) => return problem.into_response(),
     };

@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::{ServerEvent, Teller, Turn, answer, model};
-use crate::App;
 use crate::images::{Image, Levels};
 use crate::limits;
 use crate::models::Loaded;
 use crate::problem::{AtMost, Body, Problem, Result, waiting};
 use crate::tasks::{Measure, Measured, Task};
+use crate::{App, memory};
 
 /// Images to measure.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -109,9 +109,7 @@ pub async fn score(
         .map(|image| image.levels.len() / channels)
         .sum();
     // A map is written in some ten letters a pixel.
-    let memory = app
-        .memory(pixels * (channels + if maps { 16 } else { 0 }))
-        .await?;
+    let memory = memory(&app.made, pixels * (channels + if maps { 16 } else { 0 })).await?;
     let work = async move |teller| {
         let _memory = memory;
         measure(app, teller, model, images, class, maps).await
