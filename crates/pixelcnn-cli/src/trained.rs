@@ -10,7 +10,7 @@ use pixelcnn::device::Device;
 use pixelcnn::incremental::EvaluatorError;
 use pixelcnn::network::Network;
 use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
-use pixelcnn::train::run::{Run, RunError};
+use pixelcnn::train::run::{Run, RunError, is_run};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::weights::hub;
 use pixelcnn::weights::safetensors::FileError;
@@ -295,9 +295,7 @@ fn shipped() -> Result<Trained> {
 
 /// Whether a file is meant as a model: a run folder, a checkpoint or exported weights.
 fn is_model(path: &Path) -> bool {
-    path.join("checkpoints").is_dir()
-        || path.join("config.toml").is_file()
-        || path.extension().is_some_and(|ext| ext == "safetensors")
+    is_run(path) || path.extension().is_some_and(|ext| ext == "safetensors")
 }
 
 fn no_such_file(path: &Path) -> Box<dyn Error> {

@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use crate::App;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request_ {
+struct Answered {
     path: String,
     status: u16,
 }
@@ -31,7 +31,7 @@ struct Path {
 /// What is counted.
 pub struct Counters {
     registry: Registry,
-    requests: Family<Request_, Counter>,
+    requests: Family<Answered, Counter>,
     seconds: Family<Path, Histogram>,
     waiting: Gauge,
     running: Gauge,
@@ -103,7 +103,7 @@ pub async fn count(State(app): State<Arc<App>>, request: Request, next: Next) ->
         .observe(seconds);
     counters
         .requests
-        .get_or_create(&Request_ { path, status })
+        .get_or_create(&Answered { path, status })
         .inc();
     response
 }

@@ -152,6 +152,19 @@ impl Image {
     }
 }
 
+/// Checks that an image of a height and width has a pixel.
+///
+/// # Errors
+/// Where it has not.
+pub fn expect_pixel([row, column]: [usize; 2], [height, width]: [usize; 2]) -> Result<()> {
+    match row < height && column < width {
+        true => Ok(()),
+        false => Err(Problem::unfit(format!(
+            "row {row}, column {column} is no pixel of an image of {width}x{height}"
+        ))),
+    }
+}
+
 /// \[H\]\[W\]\[C\].
 fn nested(levels: &[u8], width: usize, channels: usize) -> Vec<Vec<Pixel>> {
     let rows = levels.chunks_exact(width * channels);

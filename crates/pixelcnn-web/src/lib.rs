@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use counters::Counters;
 use guard::Guard;
 use models::Models;
-pub use models::{Source, is_run};
+pub use models::Source;
 use problem::{Problem, Result};
 use room::Room;
 use runs::Runs;

@@ -442,11 +442,6 @@ impl Models {
     }
 }
 
-/// Whether a folder is a run's.
-pub fn is_run(path: &Path) -> bool {
-    path.join("config.toml").is_file() || path.join("checkpoints").is_dir()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::metrics::{self, Record};
+use pixelcnn::train::run::is_run;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::models::{is_run, name_of};
+use crate::models::name_of;
 use crate::problem::{Problem, Result};
 
 /// Records of a training that are given at a time: neighbouring ones are put together beyond that.

@@ -245,9 +245,8 @@ fn measure(measures: Vec<(Measure, Arc<Flag>)>) {
         let measured = images.map(|(image, nats)| {
             let mut files = [0.0; LosslessFormat::ALL.len()];
             for format in LosslessFormat::ALL {
-                let file = format.encode(image, shape);
-                let file = file.map_err(|error| Problem::ours(error.to_string()))?;
-                files[format as usize] = 8.0 * file.len() as f64 / dims as f64;
+                let bits = format.bits_per_dim(image, shape);
+                files[format as usize] = bits.map_err(|error| Problem::ours(error.to_string()))?;
             }
             let bits_per_pixel = nats.iter().map(|nats| nats / std::f32::consts::LN_2);
             Ok(Measured {

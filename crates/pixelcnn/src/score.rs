@@ -92,6 +92,17 @@ impl LosslessFormat {
     }
 }
 
+impl LosslessFormat {
+    /// Bits/dim of the file of an `image`, everything in it counted.
+    ///
+    /// # Errors
+    /// As [`LosslessFormat::encode`].
+    pub fn bits_per_dim(self, image: &[u8], shape: [usize; 3]) -> Result<f64, ScoreError> {
+        let file = self.encode(image, shape)?;
+        Ok(8.0 * file.len() as f64 / image.len() as f64)
+    }
+}
+
 fn encode_png(image: &[u8], [height, width, channels]: [usize; 3]) -> Result<Vec<u8>, String> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);
@@ -197,10 +208,8 @@ pub fn score(
         );
         scores.likelihood.add(network, batch)?;
         for format in LosslessFormat::ALL {
-            let bits = batch.images.par_chunks_exact(dims).map(|image| {
-                let file = format.encode(image, shape)?;
-                Ok(8.0 * file.len() as f64 / dims as f64)
-            });
+            let images = batch.images.par_chunks_exact(dims);
+            let bits = images.map(|image| format.bits_per_dim(image, shape));
             let bits = bits.collect::<Result<Vec<f64>, ScoreError>>()?;
             scores.complexity[format as usize].extend(bits);
         }

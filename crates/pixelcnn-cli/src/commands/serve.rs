@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use pixelcnn_web::{Options, Server, Source, is_run, runs_in};
+use pixelcnn::train::run::is_run;
+use pixelcnn_web::{Options, Server, Source, runs_in};
 
 use crate::device::DeviceFlags;
 use crate::terminal::{Result, catch_interrupts, interrupted, note, say};

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Teller, alone, model};
 use crate::App;
-use crate::images::{Image, Levels};
+use crate::images::{Image, Levels, expect_pixel};
 use crate::models::Loaded;
 use crate::problem::{Body, Problem, Result, waiting};
 
@@ -60,13 +60,9 @@ pub async fn distribution(
     let class = model.class(request.class)?;
     let channels = model.config().channels;
     let image = waiting(move || request.image.levels(channels)).await?;
-    let ([row, column], [height, width]) = (request.pixel, image.size);
-    if row >= height || column >= width {
-        return Err(Problem::unfit(format!(
-            "row {row}, column {column} is no pixel of an image of {width}x{height}"
-        )));
-    }
-    model.expect_few((row + 1) * width)?;
+    let [row, column] = request.pixel;
+    expect_pixel([row, column], image.size)?;
+    model.expect_few((row + 1) * image.size[1])?;
     let asked = Arc::clone(&model);
     let work = move |_: &_, _: &mut dyn FnMut(f64)| expected(&model, &image, [row, column], class);
     alone(&app, &Teller(None), Some(&asked), work)

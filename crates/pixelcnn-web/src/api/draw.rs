@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::{ServerEvent, Teller, Turn, answer, model};
 use crate::App;
-use crate::images::{Format, Image, Levels, text};
+use crate::images::{Format, Image, Levels, expect_pixel, text};
 use crate::limits;
 use crate::models::Loaded;
 use crate::problem::{Body, Problem, Result, waiting};
@@ -242,11 +242,7 @@ fn known(request: &CompleteRequest, size: [usize; 2]) -> Result<Vec<bool>> {
     let [height, width] = size;
     let known: Vec<bool> = match (request.keep, &request.mask) {
         (Some(Keep { row, column }), None) => {
-            if row >= height || column >= width {
-                return Err(Problem::unfit(format!(
-                    "`keep`: row {row}, column {column} is no pixel of an image of {width}x{height}"
-                )));
-            }
+            expect_pixel([row, column], size)?;
             (0..height * width)
                 .map(|pixel| pixel < row * width + column)
                 .collect()

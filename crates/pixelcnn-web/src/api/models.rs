@@ -86,7 +86,7 @@ pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Vec<Served>>> {
 
 /// What is known of a model; those of runs are not read for it.
 fn served(app: &App, name: String, source: &Source) -> Served {
-    let in_memory = app.models.in_memory().into_iter();
+    let in_memory = app.models.in_memory();
     let loaded = match (
         source,
         in_memory.into_iter().find(|loaded| loaded.name == name),

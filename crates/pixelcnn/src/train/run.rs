@@ -46,6 +46,11 @@ impl RunError {
     }
 }
 
+/// Whether a folder is a run's.
+pub fn is_run(folder: &Path) -> bool {
+    folder.join(CHECKPOINTS).is_dir() || folder.join("config.toml").is_file()
+}
+
 impl Run {
     /// Reads a run folder, of which the newest checkpoint is taken, or a checkpoint.
     ///
