@@ -80,8 +80,9 @@ pub fn note(line: impl Display) {
 
 /// Tells the user what ends this process, even if it is silent otherwise.
 pub fn complain(line: impl Display) {
-    // Where standard error is gone, there is nobody to tell.
-    let _ = writeln!(io::stderr(), "{line}");
+    // In one piece: a launcher and its other processes may write to the same place. Where standard
+    // error is gone, there is nobody to tell.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Tells how many pictures hold something that is not used.
