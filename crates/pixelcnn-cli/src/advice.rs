@@ -7,6 +7,7 @@ use pixelcnn::evaluate::WrongImages;
 use pixelcnn::network::EngineError;
 use pixelcnn::ranks::SharingError;
 use pixelcnn::train::TrainError;
+use pixelcnn::train::settings::SettingsError;
 use pixelcnn::weights::{Fault, WeightsError};
 use pixelcnn_web::ServeError;
 
@@ -18,6 +19,17 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
         None => None,
     };
     let flag = flag.or_else(|| of_training(error.downcast_ref()?));
+    let flag = flag.or_else(|| match error.downcast_ref()? {
+        SettingsError::NoLabels { .. } => Some("leave --class-conditional out"),
+        SettingsError::FewCodes {
+            setting: "nr_codes",
+            ..
+        } => Some("--nr-codes"),
+        SettingsError::FewCodes { .. } => Some("--nr-coarse-codes"),
+        SettingsError::OtherImages { .. } => Some("--data"),
+        SettingsError::Data(error) => of_data(error),
+        _ => None,
+    });
     let flag = flag.or_else(|| match error.downcast_ref()? {
         ServeError::Address { .. } => Some("--port chooses another, 0 any that is free"),
         _ => None,

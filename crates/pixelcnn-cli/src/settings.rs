@@ -1,26 +1,19 @@
-//! What a new run is made of: a preset or a config file, which flags override.
+//! Flags for the settings of a run, and for its data.
 
-use std::path::{self, Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
-use pixelcnn::data::{DataConfig, Dataset, Split};
+use pixelcnn::data::{DataConfig, Split};
 use pixelcnn::train::config::{
     CooldownShape, Difference, Optimizer, PolyakStart, RunConfig, TrainConfig,
 };
-use pixelcnn::{Augmentation, ModelConfig, Nonlinearity};
-use serde::Deserialize;
+use pixelcnn::train::settings::{PRESETS, Settings};
+use pixelcnn::{Augmentation, Nonlinearity};
 use serde::de::value::Error as ValueError;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::terminal::Result;
-
-/// Name and text of every preset; each gives all values.
-pub const PRESETS: [(&str, &str); 3] = [
-    ("quick", include_str!("../presets/quick.toml")),
-    ("small", include_str!("../presets/small.toml")),
-    ("cifar10", include_str!("../presets/cifar10.toml")),
-];
 
 /// The name of a preset; a preset's first line says what it is for.
 pub fn preset_name() -> PossibleValuesParser {
@@ -30,189 +23,6 @@ pub fn preset_name() -> PossibleValuesParser {
             PossibleValue::new(name).help(about(text).trim_start_matches("# "))
         }),
     )
-}
-
-/// A preset or a config file. What it leaves out has the original's value.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The network.
-    pub model: ModelSettings,
-    /// The images.
-    pub data: DataConfig,
-    /// The training.
-    pub train: TrainConfig,
-}
-
-/// A model for whatever images the data have.
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSettings {
-    nr_resnet: usize,
-    nr_filters: usize,
-    nr_logistic_mix: usize,
-    nonlinearity: Nonlinearity,
-    class_conditional: bool,
-    nr_channel_resnet: usize,
-    augmentation: Augmentation,
-    attention: [usize; 3],
-    energy_distance: bool,
-    // What the data are.
-    nr_codes: usize,
-    nr_coarse_codes: usize,
-    // The `config.toml` of a run can be given too. It has these, and the data must have the same.
-    height: Option<usize>,
-    width: Option<usize>,
-    channels: Option<usize>,
-    nr_classes: Option<usize>,
-}
-
-impl Default for ModelSettings {
-    fn default() -> Self {
-        let original = ModelConfig::default();
-        ModelSettings {
-            nr_resnet: original.nr_resnet,
-            nr_filters: original.nr_filters,
-            nr_logistic_mix: original.nr_logistic_mix,
-            nonlinearity: original.nonlinearity,
-            class_conditional: false,
-            nr_channel_resnet: original.nr_channel_resnet,
-            augmentation: original.augmentation,
-            attention: original.attention,
-            energy_distance: original.energy_distance,
-            nr_codes: original.nr_codes,
-            nr_coarse_codes: original.nr_coarse_codes,
-            height: None,
-            width: None,
-            channels: None,
-            nr_classes: None,
-        }
-    }
-}
-
-impl Settings {
-    /// The preset of a name.
-    pub fn preset(name: &str) -> Result<Settings> {
-        let preset = PRESETS.iter().find(|(preset, _)| *preset == name);
-        let (_, text) = preset.ok_or_else(|| format!("no preset {name}"))?;
-        Settings::parse(name, text)
-    }
-
-    /// A config file.
-    pub fn read(path: &Path) -> Result<Settings> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
-        Settings::parse(&path.display().to_string(), &text)
-    }
-
-    fn parse(name: &str, text: &str) -> Result<Settings> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
-            let message = error.message().replace('\n', " ");
-            format!("`{name}`, line {line}: {message}: correct or remove it").into()
-        })
-    }
-
-    /// The model for images of height, width, channels and number of classes.
-    pub fn model(&self, images: [usize; 4]) -> ModelConfig {
-        let [height, width, channels, nr_classes] = images;
-        let model = &self.model;
-        ModelConfig {
-            height,
-            width,
-            channels,
-            nr_resnet: model.nr_resnet,
-            nr_filters: model.nr_filters,
-            nr_logistic_mix: model.nr_logistic_mix,
-            nonlinearity: model.nonlinearity,
-            nr_classes: if model.conditional() { nr_classes } else { 0 },
-            nr_channel_resnet: model.nr_channel_resnet,
-            augmentation: model.augmentation,
-            attention: model.attention,
-            nr_codes: model.nr_codes,
-            nr_coarse_codes: model.nr_coarse_codes,
-            energy_distance: model.energy_distance,
-        }
-    }
-
-    /// Checks all that does not hang on the data, before those are fetched for nothing.
-    pub fn validate(&self) -> Result {
-        let channels = if self.model.nr_codes > 0 { 1 } else { 3 };
-        self.model([4, 4, channels, 1]).validate()?;
-        self.train.validate()?;
-        Ok(())
-    }
-
-    /// The run on the data that it is to learn.
-    pub fn run(self, data: &Dataset) -> Result<RunConfig> {
-        let [height, width] = data.one_size()?;
-        let images = [height, width, data.channels(), data.nr_classes()];
-        let model = self.model(images);
-        let describe = data.describe();
-        if self.model.conditional() && data.nr_classes() == 0 {
-            let why = data.no_labels().map(|why| format!(" ({why})"));
-            return Err(format!(
-                "{describe}{}: a class-conditional model needs labels: \
-                 leave --class-conditional out, or sort the images into a folder per class",
-                why.unwrap_or_default()
-            )
-            .into());
-        }
-        if let Some(found) = data.codes() {
-            let maps = [
-                ("codes", "--nr-codes", self.model.nr_codes),
-                (
-                    "coarser maps",
-                    "--nr-coarse-codes",
-                    self.model.nr_coarse_codes,
-                ),
-            ];
-            for ((what, flag, asked), found) in maps.into_iter().zip(found) {
-                if found > asked {
-                    return Err(format!(
-                        "{describe}: there are {what} up to {}: give {flag} {found} or more",
-                        found - 1
-                    )
-                    .into());
-                }
-            }
-        }
-        for (name, asked, found) in [
-            ("height", self.model.height, model.height),
-            ("width", self.model.width, model.width),
-            ("channels", self.model.channels, model.channels),
-            ("nr_classes", self.model.nr_classes, model.nr_classes),
-        ] {
-            if asked.is_some_and(|asked| asked != found) {
-                return Err(format!(
-                    "{describe}: the config file asks for another {name}: remove it there, \
-                     or give the data that it is for with --data"
-                )
-                .into());
-            }
-        }
-        let config = RunConfig {
-            model,
-            data: self.data,
-            train: self.train,
-        };
-        config.validate()?;
-        Ok(config)
-    }
-}
-
-impl ModelSettings {
-    fn conditional(&self) -> bool {
-        self.class_conditional || self.nr_classes.is_some_and(|n| n > 0)
-    }
-}
-
-/// Whether this is the name of a data set, not a path.
-pub fn is_data_set(name: &Path) -> bool {
-    ["cifar10", "imagenet32", "imagenet64"]
-        .map(Path::new)
-        .contains(&name)
 }
 
 /// Which images.
@@ -263,20 +73,7 @@ impl DataFlags {
         }
         set(&mut data.held_out, &self.held_out);
         data.skip_damaged |= self.skip_damaged;
-        absolute(data);
-    }
-}
-
-/// Makes paths absolute.
-pub fn absolute(data: &mut DataConfig) {
-    let built_in = is_data_set(Path::new(&data.data));
-    if let (false, Ok(path)) = (built_in, path::absolute(&data.data))
-        && let Some(path) = path.to_str()
-    {
-        data.data = path.to_owned();
-    }
-    if let Some(Ok(path)) = data.data_dir.as_ref().map(path::absolute) {
-        data.data_dir = Some(path);
+        data.make_absolute();
     }
 }
 
@@ -537,7 +334,7 @@ impl Flags {
         }
         self.change(data, config);
         for Difference { name, there, .. } in config.differences(&begun) {
-            if !can_change(&name, &begun) {
+            if !begun.can_change(&name) {
                 return Err(fixed(&name, &there).into());
             }
         }
@@ -561,35 +358,6 @@ impl Flags {
         self.apply_crop(&mut config.data);
         data.apply(&mut config.data);
     }
-}
-
-/// Whether a run can go on with another value of a setting: its state doesn't depend on it.
-pub fn can_change(name: &str, begun: &RunConfig) -> bool {
-    const FREE: [&str; 15] = [
-        "shards",
-        "data_dir",
-        "skip_damaged",
-        "learning_rate",
-        "learning_rate_decay",
-        "warmup_steps",
-        "cooldown",
-        "cooldown_shape",
-        "epochs",
-        "steps",
-        "hours",
-        "eval_interval",
-        "save_interval",
-        "checkpoint_minutes",
-        "samples",
-    ];
-    // Images can move.
-    FREE.contains(&name) || name == "data" && is_gone(&begun.data)
-}
-
-/// Whether the images of a run are not where they were any more.
-pub fn is_gone(data: &DataConfig) -> bool {
-    let path = Path::new(&data.data);
-    !is_data_set(path) && !path.exists()
 }
 
 /// Heads at each resolution.
@@ -647,51 +415,4 @@ pub fn split() -> impl TypedValueParser<Value = Split> {
         "train" => Split::Train,
         _ => Split::Test,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn presets_give_every_value() {
-        for (name, text) in PRESETS {
-            Settings::preset(name).unwrap();
-            let preset: toml::Table = text.parse().unwrap();
-            let keys = |section: &toml::Value| -> Vec<String> {
-                section.as_table().unwrap().keys().cloned().collect()
-            };
-            let every = toml::Value::try_from(TrainConfig::default()).unwrap();
-            assert_eq!(keys(&preset["train"]), keys(&every), "{name}");
-            assert_eq!(preset["model"].as_table().unwrap().len(), 9, "{name}");
-        }
-    }
-
-    #[test]
-    fn the_original_preset_is_the_original() {
-        let settings = Settings::preset("cifar10").unwrap();
-        assert_eq!(settings.model([32, 32, 3, 10]), ModelConfig::default());
-        let train = settings.train;
-        assert_eq!((train.batch_size, train.init_batch_size), (128, 16));
-        assert_eq!(
-            (train.learning_rate, train.learning_rate_decay),
-            (1e-3, 0.999_995)
-        );
-        assert_eq!((train.dropout, train.polyak_decay), (0.5, 0.9995));
-        assert_eq!(
-            (train.epochs, train.steps, train.save_interval),
-            (5000, 0, 20)
-        );
-    }
-
-    #[test]
-    fn unknown_keys_are_named_with_their_line() {
-        let error = Settings::parse("my.toml", "[train]\nseed = 1\nspeed = 2\n").unwrap_err();
-        let error = error.to_string();
-        assert!(
-            error.starts_with("`my.toml`, line 3: unknown field `speed`"),
-            "{error}"
-        );
-        assert!(!error.contains('\n'));
-    }
 }

@@ -17,7 +17,7 @@ use pixelcnn::weights::safetensors::FileError;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::output::is_standard;
-use crate::settings::{DataFlags, is_data_set};
+use crate::settings::DataFlags;
 use crate::terminal::{Result, note, opening, quoted};
 
 /// A trained model.
@@ -49,7 +49,9 @@ impl Trained {
         match files {
             [first, rest @ ..] if is_model(first) => Ok((Some(first.as_path()), rest)),
             // A model's mistyped name is not to be taken for an image's.
-            [first, ..] if !first.exists() && !is_data_set(first) && !is_standard(first) => {
+            [first, ..]
+                if !first.exists() && !DataConfig::is_name(first) && !is_standard(first) =>
+            {
                 Err(no_such_file(first))
             }
             _ => Ok((None, files)),
@@ -85,7 +87,7 @@ impl Trained {
 
     /// A model that is known.
     pub fn exported(model: Model) -> Trained {
-        let data = is_data_set(Path::new(&model.card.data)).then(|| DataConfig {
+        let data = DataConfig::is_name(Path::new(&model.card.data)).then(|| DataConfig {
             data: model.card.data.clone(),
             ..DataConfig::default()
         });

@@ -176,12 +176,12 @@ fn config_files_are_checked() {
         fails(folder.path(), "train run --data tiny.npy --config my.toml")
     };
     let error = config("[model]\nnr_filters = 8\nnr_filter = 9\n");
-    contains(&error, "`my.toml`, line 3: unknown field `nr_filter`");
+    contains(&error, "`my.toml`: line 3: unknown field `nr_filter`");
     contains(
         &config("[train]\n\nseed = \"one\"\n"),
-        "`my.toml`, line 3: invalid type",
+        "`my.toml`: line 3: invalid type",
     );
-    contains(&config("[train\n"), "`my.toml`, line 1: ");
+    contains(&config("[train\n"), "`my.toml`: line 1: ");
     contains(&config("[train]\nbatch_size = 0\n"), "batch_size = 0");
     contains(&config("[model]\nheight = 32\n"), "another height");
     contains(

@@ -194,11 +194,11 @@ fn what_does_not_go_with_codes_is_refused() {
     );
     refused(
         "train run --data codes.npz --nr-codes 258 --nr-coarse-codes 3",
-        "--nr-codes 259",
+        "nr_codes must be 259 or more (--nr-codes)",
     );
     refused(
         "train run --data codes.npz --nr-codes 259 --nr-coarse-codes 2",
-        "--nr-coarse-codes 3",
+        "nr_coarse_codes must be 3 or more (--nr-coarse-codes)",
     );
     refused("train run --nr-codes 7", "images, not codes");
     refused("train run --data codes.npz --nr-codes 1", "at least two");

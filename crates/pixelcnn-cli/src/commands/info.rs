@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use pixelcnn::network::Layout;
 use pixelcnn::train::run::Run;
+use pixelcnn::train::settings::Settings;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::{Model, ModelConfig};
 
-use crate::settings::{Settings, preset_name};
+use crate::settings::preset_name;
 use crate::terminal::{Result, duration, grouped, say};
 use crate::trained::{Trained, checkpoints};
 

@@ -21,7 +21,6 @@ use crate::heat::{self, Group};
 use crate::measuring::{ImageFlags, mean, share_out};
 use crate::output::{Overwrite, make_folder};
 use crate::ranks::{GpuFlags, Team, common, together};
-use crate::settings::absolute;
 use crate::terminal::{
     Result, catch_interrupts, counted, interrupted, note, note_dropped, opening, say,
 };
@@ -288,7 +287,7 @@ impl Score {
             skip_damaged: self.skip_damaged,
             ..DataConfig::default()
         };
-        absolute(&mut config);
+        config.make_absolute();
         if let Some(own) = trained.data().filter(|_| trained.is_own(&config)) {
             config = DataConfig {
                 data_dir: config.data_dir.or(own.data_dir.clone()),

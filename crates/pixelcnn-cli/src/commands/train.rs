@@ -13,12 +13,13 @@ use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
 use pixelcnn::train::folder;
 use pixelcnn::train::metrics::{self, Damaged, Recorded};
 use pixelcnn::train::ranks::{announce, announced, dismiss};
+use pixelcnn::train::settings::Settings;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
 use crate::device::DeviceFlags;
 use crate::ranks::{GpuFlags, Team, together};
-use crate::settings::{DataFlags, Flags, Settings, can_change, is_gone, preset_name};
+use crate::settings::{DataFlags, Flags, preset_name};
 use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
     note, note_dropped, opening, quoted, say,
@@ -228,9 +229,9 @@ impl Train {
         let run = match (chosen, &self.config) {
             (Some(run), _) => run.clone(),
             (None, Some(file)) => {
-                first_free(&file.file_stem().unwrap_or_default().to_string_lossy())
+                folder::first_free(&file.file_stem().unwrap_or_default().to_string_lossy())
             }
-            (None, None) => first_free(&self.preset),
+            (None, None) => folder::first_free(&self.preset),
         };
         Ok((run, config, None, train, test))
     }
@@ -275,7 +276,7 @@ impl Train {
             }
             _ => {}
         }
-        if is_gone(&config.data) {
+        if config.data.is_gone() {
             return Err(format!(
                 "{}: the run's images are not there: give the place where they are now with --data",
                 config.data.data
@@ -346,10 +347,10 @@ impl Train {
             self.flags.change(&self.data, &mut expected);
         }
         let mut differing = found.differences(&expected);
-        differing.retain(|setting| !(as_written && can_change(&setting.name, &known)));
+        differing.retain(|setting| !(as_written && known.can_change(&setting.name)));
         if !differing.is_empty() {
             let differing = differing.iter().map(|Difference { name, here, there }| {
-                let change = match can_change(name, &known) {
+                let change = match known.can_change(name) {
                     true => {
                         let flag = format!("--{} {here}", name.replace('_', "-"));
                         // A flag that is a switch has no value.
@@ -430,12 +431,6 @@ pub fn expect_new(run: &Path) -> Result {
         .into()),
         Err(error) => Err(format!("{}: {error}: choose another folder", run.display()).into()),
     }
-}
-
-/// The first folder `runs/NAME-N` that is not there yet.
-fn first_free(name: &str) -> PathBuf {
-    let mut runs = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
-    runs.find(|run| !run.exists()).unwrap_or_default()
 }
 
 /// What is seen of a training.

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use pixelcnn_core::config::MAX_SIDE;
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
@@ -119,6 +119,31 @@ fn is_zero(count: &usize) -> bool {
 }
 
 impl DataConfig {
+    /// Whether this is the name of a data set, not a path.
+    pub fn is_name(data: &Path) -> bool {
+        let names = ["cifar10", "imagenet32", "imagenet64"];
+        names.map(Path::new).contains(&data)
+    }
+
+    /// Makes paths absolute.
+    pub fn make_absolute(&mut self) {
+        let is_name = DataConfig::is_name(Path::new(&self.data));
+        if let (false, Ok(path)) = (is_name, path::absolute(&self.data))
+            && let Some(path) = path.to_str()
+        {
+            self.data = path.to_owned();
+        }
+        if let Some(Ok(path)) = self.data_dir.as_ref().map(path::absolute) {
+            self.data_dir = Some(path);
+        }
+    }
+
+    /// Whether the images are at a path where there is nothing any more.
+    pub fn is_gone(&self) -> bool {
+        let path = Path::new(&self.data);
+        !DataConfig::is_name(path) && !path.exists()
+    }
+
     /// The data set's name without the folders in which it lies here.
     pub fn short_name(&self) -> String {
         let name = Path::new(&self.data).file_name().unwrap_or_default();

@@ -450,7 +450,7 @@ fn checksum(settings: &str) -> String {
 }
 
 /// An error of a file with its line, on one line.
-fn place(text: &str, error: &toml::de::Error) -> String {
+pub(super) fn place(text: &str, error: &toml::de::Error) -> String {
     let start = error.span().map_or(0, |span| span.start);
     let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
     // It may quote what was damaged.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::checkpoints::CheckpointError;
 use crate::atomic;
@@ -72,6 +72,12 @@ pub fn is_free(run_folder: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// The first folder `runs/NAME-N` that is not there yet.
+pub fn first_free(name: &str) -> PathBuf {
+    let mut runs = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
+    runs.find(|run| !run.exists()).unwrap_or_default()
 }
 
 #[cfg(test)]

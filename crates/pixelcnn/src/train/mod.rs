@@ -10,6 +10,7 @@ pub mod ranks;
 mod review;
 pub mod run;
 mod schedule;
+pub mod settings;
 pub mod state;
 mod step;
 mod tensorboard;
