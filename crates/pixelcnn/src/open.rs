@@ -68,6 +68,22 @@ impl Model {
         })
     }
 
+    /// The bytes of a `model.safetensors` that stands alone.
+    ///
+    /// # Errors
+    /// [`FileError::Mismatch`] where the weights are not the model's.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FileError> {
+        hub::bytes(self, self.card.precision, "model.safetensors")
+    }
+
+    /// A model from such bytes.
+    ///
+    /// # Errors
+    /// Every [`FileError`] that concerns one file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Model, FileError> {
+        hub::parse(bytes, "model.safetensors")
+    }
+
     /// Writes `model.safetensors`, `config.json` and the model card `README.md` to a folder, in the
     /// precision that the card says.
     ///

@@ -63,8 +63,13 @@ impl Kind {
         1 + usize::from(self.deep)
     }
 
+    /// Colours, and alpha where there is any.
+    pub fn channels(self) -> usize {
+        self.colours() + usize::from(self.alpha)
+    }
+
     pub fn bytes_per_pixel(self) -> usize {
-        (self.colours() + usize::from(self.alpha)) * self.depth()
+        self.channels() * self.depth()
     }
 
     /// The layers that a model of so many channels codes one after the other: for each the places of its

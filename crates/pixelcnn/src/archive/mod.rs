@@ -113,7 +113,7 @@ use pixelcnn_core::incremental::EvaluatorError;
 
 pub use model::{CodingModel, ModelHash};
 pub use names::{FileNames, check_name, distinct_names};
-pub use read::{Archive, Block, Damage, Entry, Found, Reader, Taken};
+pub use read::{Archive, Block, Damage, Entry, Found, Reader, Samples, Taken};
 pub use source::{Pipe, Source};
 pub use write::{Coded, Group, Grouping, Item, Writer, compress};
 

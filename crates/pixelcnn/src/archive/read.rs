@@ -48,7 +48,29 @@ pub struct Found {
 /// An item that was taken out, or why it is lost.
 pub type Taken = Result<Found, Damage>;
 
+/// A picture's samples.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Samples {
+    /// Height, width and channels: grey or red, green and blue, then alpha where there is any.
+    pub shape: [usize; 3],
+    /// Whether each has 16 bits, not 8.
+    pub is_deep: bool,
+    /// \[H, W, channels\], of 16 bits the higher byte first.
+    pub bytes: Vec<u8>,
+}
+
 impl Found {
+    /// The samples that it has as a picture; none where it is no picture, or one that a PNG file could not
+    /// hold exactly.
+    pub fn samples(&self) -> Option<Samples> {
+        let exact = Exact::read(&self.bytes)?;
+        Some(Samples {
+            shape: [exact.height, exact.width, exact.kind.channels()],
+            is_deep: exact.kind.deep,
+            bytes: exact.samples,
+        })
+    }
+
     /// Whether nothing of this file was lost: it is the same, or shows exactly the same.
     pub fn is_of(&self, file: &[u8]) -> bool {
         match self.is_made {

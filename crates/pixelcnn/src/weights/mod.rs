@@ -188,6 +188,16 @@ pub enum WeightsError {
         /// Its value.
         value: String,
     },
+    /// The port has no such models.
+    #[error(
+        "the model has {setting} = {value}, which the PyTorch port does not have: take the original's names"
+    )]
+    BeyondThePort {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// Half precision ends at 65504.
     #[error(
         "tensor {tensor:?} has the value {value}, which half precision can't hold: export it in single precision"

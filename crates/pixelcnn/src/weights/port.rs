@@ -5,8 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::swap;
 
+use pixelcnn_core::ModelConfig;
+use pixelcnn_core::network::Layout;
+
 use super::original::AVERAGE;
-use super::{Fault, Tensor, Tensors};
+use super::{Fault, Tensor, Tensors, WeightsError};
 
 /// The most blocks of a stack that are looked for.
 const MAX_BLOCKS: usize = 64;
@@ -305,15 +308,79 @@ fn benchmark_layers(blocks: usize) -> Vec<(String, Kind)> {
     layers
 }
 
+/// A model's parameters, given in the order of [`Layout`], under the port's names and in its layouts, in the
+/// order of its layers.
+///
+/// # Errors
+/// [`WeightsError::BeyondThePort`].
+pub fn from_original(
+    config: &ModelConfig,
+    parameters: &[Vec<f32>],
+) -> Result<Vec<(String, Tensor)>, WeightsError> {
+    let classes = ("nr_classes", config.nr_classes.to_string());
+    let classes = (config.nr_classes > 0).then_some(classes);
+    let later = config
+        .later_settings()
+        .map(|(name, value, _)| (name, value));
+    if let Some((setting, value)) = later.chain(classes).next() {
+        return Err(WeightsError::BeyondThePort { setting, value });
+    }
+    let layout = Layout::new(config);
+    let parameters = layout.parameters.iter().zip(parameters);
+    let mut named: BTreeMap<&str, Tensor> = parameters
+        .map(|(parameter, values)| {
+            let (shape, values) = (parameter.shape.clone(), values.clone());
+            (&parameter.name[..], Tensor { shape, values })
+        })
+        .collect();
+    let mut found = Vec::new();
+    let mut counts = [0; 3];
+    for (layer, kind) in port_layers(config.nr_resnet) {
+        let original = original_name(kind, &mut counts);
+        let mut take = |parameter| {
+            let tensor = named.remove(&format!("{original}/{parameter}")[..]);
+            tensor.expect("the port has the original's layers")
+        };
+        let (v, mut g, b) = (take("V"), take("g"), take("b"));
+        let mut v = match v.shape[..] {
+            [rows, columns, inputs, outputs] => Tensor {
+                shape: vec![outputs, inputs, rows, columns],
+                values: transpose(&v.values, [rows * columns, inputs, outputs]),
+            },
+            _ => Tensor {
+                values: transpose(&v.values, [v.shape[0], 1, v.shape[1]]),
+                shape: vec![v.shape[1], v.shape[0]],
+            },
+        };
+        // See below.
+        if kind == Kind::Deconv {
+            (v, g) = with_other_lengths(v, &g, 1);
+        }
+        g.shape = vec![1; v.shape.len()];
+        g.shape[0] = g.values.len();
+        found.extend([
+            (format!("{layer}.weight_g"), g),
+            (format!("{layer}.weight_v"), v),
+            (format!("{layer}.bias"), b),
+        ]);
+    }
+    Ok(found)
+}
+
+/// The original's name of the next layer of a kind.
+fn original_name(kind: Kind, counts: &mut [usize; 3]) -> String {
+    let name = ["conv2d", "deconv2d", "dense"][kind as usize];
+    let count = &mut counts[kind as usize];
+    *count += 1;
+    format!("model/{name}_{}", *count - 1)
+}
+
 fn rename(mut tensors: Tensors) -> Result<Tensors, Fault> {
     let (layers, [v, g, b]) = layers(&tensors)?;
     let mut renamed = Tensors::new();
     let mut counts = [0; 3];
     for (layer, kind) in layers {
-        let name = ["conv2d", "deconv2d", "dense"][kind as usize];
-        let count = &mut counts[kind as usize];
-        let name = format!("model/{name}_{count}");
-        *count += 1;
+        let name = original_name(kind, &mut counts);
         let mut take = |parameter| {
             let tensor = format!("{layer}.{parameter}");
             let found = tensors.remove(&tensor);
@@ -324,8 +391,12 @@ fn rename(mut tensors: Tensors) -> Result<Tensors, Fault> {
         };
         let (mut v, mut g, b) = (take(v)?, take(g)?, take(b)?);
         // The port's transposed convolutions have a length for each *input* channel.
-        if kind == Kind::Deconv && g.shape.len() == 4 {
-            (v, g) = per_output(v, &g);
+        if kind == Kind::Deconv
+            && g.shape.len() == 4
+            && v.shape.len() == 4
+            && g.shape[0] == v.shape[0]
+        {
+            (v, g) = with_other_lengths(v, &g, 0);
         }
         let v = match (kind, &v.shape[..]) {
             (Kind::Dense, &[outputs, inputs] | &[outputs, inputs, 1, 1]) => Tensor {
@@ -365,30 +436,29 @@ fn transpose(values: &[f32], [a, b, c]: [usize; 3]) -> Vec<f32> {
     transposed
 }
 
-/// Direction and length of the weight \[in, out, rows, columns\] whose lengths `g` are those of its
-/// input channels, with the lengths of its output channels instead.
-fn per_output(mut v: Tensor, g: &Tensor) -> (Tensor, Tensor) {
-    let (&[inputs, outputs, rows, columns], true) = (&v.shape[..], g.shape[0] == v.shape[0]) else {
-        return (v, g.clone());
-    };
-    let size = outputs * rows * columns;
-    let norm = |squares: f64| squares.sqrt();
-    let square = |&value: &f32| f64::from(value) * f64::from(value);
-    for (i, &g) in (0..inputs).zip(&g.values) {
-        let channel = &mut v.values[i * size..(i + 1) * size];
-        let scale = f64::from(g) / norm(channel.iter().map(square).sum());
-        for value in channel {
-            *value = (f64::from(*value) * scale) as f32;
+/// Direction and length of the weight \[a, b, rows, columns\] whose lengths `g` are those of its channels
+/// along one of the first two axes, with the lengths of those along the other one instead.
+fn with_other_lengths(mut v: Tensor, g: &Tensor, axis: usize) -> (Tensor, Tensor) {
+    let size: usize = v.shape[2..].iter().product();
+    let sides = [v.shape[0], v.shape[1]];
+    let channel = |n: usize, axis: usize| [n / size / sides[1], n / size % sides[1]][axis];
+    let lengths = |v: &Tensor, axis: usize| -> Vec<f64> {
+        let mut squares = vec![0.0; sides[axis]];
+        for (n, &value) in v.values.iter().enumerate() {
+            squares[channel(n, axis)] += f64::from(value) * f64::from(value);
         }
+        squares.into_iter().map(f64::sqrt).collect()
+    };
+    let own = lengths(&v, axis);
+    for (n, value) in v.values.iter_mut().enumerate() {
+        let channel = channel(n, axis);
+        let scale = f64::from(g.values[channel]) / own[channel];
+        *value = (f64::from(*value) * scale) as f32;
     }
-    let mut squares = vec![0.0; outputs];
-    for (n, value) in v.values.iter().enumerate() {
-        squares[n / (rows * columns) % outputs] += square(value);
-    }
-    let values = squares.into_iter().map(|squares| norm(squares) as f32);
+    let other = lengths(&v, 1 - axis);
     let g = Tensor {
-        shape: vec![outputs],
-        values: values.collect(),
+        shape: vec![other.len()],
+        values: other.into_iter().map(|length| length as f32).collect(),
     };
     (v, g)
 }
@@ -404,6 +474,74 @@ mod tests {
         });
         let numbered = names.enumerate().map(|(n, name)| (name, from + n));
         (path.into(), numbered.collect())
+    }
+
+    #[test]
+    fn the_ports_names_lead_back() {
+        let config = ModelConfig {
+            nr_resnet: 2,
+            nr_filters: 6,
+            ..ModelConfig::default()
+        };
+        let random = std::iter::successors(Some(7u32), |random| {
+            Some(random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223))
+        });
+        let mut random = random.map(|random| (random >> 8) as f32 / (1 << 23) as f32 - 1.0);
+        let layout = Layout::new(&config);
+        let parameters: Vec<Vec<f32>> = layout
+            .parameters
+            .iter()
+            .map(|parameter| random.by_ref().take(parameter.len()).collect())
+            .collect();
+        let port = from_original(&config, &parameters).unwrap();
+        assert_eq!(port[0].0, "u_init.conv.weight_g");
+        assert_eq!(port[0].1.shape, [6, 1, 1, 1]);
+        assert_eq!(port[1].1.shape, [6, 4, 2, 3]);
+        let back = to_original(port.into_iter().collect()).unwrap();
+        assert_eq!(back.len(), layout.parameters.len());
+        for (parameter, values) in layout.parameters.iter().zip(&parameters) {
+            let found = &back[&parameter.name];
+            assert_eq!(found.shape, parameter.shape, "{}", parameter.name);
+            // Of transposed convolutions direction and length are told anew.
+            if !parameter.name.contains("deconv") {
+                assert_eq!(&found.values, values, "{}", parameter.name);
+            }
+        }
+        let weight = |v: &[f32], g: &[f32], shape: &[usize]| -> Vec<f32> {
+            let (outputs, inputs) = (shape[2], shape[3]);
+            let output = |n: usize| n / inputs % outputs;
+            let mut squares = vec![0.0; outputs];
+            for (n, v) in v.iter().enumerate() {
+                squares[output(n)] += v * v;
+            }
+            let scaled = v.iter().enumerate();
+            let scaled = scaled.map(|(n, v)| v * g[output(n)] / squares[output(n)].sqrt());
+            scaled.collect()
+        };
+        let values = |name: &str| {
+            let number = layout.parameters.iter().position(|p| p.name == name);
+            &parameters[number.unwrap()]
+        };
+        for number in 0..4 {
+            let [v, g] = ["V", "g"].map(|what| format!("model/deconv2d_{number}/{what}"));
+            let shape = &back[&v].shape;
+            let wanted = weight(values(&v), values(&g), shape);
+            let found = weight(&back[&v].values, &back[&g].values, shape);
+            for (found, wanted) in found.iter().zip(&wanted) {
+                assert!(
+                    (found.abs() - wanted.abs()).abs() < 1e-5,
+                    "{found} {wanted}"
+                );
+            }
+        }
+        let classes = ModelConfig {
+            nr_classes: 10,
+            ..config
+        };
+        let error = from_original(&classes, &parameters)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("nr_classes = 10"), "{error}");
     }
 
     #[test]
