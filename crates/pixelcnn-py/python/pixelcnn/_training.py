@@ -1,0 +1,265 @@
+"""Training: what Python adds to it, images from arrays and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, Optional, Union
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _pixelcnn
+from ._pixelcnn import Model
+
+_Path = Union[str, "os.PathLike[str]"]
+_Event = Dict[str, Any]
+
+# Seconds between two lines of progress where there is no bar.
+_INTERVAL = 10.0
+
+
+def train(
+    x: Union[ArrayLike, _Path],
+    classes: Optional[ArrayLike] = None,
+    *,
+    test: Optional[ArrayLike] = None,
+    test_classes: Optional[ArrayLike] = None,
+    coarse: Optional[ArrayLike] = None,
+    test_coarse: Optional[ArrayLike] = None,
+    preset: str = "quick",
+    run: Optional[_Path] = None,
+    callback: Optional[Callable[[_Event], Optional[bool]]] = None,
+    progress: bool = True,
+    device: str = "auto",
+    **settings: Any,
+) -> Model:
+    """Trains a model: the same, bit for bit, as ``pixelcnn train`` makes with the same settings.
+
+    A run is a folder: ``config.toml``, ``checkpoints/``, ``metrics.jsonl``, TensorBoard events,
+    ``samples.png``, and ``images.npz`` if the images were given as arrays. Ctrl-C saves the run and raises
+    `KeyboardInterrupt`; :func:`resume`, or ``pixelcnn train --resume``, goes on exactly where it stopped.
+
+    Parameters
+    ----------
+    x : uint8 [N, H, W, C], or str or os.PathLike
+        The images, C 1 or 3; or the name of a data set (``"cifar10"``), or the path of a folder of pictures, a
+        tar of them, or a NumPy file. Of a model of codes (``nr_codes=512``) whole numbers [N, H, W].
+    classes : int [N], optional
+        The class of each image, from 0. The model is then class-conditional, unless
+        ``class_conditional=False``.
+    test, test_classes : optional
+        The images on which the model is measured; without them the share ``held_out`` (0.1) of `x` is kept
+        for that.
+    coarse, test_coarse : int [N, h, w], optional
+        The coarser maps that a model of codes is to be given (``nr_coarse_codes=512``).
+    preset : {"quick", "small", "cifar10"}
+        The settings to begin with.
+    run : str or os.PathLike, optional
+        The run's folder; by default ``runs/PRESET-N``, the first that is not there yet.
+    callback : callable, optional
+        Called with each event, a dict: ``event["event"]`` is ``"started"``, ``"step"``, ``"evaluated"``,
+        ``"sampled"`` or ``"saved"``. If it returns False, the run is saved and stops.
+    progress : bool
+        Whether to show a bar, by tqdm where that is installed, else lines.
+    device : str
+        As of :func:`load`.
+    **settings
+        Override the preset's: ``nr_filters=32``, ``steps=1000``, ``optimizer="muon"`` and so on, every value of
+        ``config.toml``.
+
+    Returns
+    -------
+    Model
+        The averaged parameters after the last step; ``model.run`` is the run's folder.
+    """
+    folder = os.fspath(_pixelcnn.first_free(preset) if run is None else run)
+    _pixelcnn.expect_new(folder)
+    if classes is not None:
+        settings.setdefault("class_conditional", True)
+    arrays = {
+        "classes": classes,
+        "test": test,
+        "test_classes": test_classes,
+        "coarse": coarse,
+        "test_coarse": test_coarse,
+    }
+    if isinstance(x, (str, os.PathLike)):
+        given = [name for name, array in arrays.items() if array is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: with the name of a data set there are no arrays beside it")
+        data = os.fspath(x)
+    else:
+        data = _write_images(folder, x, settings.get("nr_codes", 0) > 0, arrays)
+    hear = _Listener(callback, progress)
+    with hear:
+        try:
+            return _pixelcnn.train(folder, data, preset, _as_json(settings), device, hear)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_stopped(folder)) from None
+
+
+def resume(
+    run: _Path,
+    *,
+    callback: Optional[Callable[[_Event], Optional[bool]]] = None,
+    progress: bool = True,
+    device: str = "auto",
+    **settings: Any,
+) -> Model:
+    """Goes on with a run exactly where it stopped, after a crash from its last checkpoint.
+
+    Parameters
+    ----------
+    run : str or os.PathLike
+        The run's folder.
+    callback, progress, device
+        As of :func:`train`.
+    **settings
+        New values of what can be changed: the length (``steps``, ``epochs``, ``hours``), the learning rate and
+        its schedule, ``shards``, and how often to save and measure.
+
+    Returns
+    -------
+    Model
+    """
+    folder = os.fspath(run)
+    hear = _Listener(callback, progress)
+    with hear:
+        try:
+            return _pixelcnn.resume(folder, _as_json(settings), device, hear)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_stopped(folder)) from None
+
+
+def _stopped(folder: str) -> str:
+    if not os.path.isdir(os.path.join(folder, "checkpoints")):
+        return "stopped before the first step"
+    return f"stopped and saved; to go on: pixelcnn.resume({folder!r})"
+
+
+def _as_json(settings: Dict[str, Any]) -> str:
+    """As JSON, numbers of NumPy and paths too."""
+
+    def other(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else os.fspath(value)
+
+    return json.dumps(settings, default=other)
+
+
+def _write_images(folder: str, x: ArrayLike, codes: bool, arrays: Dict[str, Optional[ArrayLike]]) -> str:
+    """Writes the images to the run's folder, from where a resumed run reads them again."""
+    own, coarse, labels = ("codes", "coarse", "y") if codes else ("x", None, "y")
+    if coarse is None and (arrays["coarse"] is not None or arrays["test_coarse"] is not None):
+        raise ValueError("coarse: only models of codes are given coarser maps: leave it out, or give nr_codes")
+    own_images = _checked(x, codes)
+    has_test = arrays["test"] is not None
+    for name in ["test_classes", "test_coarse"]:
+        if arrays[name] is not None and not has_test:
+            raise ValueError(f"{name}: there are no test images: give test, or leave it out")
+    split = "_train" if has_test else ""
+    named: Dict[str, Any] = {own + split: own_images, labels + split: arrays["classes"], "coarse" + split: arrays["coarse"]}
+    if has_test:
+        named[own + "_test"] = _checked(arrays["test"], codes)
+        named[labels + "_test"] = arrays["test_classes"]
+        named["coarse_test"] = arrays["test_coarse"]
+    named = {name: np.asarray(array) for name, array in named.items() if array is not None}
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "images.npz")
+    # Whole or not at all; the name is one that an interrupted run's leftovers have.
+    partial = os.path.join(folder, ".images.npz.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **named)
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+    return path
+
+
+def _checked(images: ArrayLike, codes: bool) -> NDArray[Any]:
+    """Images as they must be, or how to make them such."""
+    x = np.asarray(images)
+    if codes:
+        if x.ndim != 3 or x.dtype.kind not in "iu":
+            raise TypeError(f"an array {x.shape} of {x.dtype}: maps of codes are whole numbers [N, H, W]")
+        return x
+    given = f"an array {x.shape} of {x.dtype}: images are uint8 [N, H, W, C], C 1 or 3"
+    if x.dtype != np.uint8:
+        raise TypeError(f"{given}: floats in [0, 1] are made such by numpy.rint(x * 255).astype('uint8')")
+    if x.ndim == 4 and x.shape[-1] not in (1, 3) and x.shape[1] in (1, 3):
+        raise ValueError(f"{given}: give x.transpose(0, 2, 3, 1)")
+    if x.ndim not in (3, 4) or x.ndim == 4 and x.shape[-1] not in (1, 3):
+        raise ValueError(given)
+    return x if x.ndim == 4 else x[..., None]
+
+
+class _Listener:
+    """Hears each event: moves the bar, and calls the caller's function."""
+
+    def __init__(self, callback: Optional[Callable[[_Event], Optional[bool]]], progress: bool) -> None:
+        self.callback = callback
+        self.bar = _Bar() if progress else None
+
+    def __enter__(self) -> _Listener:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar:
+            self.bar.close()
+
+    def __call__(self, event: _Event) -> bool:
+        if self.bar:
+            self.bar.show(event)
+        return self.callback is None or self.callback(event) is not False
+
+
+class _Bar:
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.spoke = time.monotonic()
+        self.mean: Optional[float] = None
+        self.tqdm: Any = None
+        try:
+            from tqdm.auto import tqdm
+
+            self.tqdm = tqdm
+        except ImportError:
+            pass
+
+    def show(self, event: _Event) -> None:
+        kind = event["event"]
+        if kind == "started" and self.tqdm:
+            self.bar = self.tqdm(total=event["last_step"], initial=event["step"], unit="step")
+        elif kind == "step":
+            bits = event["bits_per_dim"]
+            self.mean = bits if self.mean is None else 0.95 * self.mean + 0.05 * bits
+            text = f"{self.mean:.3f} bits/dim"
+            if self.bar is not None:
+                self.bar.total = event["last_step"]
+                self.bar.set_postfix_str(text, refresh=False)
+                self.bar.update(event["step"] - self.bar.n)
+            elif time.monotonic() - self.spoke >= _INTERVAL:
+                self.spoke = time.monotonic()
+                self.say(f"step {event['step']}/{event['last_step']}  {text}")
+        elif kind == "evaluated":
+            bits, error = event["bits_per_dim"], event["standard_error"]
+            best = "  (best)" if event["best"] else ""
+            self.say(f"step {event['step']}  test {bits:.4f} ± {error:.4f} bits/dim{best}")
+        elif kind == "metrics_damaged":
+            lines = len(event["lines"])
+            self.say(f"metrics.jsonl: {lines} damaged lines left out; as it was, it is in {event['path']}")
+
+    def say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

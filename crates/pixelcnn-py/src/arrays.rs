@@ -1,0 +1,281 @@
+//! NumPy's arrays as the images that a model takes, and back.
+
+use std::borrow::Cow;
+
+use numpy::{
+    Element, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn,
+    PyUntypedArray, PyUntypedArrayMethods,
+};
+use pixelcnn::ModelConfig;
+use pixelcnn::data::CodeMaps;
+use pyo3::prelude::*;
+
+use crate::errors::{of_type, value};
+
+/// An array of this shape.
+///
+/// # Errors
+/// Python's, where there is no memory.
+pub fn array<'py, T: Element>(
+    py: Python<'py>,
+    values: Vec<T>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    PyArray1::from_vec(py, values).reshape(shape.to_vec())
+}
+
+/// `numpy.asarray`.
+pub fn as_array<'py>(x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    if let Ok(array) = x.cast::<PyUntypedArray>() {
+        return Ok(array.clone());
+    }
+    let numpy = x.py().import("numpy")?;
+    Ok(numpy.call_method1("asarray", (x,))?.cast_into()?)
+}
+
+/// Images that a model takes, where they are or copied.
+pub struct Images<'py> {
+    bytes: Bytes<'py>,
+    /// How many.
+    pub count: usize,
+    /// Their height and width.
+    pub size: [usize; 2],
+}
+
+enum Bytes<'py> {
+    Shared(PyReadonlyArrayDyn<'py, u8>),
+    Own(Vec<u8>),
+}
+
+impl<'py> Images<'py> {
+    /// An array of images, u8 \[N, H, W, C\] or of one channel \[N, H, W\]; or of maps of codes, whole numbers
+    /// \[N, H, W\], with coarser ones for a model that is given those.
+    ///
+    /// # Errors
+    /// Where it is another one: how to make it one of these.
+    pub fn of(
+        x: &Bound<'py, PyAny>,
+        coarse: Option<&Bound<'py, PyAny>>,
+        config: &ModelConfig,
+    ) -> PyResult<Images<'py>> {
+        if config.nr_codes > 0 {
+            return Images::of_codes(x, coarse, config);
+        }
+        if coarse.is_some() {
+            return Err(value(
+                "the model is given no coarser maps: leave coarse out",
+            ));
+        }
+        let x = as_array(x)?;
+        let (shape, channels) = (x.shape().to_vec(), config.channels);
+        let given = format!("an array {shape:?} of {}", x.dtype());
+        let wanted = match channels {
+            1 => "[N, H, W] or [N, H, W, 1]",
+            _ => "[N, H, W, 3]",
+        };
+        let size = match (&shape[..], channels) {
+            (&[_, height, width, last], channels) if last == channels => [height, width],
+            (&[_, height, width], 1) => [height, width],
+            (&[_, first, ..], channels) if shape.len() == 4 && first == channels => {
+                return Err(value(format!(
+                    "{given}: images are {wanted}: give x.transpose(0, 2, 3, 1)"
+                )));
+            }
+            (&[.., last], channels) if shape.len() == 3 && last == channels => {
+                return Err(value(format!(
+                    "{given}: images are {wanted}: of a single one give x[None]"
+                )));
+            }
+            _ => return Err(value(format!("{given}: the model takes images {wanted}"))),
+        };
+        let Ok(levels) = x.extract::<PyReadonlyArrayDyn<u8>>() else {
+            let cast = match x.dtype().kind() {
+                b'f' => "floats in [0, 1] are made such by numpy.rint(x * 255).astype('uint8')",
+                b'i' | b'u' => "they are made such by x.astype('uint8')",
+                _ => "give such an array",
+            };
+            return Err(of_type(format!(
+                "{given}: images are uint8, levels from 0 to 255: {cast}"
+            )));
+        };
+        if size.contains(&0) {
+            return Err(value(format!("{given}: there is nothing in such images")));
+        }
+        Ok(Images {
+            count: shape[0],
+            size,
+            bytes: match levels.as_slice() {
+                Ok(_) => Bytes::Shared(levels),
+                Err(_) => Bytes::Own(levels.as_array().iter().copied().collect()),
+            },
+        })
+    }
+
+    fn of_codes(
+        x: &Bound<'py, PyAny>,
+        coarse: Option<&Bound<'py, PyAny>>,
+        config: &ModelConfig,
+    ) -> PyResult<Images<'py>> {
+        let maps = code_maps(x)?;
+        let [count, height, width] = maps.shape;
+        Ok(Images {
+            bytes: Bytes::Own(over_coarse(&maps, coarse, config)?),
+            count,
+            size: [height, width],
+        })
+    }
+
+    /// As the model takes them.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Shared(levels) => levels.as_slice().expect("it was contiguous"),
+            Bytes::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// Maps of codes as a model takes them, with the coarser ones that it is given.
+///
+/// # Errors
+/// Where there are such and should not be, or should be and are not, or do not fit.
+pub fn over_coarse(
+    maps: &CodeMaps,
+    coarse: Option<&Bound<'_, PyAny>>,
+    config: &ModelConfig,
+) -> PyResult<Vec<u8>> {
+    let coarse = match (coarse, config.nr_coarse_codes) {
+        (None, 0) => None,
+        (Some(_), 0) => {
+            return Err(value(
+                "the model is given no coarser maps: leave coarse out",
+            ));
+        }
+        (None, _) => {
+            return Err(value(
+                "the model is given coarser maps: give coarse, one for each map",
+            ));
+        }
+        (Some(coarse), _) => Some(code_maps(coarse)?),
+    };
+    maps.images(coarse.as_ref()).map_err(value)
+}
+
+/// Whole numbers \[N, H, W\].
+///
+/// # Errors
+/// Where they are others.
+pub fn code_maps(x: &Bound<'_, PyAny>) -> PyResult<CodeMaps> {
+    let x = as_array(x)?;
+    let given = format!("an array {:?} of {}", x.shape(), x.dtype());
+    let &[count, height, width] = x.shape() else {
+        return Err(value(format!("{given}: maps of codes are [N, H, W]")));
+    };
+    if !b"iu".contains(&x.dtype().kind()) {
+        return Err(of_type(format!(
+            "{given}: codes are whole numbers, such as uint16"
+        )));
+    }
+    let numbers = x.call_method1("astype", ("int64",))?;
+    let numbers: PyReadonlyArrayDyn<i64> = numbers.extract()?;
+    let numbers = numbers.as_array();
+    let codes = numbers.iter().map(|&code| u16::try_from(code));
+    let codes: Result<Vec<u16>, _> = codes.collect();
+    Ok(CodeMaps {
+        shape: [count, height, width],
+        codes: codes.map_err(|_| value(format!("{given}: codes are from 0 to 65535")))?,
+    })
+}
+
+/// Images of a model as an array: u8 \[…, H, W, C\], or of codes uint16 \[…, H, W\].
+///
+/// # Errors
+/// As [`array`].
+pub fn drawn<'py>(
+    py: Python<'py>,
+    config: &ModelConfig,
+    before: &[usize],
+    images: Vec<u8>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let size = [config.height, config.width];
+    Ok(match config.nr_codes {
+        0 => {
+            let shape = [before, &size, &[config.channels]].concat();
+            array(py, images, &shape)?.into_any()
+        }
+        _ => {
+            let maps = CodeMaps::of_images(config, &images);
+            array(py, maps.codes, &[before, &size].concat())?.into_any()
+        }
+    })
+}
+
+/// The class of each of some images, from one number for all or one for each; 0 where the model knows none.
+///
+/// # Errors
+/// Where there are not as many, or no such classes.
+pub fn classes(
+    given: Option<&Bound<'_, PyAny>>,
+    count: usize,
+    config: &ModelConfig,
+) -> PyResult<Option<Vec<u32>>> {
+    let nr_classes = config.nr_classes;
+    let Some(given) = given else {
+        return Ok((nr_classes == 0).then(|| vec![0; count]));
+    };
+    if nr_classes == 0 {
+        return Err(value("the model knows no classes: leave classes out"));
+    }
+    let wrong = |class: i64| {
+        value(format!(
+            "class {class}: the model has {nr_classes}: choose 0 to {}",
+            nr_classes - 1
+        ))
+    };
+    let class = |class: i64| match u32::try_from(class) {
+        Ok(found) if (found as usize) < nr_classes => Ok(found),
+        _ => Err(wrong(class)),
+    };
+    if let Ok(one) = given.extract::<i64>() {
+        return Ok(Some(vec![class(one)?; count]));
+    }
+    let array = as_array(given)?;
+    if array.ndim() != 1 || !b"iu".contains(&array.dtype().kind()) {
+        return Err(of_type(
+            "classes is a whole number, or an array of one for each image",
+        ));
+    }
+    if array.shape() != [count] {
+        return Err(value(format!(
+            "{} classes for {count} images: give one for each, or a single number",
+            array.shape()[0]
+        )));
+    }
+    let numbers = array.call_method1("astype", ("int64",))?;
+    let numbers: PyReadonlyArrayDyn<i64> = numbers.extract()?;
+    let found: PyResult<Vec<u32>> = numbers.as_array().iter().map(|&n| class(n)).collect();
+    found.map(Some)
+}
+
+/// Which pixels of images of a size are known: bool \[H, W\].
+///
+/// # Errors
+/// Where it is another array.
+pub fn known(mask: &Bound<'_, PyAny>, size: [usize; 2]) -> PyResult<Vec<bool>> {
+    let mask = as_array(mask)?;
+    let given = format!("a mask {:?} of {}", mask.shape(), mask.dtype());
+    let Ok(pixels) = mask.extract::<PyReadonlyArrayDyn<bool>>() else {
+        return Err(of_type(format!(
+            "{given}: it is bool, True where a pixel is known"
+        )));
+    };
+    if mask.shape() != size {
+        return Err(value(format!(
+            "{given}: it is [H, W], the images' {size:?}"
+        )));
+    }
+    let pixels = match pixels.as_slice() {
+        Ok(pixels) => Cow::from(pixels),
+        Err(_) => pixels.as_array().iter().copied().collect(),
+    };
+    Ok(pixels.into_owned())
+}
