@@ -7,6 +7,7 @@ use pixelcnn::evaluate::WrongImages;
 use pixelcnn::network::EngineError;
 use pixelcnn::ranks::SharingError;
 use pixelcnn::train::TrainError;
+use pixelcnn::train::resume::ResumeError;
 use pixelcnn::train::settings::SettingsError;
 use pixelcnn::weights::{Fault, WeightsError};
 use pixelcnn_web::ServeError;
@@ -28,6 +29,11 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
         SettingsError::FewCodes { .. } => Some("--nr-coarse-codes"),
         SettingsError::OtherImages { .. } => Some("--data"),
         SettingsError::Data(error) => of_data(error),
+        _ => None,
+    });
+    let flag = flag.or_else(|| match error.downcast_ref()? {
+        ResumeError::CheckpointsGone { .. } => Some("--from"),
+        ResumeError::ImagesGone { .. } => Some("--data"),
         _ => None,
     });
     let flag = flag.or_else(|| match error.downcast_ref()? {

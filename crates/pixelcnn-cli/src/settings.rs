@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
 use pixelcnn::data::{DataConfig, Split};
-use pixelcnn::train::config::{
-    CooldownShape, Difference, Optimizer, PolyakStart, RunConfig, TrainConfig,
-};
+use pixelcnn::train::config::{CooldownShape, Optimizer, PolyakStart, RunConfig, TrainConfig};
 use pixelcnn::train::settings::{PRESETS, Settings};
 use pixelcnn::{Augmentation, Nonlinearity};
 use serde::de::value::Error as ValueError;
@@ -315,30 +313,17 @@ impl Flags {
         self.learning_rate
     }
 
-    /// Overrides the configuration of a run that goes on, but nothing that its state depends on.
-    pub fn resume(&self, data: &DataFlags, config: &mut RunConfig) -> Result {
-        let begun = config.clone();
-        let fixed = |name: &str, value: &str| {
-            let flag = format!("--{}", name.replace('_', "-"));
-            format!(
-                "{flag}: the run was begun with {value}, which --resume cannot change: \
-                 leave {flag} out or begin a new run"
-            )
-        };
+    /// Checks that a run was begun as the flag for classes says.
+    pub fn expect_classes(&self, begun: &RunConfig) -> Result {
         let conditional = begun.model.nr_classes > 0;
-        if self
-            .class_conditional
-            .is_some_and(|asked| asked != conditional)
-        {
-            return Err(fixed("class_conditional", &conditional.to_string()).into());
+        match self.class_conditional {
+            Some(asked) if asked != conditional => Err(format!(
+                "--class-conditional: the run was begun with {conditional}, which --resume cannot change: \
+                 leave --class-conditional out or begin a new run"
+            )
+            .into()),
+            _ => Ok(()),
         }
-        self.change(data, config);
-        for Difference { name, there, .. } in config.differences(&begun) {
-            if !begun.can_change(&name) {
-                return Err(fixed(&name, &there).into());
-            }
-        }
-        Ok(config.validate()?)
     }
 
     /// Overrides the configuration of a run, whatever its state depends on.

@@ -16,17 +16,16 @@ def main(path: str, steps: int = 200) -> None:
     data = np.load(path)
     images, classes = data["trainx"][:120], data["trainy"][:120] % 2
     dims = images[0].size
-    small = {"nr_filters": 8, "steps": steps, "init_batch_size": 16, "samples": 0}
+    small = {"nr_filters": 8, "steps": steps, "settings": {"init_batch_size": 16, "samples": 0}}
 
-    scores = cross_val_score(PixelCNN(settings=small), images, cv=3)
+    scores = cross_val_score(PixelCNN(**small), images, cv=3)
     print("bits/dim of each fold:", -scores / (np.log(2) * dims))
 
-    grid = {"settings": [{**small, "nr_logistic_mix": n} for n in (2, 5)]}
-    search = GridSearchCV(PixelCNN(), grid, cv=2).fit(images)
-    print("best:", search.best_params_["settings"]["nr_logistic_mix"], "components")
+    search = GridSearchCV(PixelCNN(**small), {"nr_logistic_mix": [2, 5]}, cv=2).fit(images)
+    print("best:", search.best_params_)
     print("drawn:", search.best_estimator_.sample(2).shape)
 
-    right = cross_val_score(PixelCNNClassifier(settings=small), images, classes, cv=2)
+    right = cross_val_score(PixelCNNClassifier(**small), images, classes, cv=2)
     print("right:", right)
 
 

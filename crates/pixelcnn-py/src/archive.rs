@@ -2,13 +2,13 @@
 
 use std::io::Cursor;
 
-use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::{PyArrayDescrMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pixelcnn::archive::{Archive, Item, Samples};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString};
 
-use crate::arrays::{array, as_array};
-use crate::errors;
+use crate::arrays::{array, as_array, in_order};
+use crate::errors::{self, of_type, value};
 use crate::model::Model;
 
 /// What is to be compressed: arrays and bytes, with names or numbers.
@@ -23,29 +23,46 @@ pub fn items(images: &Bound<'_, PyAny>) -> PyResult<Vec<Item>> {
         });
         return named.collect();
     }
-    if images.is_instance_of::<PyBytes>() {
-        return Err(errors::of_type(
+    if file(images)?.is_some() {
+        return Err(of_type(
             "a single file: give a list, [data], or a dict, {name: data}",
         ));
+    }
+    if let Ok(array) = images.cast::<PyUntypedArray>()
+        && matches!(*array.shape(), [_, _] | [_, _, 1 | 3])
+    {
+        return Err(value("a single picture: give a list, [image]"));
     }
     let images: Vec<Bound<PyAny>> = images.try_iter()?.collect::<PyResult<_>>()?;
     let digits = images.len().saturating_sub(1).to_string().len().max(4);
     let numbered = images.iter().enumerate().map(|(number, image)| {
-        let kind = match image.is_instance_of::<PyBytes>() {
-            true => "",
-            false => ".png",
+        let kind = match file(image)? {
+            Some(_) => "",
+            None => ".png",
         };
         item(format!("{number:0digits$}{kind}"), image)
     });
     numbered.collect()
 }
 
+/// What is in `bytes`, a `bytearray` or a `memoryview`; none of anything else.
+pub fn file(given: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u8>>> {
+    if let Ok(bytes) = given.cast::<PyBytes>() {
+        return Ok(Some(bytes.as_bytes().to_vec()));
+    }
+    if !given.is_instance_of::<PyByteArray>() && !given.is_instance_of::<PyMemoryView>() {
+        return Ok(None);
+    }
+    let bytes = given.py().get_type::<PyBytes>().call1((given,))?;
+    Ok(Some(bytes.cast::<PyBytes>()?.as_bytes().to_vec()))
+}
+
 fn item(name: String, image: &Bound<'_, PyAny>) -> PyResult<Item> {
-    if let Ok(bytes) = image.cast::<PyBytes>() {
+    if let Some(bytes) = file(image)? {
         return Ok(Item {
             name,
             class: 0,
-            bytes: bytes.as_bytes().to_vec(),
+            bytes,
         });
     }
     let array = as_array(image)?;
@@ -56,20 +73,18 @@ fn item(name: String, image: &Bound<'_, PyAny>) -> PyResult<Item> {
         _ => [0; 3],
     };
     let levels = array.extract::<PyReadonlyArrayDyn<u8>>();
+    if array.dtype().kind() == b'U' {
+        return Err(of_type(format!(
+            "{name}: a name: give the file's bytes, open(name, 'rb').read()"
+        )));
+    }
     let (Ok(levels), false) = (levels, shape.contains(&0)) else {
-        return Err(errors::of_type(format!(
+        return Err(of_type(format!(
             "{given}: pictures are uint8 [H, W, 3], [H, W, 1] or [H, W]; of others give a PNG file's bytes"
         )));
     };
-    let own;
-    let levels = match levels.as_slice() {
-        Ok(levels) => levels,
-        Err(_) => {
-            own = levels.as_array().iter().copied().collect::<Vec<u8>>();
-            &own
-        }
-    };
-    Ok(Item::of_levels(&name, 0, shape, levels))
+    let levels = in_order(&levels);
+    Ok(Item::of_levels(&name, 0, shape, &levels))
 }
 
 /// What is in an archive.

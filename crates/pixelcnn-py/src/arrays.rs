@@ -1,7 +1,5 @@
 //! NumPy's arrays as the images that a model takes, and back.
 
-use std::borrow::Cow;
-
 use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
@@ -25,12 +23,50 @@ pub fn array<'py, T: Element>(
 }
 
 /// `numpy.asarray`.
+///
+/// # Errors
+/// Where it is none, or some of it is masked.
 pub fn as_array<'py>(x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let numpy = x.py().import("numpy")?;
+    let masks = numpy.getattr("ma")?;
+    if x.is_instance(&masks.getattr("MaskedArray")?)?
+        && masks.call_method1("is_masked", (x,))?.is_truthy()?
+    {
+        return Err(value(
+            "some of the array is masked, which would be taken for what lies beneath: give x.filled(...)",
+        ));
+    }
     if let Ok(array) = x.cast::<PyUntypedArray>() {
         return Ok(array.clone());
     }
-    let numpy = x.py().import("numpy")?;
     Ok(numpy.call_method1("asarray", (x,))?.cast_into()?)
+}
+
+/// The values in the order of their indices, however they lie.
+pub fn in_order<T: Element + Copy>(array: &PyReadonlyArrayDyn<T>) -> Vec<T> {
+    match array.as_slice() {
+        Ok(values) if array.is_c_contiguous() => values.to_vec(),
+        _ => array.as_array().iter().copied().collect(),
+    }
+}
+
+/// How to make levels of an array of another type.
+fn cast_of(x: &Bound<'_, PyUntypedArray>) -> PyResult<&'static str> {
+    let within = || -> PyResult<bool> {
+        let [least, most] = ["min", "max"].map(|name| x.call_method0(name));
+        Ok(least?.ge(0)? && most?.le(255)?)
+    };
+    Ok(match x.dtype().kind() {
+        b'f' => {
+            "floats in [0, 1] are made such by numpy.rint(numpy.asarray(x) * 255).astype('uint8')"
+        }
+        b'b' => "numpy.asarray(x).astype('uint8') * 255 is black and white",
+        b'i' | b'u' if x.len() == 0 || within()? => {
+            "they are made such by numpy.asarray(x).astype('uint8')"
+        }
+        b'i' | b'u' => "these reach beyond that: scale them first",
+        _ => "give such an array",
+    })
 }
 
 /// Images that a model takes, where they are or copied.
@@ -75,27 +111,24 @@ impl<'py> Images<'py> {
         };
         let size = match (&shape[..], channels) {
             (&[_, height, width, last], channels) if last == channels => [height, width],
-            (&[_, height, width], 1) => [height, width],
             (&[_, first, ..], channels) if shape.len() == 4 && first == channels => {
                 return Err(value(format!(
-                    "{given}: images are {wanted}: give x.transpose(0, 2, 3, 1)"
+                    "{given}: images are {wanted}: give x.transpose(0, 2, 3, 1), of a tensor \
+                     x.permute(0, 2, 3, 1)"
                 )));
             }
-            (&[.., last], channels) if shape.len() == 3 && last == channels => {
+            (&[_, _, last], channels) if last == channels => {
                 return Err(value(format!(
                     "{given}: images are {wanted}: of a single one give x[None]"
                 )));
             }
+            (&[_, height, width], 1) => [height, width],
             _ => return Err(value(format!("{given}: the model takes images {wanted}"))),
         };
         let Ok(levels) = x.extract::<PyReadonlyArrayDyn<u8>>() else {
-            let cast = match x.dtype().kind() {
-                b'f' => "floats in [0, 1] are made such by numpy.rint(x * 255).astype('uint8')",
-                b'i' | b'u' => "they are made such by x.astype('uint8')",
-                _ => "give such an array",
-            };
             return Err(of_type(format!(
-                "{given}: images are uint8, levels from 0 to 255: {cast}"
+                "{given}: images are uint8, levels from 0 to 255: {}",
+                cast_of(&x)?
             )));
         };
         if size.contains(&0) {
@@ -104,9 +137,9 @@ impl<'py> Images<'py> {
         Ok(Images {
             count: shape[0],
             size,
-            bytes: match levels.as_slice() {
-                Ok(_) => Bytes::Shared(levels),
-                Err(_) => Bytes::Own(levels.as_array().iter().copied().collect()),
+            bytes: match levels.is_c_contiguous() {
+                true => Bytes::Shared(levels),
+                false => Bytes::Own(in_order(&levels)),
             },
         })
     }
@@ -273,9 +306,5 @@ pub fn known(mask: &Bound<'_, PyAny>, size: [usize; 2]) -> PyResult<Vec<bool>> {
             "{given}: it is [H, W], the images' {size:?}"
         )));
     }
-    let pixels = match pixels.as_slice() {
-        Ok(pixels) => Cow::from(pixels),
-        Err(_) => pixels.as_array().iter().copied().collect(),
-    };
-    Ok(pixels.into_owned())
+    Ok(in_order(&pixels))
 }

@@ -20,7 +20,7 @@ mod _pixelcnn {
     #[pymodule_export]
     use crate::model::{Model, load};
     #[pymodule_export]
-    use crate::training::{expect_new, first_free, resume, train};
+    use crate::training::{expect_new, expect_settings, first_free, resume, train};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

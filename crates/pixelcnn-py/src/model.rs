@@ -1,7 +1,8 @@
 //! A trained model as Python has it.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{mem, process};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -47,10 +48,17 @@ pub struct Model {
     device: Device,
     /// Its run's folder.
     run: Option<PathBuf>,
+    ready: Mutex<(u32, Arc<Ready>)>,
+    picture: OnceLock<Option<Vec<u8>>>,
+}
+
+/// The model as this process has made it ready for work. In one that was forked from another one the locks may
+/// be held by threads that are not there.
+#[derive(Default)]
+struct Ready {
     network: Mutex<Option<Network>>,
     sampler: Mutex<Option<Sampler>>,
     coder: Mutex<Option<CodingModel>>,
-    picture: OnceLock<Option<Vec<u8>>>,
 }
 
 /// All that a pickled model is made of again: its file, its device and its run.
@@ -95,11 +103,18 @@ impl Model {
             model,
             device,
             run,
-            network: Mutex::default(),
-            sampler: Mutex::default(),
-            coder: Mutex::default(),
+            ready: Mutex::new((process::id(), Arc::default())),
             picture: OnceLock::new(),
         }
+    }
+
+    fn ready(&self) -> Arc<Ready> {
+        let mut held = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = process::id();
+        if held.0 != own {
+            mem::forget(mem::replace(&mut *held, (own, Arc::default())));
+        }
+        Arc::clone(&held.1)
     }
 
     /// Evaluates images, a few at a time.
@@ -115,7 +130,8 @@ impl Model {
         let (bytes, size) = (images.bytes(), images.size);
         let of_image = config.resized(size).bytes_per_image();
         let most = (PIXELS / (size[0] * size[1])).clamp(1, self.device.images_at_a_time());
-        let mut held = hold(py, &self.network)?;
+        let ready = self.ready();
+        let mut held = hold(py, &ready.network)?;
         let network = &mut *held;
         work(py, |stop| {
             let network = match network {
@@ -171,15 +187,18 @@ impl Model {
 
     /// It, ready to draw images of a size.
     fn sampler(&self, py: Python<'_>, size: [usize; 2]) -> PyResult<Sampler> {
-        let mut held = hold(py, &self.sampler)?;
+        let ready = self.ready();
+        let mut held = hold(py, &ready.sampler)?;
         let config = self.model.config.resized(size);
         if let Some(sampler) = &*held
             && *sampler.config() == config
         {
             return Ok(sampler.clone());
         }
-        let made = py.detach(|| Sampler::new(&config, &self.model.weights, &self.device));
-        Ok(held.insert(made.map_err(errors::of)?).clone())
+        let made = work(py, |_| {
+            Sampler::new(&config, &self.model.weights, &self.device).map_err(errors::of)
+        })??;
+        Ok(held.insert(made).clone())
     }
 
     fn draw(&self, py: Python<'_>, sampler: &Sampler, sampling: &Sampling) -> PyResult<Vec<u8>> {
@@ -195,7 +214,8 @@ impl Model {
         py: Python<'_>,
         f: impl FnOnce(&CodingModel, &crate::work::Stop) -> PyResult<T> + Send,
     ) -> PyResult<T> {
-        let mut held = hold(py, &self.coder)?;
+        let ready = self.ready();
+        let mut held = hold(py, &ready.coder)?;
         let coder = &mut *held;
         work(py, |stop| {
             let coder = match coder {
@@ -393,7 +413,8 @@ impl Model {
             let logits = network.logits(batch)?;
             Ok(mixtures(config, batch.images, &logits))
         })?;
-        let shape = [count, height, width, config.channels];
+        let components = config.nr_logistic_mix;
+        let shape = [count, height, width, config.channels, components];
         Ok(Bound::new(py, Distribution::new(py, shape, found)?)?.into_any())
     }
 
@@ -448,7 +469,7 @@ impl Model {
     /// Parameters
     /// ----------
     /// n : int
-    ///     How many.
+    ///     How many; 16 if nothing is said.
     /// size : (int, int), optional
     ///     Their height and width; by default those that the model was trained on.
     /// classes : int or int [n], optional
@@ -458,7 +479,8 @@ impl Model {
     /// seed : int
     ///     Image i is a function of the seed and of i: the first ones stay the same when more are drawn.
     /// coarse : int [n, h, w], optional
-    ///     The coarser maps that a model of codes is given, where it is; `n` is their number then.
+    ///     The coarser maps that a model of codes is given, where it is: one map is drawn for each, whatever `n`
+    ///     says.
     ///
     /// Returns
     /// -------
@@ -469,17 +491,25 @@ impl Model {
     fn sample<'py>(
         &self,
         py: Python<'py>,
-        n: Option<usize>,
-        size: Option<[usize; 2]>,
+        n: Option<i64>,
+        size: Option<[i64; 2]>,
         classes: Option<&Bound<'py, PyAny>>,
         temperature: f32,
-        seed: u64,
+        seed: i64,
         coarse: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let config = &self.model.config;
         expect_temperature(temperature)?;
-        let size = size.unwrap_or([config.height, config.width]);
-        let mut n = n.unwrap_or(16);
+        let size = match size {
+            Some([height, width]) => [
+                errors::count("size", height)?,
+                errors::count("size", width)?,
+            ],
+            None => [config.height, config.width],
+        };
+        config.resized(size).validate().map_err(errors::value)?;
+        let mut n = errors::count("n", n.unwrap_or(16))?;
+        errors::bytes_of(&[n, config.resized(size).bytes_per_image().max(4)])?;
         let mut given = Vec::new();
         if config.nr_coarse_codes > 0 || coarse.is_some() {
             n = coarse.map_or(Ok(n), |maps| Ok::<_, PyErr>(code_maps(maps)?.shape[0]))?;
@@ -489,11 +519,10 @@ impl Model {
             };
             given = over_coarse(&own, coarse, config)?;
         }
-        config.resized(size).validate().map_err(errors::value)?;
         let sampling = Sampling {
             labels: self.labels(classes, n)?,
             temperature,
-            seed,
+            seed: errors::count("seed", seed)? as u64,
             coarse: given,
         };
         let sampler = self.sampler(py, size)?;
@@ -527,22 +556,24 @@ impl Model {
         &self,
         x: &Bound<'py, PyAny>,
         mask: &Bound<'py, PyAny>,
-        variants: usize,
+        variants: i64,
         classes: Option<&Bound<'py, PyAny>>,
         temperature: f32,
-        seed: u64,
+        seed: i64,
         coarse: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (py, config) = (x.py(), &self.model.config);
         expect_temperature(temperature)?;
         let images = Images::of(x, coarse, config)?;
+        let variants = errors::count("variants", variants)?;
+        errors::bytes_of(&[images.bytes().len(), variants])?;
         let completion = Completion {
             images: images.bytes().to_vec(),
             known: known(mask, images.size)?,
             labels: self.labels(classes, images.count)?,
             variants,
             temperature,
-            seed,
+            seed: errors::count("seed", seed)? as u64,
         };
         let sampler = self.sampler(py, images.size)?;
         let found = work(py, |stop| {
@@ -590,13 +621,13 @@ impl Model {
     /// data : bytes
     ///     The file's.
     /// names : bool
-    ///     Whether to tell their names.
+    ///     Whether to give a dict, by their names.
     ///
     /// Returns
     /// -------
     /// list of arrays and bytes
     ///     Pictures as uint8 (of 16 bits uint16) [H, W, C], grey or red, green and blue, then alpha where there
-    ///     is any; other files as bytes. With `names` a dict of them.
+    ///     is any; other files as bytes. With `names` a dict of these.
     ///
     /// Raises
     /// ------
@@ -606,10 +637,12 @@ impl Model {
     fn decompress<'py>(
         &self,
         py: Python<'py>,
-        data: &Bound<'py, PyBytes>,
+        data: &Bound<'py, PyAny>,
         names: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        archive::decompress(self, py, data.as_bytes(), names)
+        let data = archive::file(data)?;
+        let data = data.ok_or_else(|| errors::of_type("an archive is bytes"))?;
+        archive::decompress(self, py, &data, names)
     }
 
     /// Writes ``model.safetensors``, ``config.json`` and a model card to a folder, as model hubs have them.
@@ -740,6 +773,11 @@ impl Model {
             rows.collect::<String>(),
             picture.unwrap_or_default()
         ))
+    }
+
+    /// The same without its run.
+    fn _without_run(&self) -> Model {
+        Model::new(self.model.clone(), self.device, None)
     }
 
     /// For `pickle` and `copy`.

@@ -1,13 +1,15 @@
 //! Training, told to Python as it goes.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use pixelcnn::data::{DataConfig, Dataset};
+use pixelcnn::ModelConfig;
+use pixelcnn::data::{DataConfig, Dataset, Opening};
 use pixelcnn::device::{self, Device};
-use pixelcnn::train::checkpoints::{CheckpointError, Checkpoints};
-use pixelcnn::train::config::{Difference, RunConfig};
-use pixelcnn::train::run::Run;
+use pixelcnn::train::checkpoints::CheckpointError;
+use pixelcnn::train::config::{RunConfig, TrainConfig};
+use pixelcnn::train::resume::{self as going_on, Resumed};
 use pixelcnn::train::settings::Settings;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training, folder};
@@ -38,6 +40,23 @@ pub fn expect_new(run: PathBuf) -> PyResult<()> {
     }
 }
 
+/// Settings of a new run, as far as they don't hang on its images.
+fn chosen(preset: &str, settings: &str) -> PyResult<Settings> {
+    let mut chosen = Settings::preset(preset).map_err(errors::of)?;
+    for (name, value) in parsed(settings)? {
+        chosen.set(&name, value).map_err(errors::of)?;
+    }
+    chosen.validate().map_err(errors::of)?;
+    Ok(chosen)
+}
+
+/// Checks settings before anything is written.
+#[pyfunction]
+pub fn expect_settings(preset: &str, settings: &str, device: &str) -> PyResult<()> {
+    device::parse(device).map_err(errors::value)?;
+    chosen(preset, settings).map(|_| ())
+}
+
 /// Trains a model in a new folder; `settings` are JSON.
 #[pyfunction]
 pub fn train(
@@ -50,15 +69,11 @@ pub fn train(
     hear: &Bound<'_, PyAny>,
 ) -> PyResult<Model> {
     let device = device::parse(device).map_err(errors::value)?;
-    let mut chosen = Settings::preset(preset).map_err(errors::of)?;
+    let mut chosen = chosen(preset, settings)?;
     data.clone_into(&mut chosen.data.data);
-    for (name, value) in parsed(settings)? {
-        chosen.set(&name, value).map_err(errors::of)?;
-    }
     chosen.data.make_absolute();
-    chosen.validate().map_err(errors::of)?;
     chosen.data.codes = chosen.model([4, 4, 1, 0]).nr_code_maps();
-    let (train, test) = open(py, &chosen.data)?;
+    let (train, test) = open(py, &chosen.data, hear)?;
     let mut config = chosen.run(&train).map_err(errors::of)?;
     let free = device.free_shards(&config.model, config.train.batch_size);
     config.train.shards.get_or_insert(free);
@@ -75,45 +90,37 @@ pub fn resume(
     hear: &Bound<'_, PyAny>,
 ) -> PyResult<Model> {
     let device = device::parse(device).map_err(errors::value)?;
-    let (begun, mut start) = match Checkpoints::new(run.join("checkpoints")).list() {
-        // Stopped before anything was saved: from the beginning is where it was.
-        Ok(none) if none.is_empty() => (RunConfig::read(&run).map_err(errors::of)?.config, None),
-        _ => {
-            let opened = Run::open(&run).map_err(errors::of)?;
-            let config = opened.config.ok_or_else(|| {
-                errors::value(format!("{}: not the folder of a run", run.display()))
-            })?;
-            (config, Some(opened.state))
-        }
+    let settings = parsed(settings)?;
+    let mut start = going_on::newest(&run).map_err(errors::of)?;
+    // What can't be set at all is found before what can't be changed.
+    let default = RunConfig {
+        model: ModelConfig::default(),
+        data: DataConfig::default(),
+        train: TrainConfig::default(),
     };
-    let mut config = begun.clone();
-    for (name, value) in parsed(settings)? {
-        config.set(&name, value).map_err(errors::of)?;
+    let mut asked = default;
+    for (name, value) in &settings {
+        asked.set(name, value).map_err(errors::of)?;
     }
-    config.data.make_absolute();
-    for Difference { name, there, .. } in config.differences(&begun) {
-        if !begun.can_change(&name) {
-            return Err(errors::value(format!(
-                "{name}: the run was begun with {there}, which cannot be changed: leave {name} out or begin \
-                 a new run"
-            )));
+    let change = |config: &mut RunConfig| {
+        if settings.contains_key("epochs") || settings.contains_key("steps") {
+            config.train.hours = 0.0;
         }
-        if let Some(state) = &mut start {
-            match &name[..] {
-                "learning_rate" => state.learning_rate = config.train.learning_rate,
-                "hours" => state.last_step = None,
-                _ => {}
-            }
+        for (name, value) in &settings {
+            // It was set already, in another one.
+            let _ = config.set(name, value);
         }
+        config.data.make_absolute();
+    };
+    let rate = settings.contains_key("learning_rate");
+    let rate = rate.then_some(asked.train.learning_rate);
+    let resumed = going_on::resume(&run, start.as_mut(), &change, rate);
+    let Resumed { config, missing } = resumed.map_err(errors::of)?;
+    if let Some(path) = missing {
+        let note = format!("{} is missing: it is written again", path.display());
+        let _ = noted(hear, note)?;
     }
-    config.validate().map_err(errors::of)?;
-    if config.data.is_gone() {
-        return Err(errors::value(format!(
-            "{}: the run's images are not there: give data, the place where they are now",
-            config.data.data
-        )));
-    }
-    let data = open(py, &config.data)?;
+    let data = open(py, &config.data, hear)?;
     go(py, run, config, start, data, device, hear)
 }
 
@@ -122,11 +129,52 @@ fn parsed(settings: &str) -> PyResult<serde_json::Map<String, serde_json::Value>
     serde_json::from_str(settings).map_err(errors::value)
 }
 
-fn open(py: Python<'_>, data: &DataConfig) -> PyResult<(Dataset, Dataset)> {
-    crate::work::work(py, |stop| {
-        let mut listener = |_| stop.flow();
-        Dataset::open_splits_with(data, &mut listener).map_err(errors::of)
-    })?
+/// Tells something in one line.
+fn noted(hear: &Bound<'_, PyAny>, text: String) -> PyResult<ControlFlow<()>> {
+    let event = PyDict::new(hear.py());
+    event.set_item("event", "note")?;
+    event.set_item("text", text)?;
+    call(hear, event)
+}
+
+/// Calls what listens, which may stop it all.
+fn call(hear: &Bound<'_, PyAny>, event: Bound<'_, PyDict>) -> PyResult<ControlFlow<()>> {
+    Ok(match hear.call1((event,))?.is_truthy()? {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    })
+}
+
+/// Opens training and test images, and tells what that is doing.
+fn open(
+    py: Python<'_>,
+    data: &DataConfig,
+    hear: &Bound<'_, PyAny>,
+) -> PyResult<(Dataset, Dataset)> {
+    // Both splits may have the same to tell.
+    let mut told = HashSet::new();
+    work_and_tell(
+        py,
+        |stop, tell| {
+            let mut listener = |opening| match stop.flow() {
+                ControlFlow::Continue(()) => tell(opening),
+                stopped => stopped,
+            };
+            Dataset::open_splits_with(data, &mut listener).map_err(errors::of)
+        },
+        |py, opening| match opening {
+            Opening::Note(text) if told.insert(text.clone()) => noted(hear, text),
+            Opening::Downloading { what, done, total } => {
+                let event = PyDict::new(py);
+                event.set_item("event", "downloading")?;
+                event.set_item("what", what)?;
+                event.set_item("done", done)?;
+                event.set_item("total", total)?;
+                call(hear, event)
+            }
+            _ => Ok(ControlFlow::Continue(())),
+        },
+    )?
 }
 
 fn go(
@@ -159,14 +207,9 @@ fn go(
                 Some(state) => training.resume(state, &mut observer),
             });
         },
-        |py, event| {
-            let Some(event) = told(py, event)? else {
-                return Ok(ControlFlow::Continue(()));
-            };
-            Ok(match hear.call1((event,))?.is_truthy()? {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            })
+        |py, event| match told(py, event)? {
+            Some(event) => call(hear, event),
+            None => Ok(ControlFlow::Continue(())),
         },
     );
     match outcome {

@@ -1,14 +1,17 @@
-//! Long work, while which Python goes on: its other threads run, and Ctrl-C is heeded.
+//! Long work that does not hold Python up: its other threads run meanwhile, and Ctrl-C is heeded.
 //!
-//! The work is done on a thread of a pool, where the library's kernels are fastest; the thread that asked for
-//! it waits, for it alone may look after Python's signals and call Python's functions.
+//! The work is done by a pool of threads, where the library's kernels are fastest; the thread that asked for it
+//! waits, for it alone may look after Python's signals and call Python's functions. Each work has a pool of its
+//! own for as long as it takes: two on one pool could wait for one another.
 
+use std::any::Any;
 use std::mem;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender, TryRecvError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
@@ -19,22 +22,35 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 /// How often signals are looked after.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The threads of this process.
-fn pool() -> PyResult<Arc<ThreadPool>> {
-    static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
-    let mut held = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    let own = process::id();
-    if let Some((process, pool)) = &*held
-        && *process == own
-    {
-        return Ok(Arc::clone(pool));
+/// Pools without work, and the process that has made them.
+static IDLE: Mutex<(u32, Vec<ThreadPool>)> = Mutex::new((0, Vec::new()));
+
+/// A pool that is this work's alone.
+struct Threads(Option<ThreadPool>);
+
+impl Threads {
+    fn take() -> PyResult<Threads> {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = process::id();
+        if idle.0 != own {
+            // The threads of a process that was forked into this one are not here: they can't be ended.
+            mem::forget(mem::replace(&mut *idle, (own, Vec::new())));
+        }
+        if let Some(pool) = idle.1.pop() {
+            return Ok(Threads(Some(pool)));
+        }
+        drop(idle);
+        let pool = ThreadPoolBuilder::new().stack_size(16 << 20).build();
+        let pool = pool.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+        Ok(Threads(Some(pool)))
     }
-    let pool = ThreadPoolBuilder::new().stack_size(16 << 20).build();
-    let pool = pool.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-    let pool = Arc::new(pool);
-    // The threads of a process that was forked into this one are not here: they can't be ended.
-    mem::forget(held.replace((own, Arc::clone(&pool))));
-    Ok(pool)
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.1.extend(self.0.take());
+    }
 }
 
 /// Whether work is to stop.
@@ -60,12 +76,12 @@ pub fn work<T: Send>(py: Python<'_>, f: impl FnOnce(&Stop) -> T + Send) -> PyRes
     work_and_tell(py, |stop, _| f(stop), hear)
 }
 
-/// Told of something by the work, from which it hears whether to go on.
+/// Told of something by the work, which then hears whether to go on.
 pub type Tell<'a, M> = dyn FnMut(M) -> ControlFlow<()> + Send + 'a;
 
 enum Said<M, T> {
     Something(M, Sender<ControlFlow<()>>),
-    Done(T),
+    Done(thread::Result<T>),
 }
 
 /// Does some work that tells the thread that asked for it how it goes; Ctrl-C and whatever `hear` raises
@@ -78,7 +94,8 @@ pub fn work_and_tell<M: Send, T: Send>(
     f: impl FnOnce(&Stop, &mut Tell<M>) -> T + Send,
     mut hear: impl FnMut(Python<'_>, M) -> PyResult<ControlFlow<()>>,
 ) -> PyResult<T> {
-    let pool = pool()?;
+    let threads = Threads::take()?;
+    let pool = threads.0.as_ref().expect("it is given back at the end");
     let stop = Stop::default();
     let (sender, receiver) = mpsc::channel();
     let receiver = Mutex::new(receiver);
@@ -88,23 +105,12 @@ pub fn work_and_tell<M: Send, T: Send>(
         scope.spawn(move |_| {
             let mut tell = |message| {
                 let (answer, answered) = mpsc::channel();
-                if sender.send(Said::Something(message, answer)).is_err() {
-                    return ControlFlow::Break(());
-                }
-                // What hears of it may want work done too, by this very thread if there is no other one.
-                loop {
-                    match answered.try_recv() {
-                        Ok(flow) => return flow,
-                        Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
-                        Err(TryRecvError::Empty) => {
-                            if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                                thread::sleep(Duration::from_micros(50));
-                            }
-                        }
-                    }
+                match sender.send(Said::Something(message, answer)) {
+                    Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
+                    Err(_) => ControlFlow::Break(()),
                 }
             };
-            let done = f(stop, &mut tell);
+            let done = catch_unwind(AssertUnwindSafe(|| f(stop, &mut tell)));
             // Whoever asked for it waits for it.
             let _ = sender.send(Said::Done(done));
         });
@@ -114,9 +120,8 @@ pub fn work_and_tell<M: Send, T: Send>(
                 receiver.recv_timeout(TICK)
             });
             let heard = match said {
-                Ok(Said::Done(done)) => return Some(done),
-                // It panicked, which the scope passes on.
-                Err(RecvTimeoutError::Disconnected) => return None,
+                Ok(Said::Done(done)) => return done,
+                Err(RecvTimeoutError::Disconnected) => return Err(Box::new("it is lost")),
                 Err(RecvTimeoutError::Timeout) => py.check_signals(),
                 Ok(Said::Something(message, answer)) => {
                     let heard = py.check_signals().and_then(|()| hear(py, message));
@@ -133,14 +138,24 @@ pub fn work_and_tell<M: Send, T: Send>(
         }
     });
     match (raised, done) {
-        (None, Some(done)) => Ok(done),
         (Some(error), _) => Err(error),
-        (None, None) => Err(PyRuntimeError::new_err("the work was lost")),
+        (None, Ok(done)) => Ok(done),
+        (None, Err(panic)) => Err(PyRuntimeError::new_err(format!(
+            "a fault of pixelcnn's: {}",
+            said_by(&*panic)
+        ))),
     }
 }
 
+/// What a panic says.
+fn said_by(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("the work ended without a result")
+}
+
 /// Waits for something that another of Python's threads works with. It must be held while work that uses it
-/// is asked for, not by that work: two of those could wait for each other on one thread.
+/// is asked for, not by that work, so that Ctrl-C is heeded here too.
 ///
 /// # Errors
 /// What Ctrl-C raised.

@@ -44,9 +44,13 @@ def test_likelihoods_agree(model, few):
     assert pixels.dtype == np.float32 and pixels.shape == (4, 32, 32)
     assert np.allclose(pixels.sum((1, 2)), bits * dims, rtol=1e-5)
     # Of images of any size, and however they lie.
-    assert model.bits_per_dim(few[:, 1:20, ::-1]).shape == (4,)
+    part = few[:, 1:20, ::-1]
+    assert np.array_equal(model.bits_per_dim(part), model.bits_per_dim(np.ascontiguousarray(part)))
     assert np.array_equal(model.bits_per_dim(few[::-1]), bits[::-1])
-    assert np.array_equal(model.bits_per_dim(few.tolist() and few), bits)
+    for lying in [np.asfortranarray(few), few.copy()[:, :, :, :], memoryview(few), np.ma.masked_array(few)]:
+        assert np.array_equal(model.bits_per_dim(lying), bits)
+    few.setflags(write=False)
+    assert np.array_equal(model.bits_per_dim(few), bits)
     assert model.bits_per_dim(few[:0]).shape == (0,)
 
 
@@ -70,8 +74,12 @@ def test_distributions_are_the_likelihood(model, few):
     cumulative[0], cumulative[-1] = 0, 1
     by_hand = (np.diff(cumulative, axis=0) * expected.weights[0, 7, 12]).sum(-1).T
     assert np.allclose(by_hand, expected.probabilities(0, 7, 12), atol=1e-4)
-    with pytest.raises(ValueError, match="column 32"):
+    with pytest.raises(IndexError, match="column 32"):
         expected.probabilities(0, 0, 32)
+    copied = pickle.loads(pickle.dumps(expected))
+    assert np.array_equal(copied.probabilities(0, 7, 12), expected.probabilities(0, 7, 12))
+    nothing = model.distribution(few[:0])
+    assert nothing.means.shape == (0, *shape[1:])
 
 
 def test_samples(model):
@@ -80,6 +88,15 @@ def test_samples(model):
     assert np.array_equal(model.sample(2), four[:2])
     assert not np.array_equal(model.sample(2, seed=2), four[:2])
     assert model.sample(1, size=(5, 9)).shape == (1, 5, 9, 3)
+    assert model.sample(0).shape == (0, 32, 32, 3)
+    for wrong in [{"n": -1}, {"seed": -1}, {"size": (-1, 3)}, {"size": (0, 3)}]:
+        with pytest.raises(ValueError):
+            model.sample(**wrong)
+    for many in [10**12, 2**62]:
+        with pytest.raises(MemoryError):
+            model.sample(many)
+        with pytest.raises(MemoryError):
+            model.complete(four, np.ones((32, 32), bool), variants=many)
     for temperature in [0, -1, float("nan")]:
         with pytest.raises(ValueError, match="temperature"):
             model.sample(1, temperature=temperature)
@@ -94,6 +111,9 @@ def test_completions(model, few):
     assert found.shape == (2, 2, 32, 32, 3)
     assert (found[:, :, known] == few[:2, None][:, :, known]).all()
     assert not np.array_equal(found[:, 0], found[:, 1])
+    # However the mask lies.
+    turned = model.complete(few[:1, :4, :6], known[:6, :4].T)
+    assert np.array_equal(turned, model.complete(few[:1, :4, :6], np.ascontiguousarray(known[:6, :4].T)))
     for mask, error in [(known[:5], ValueError), (known.astype(int), TypeError)]:
         with pytest.raises(error, match="mask"):
             model.complete(few, mask)
@@ -110,6 +130,14 @@ def test_archives(model, few):
     assert np.array_equal(found["cut.png"], few[2][:3, 5:])
     assert found["notes.txt"] == b"of no picture"
     assert len(model.decompress(data)) == 4
+    for given in [bytearray(data), memoryview(data)]:
+        assert len(model.decompress(given)) == 4
+    assert model.compress([bytearray(data)]) == model.compress([data])
+    (turned,) = model.decompress(model.compress([np.asfortranarray(few[0])]))
+    assert np.array_equal(turned, few[0])
+    for single in [few[0], grey[0]]:
+        with pytest.raises(ValueError, match=r"\[image\]"):
+            model.compress(single)
     for cut in [data[:-1], data[:20], data[: len(data) // 2], data.replace(b"pxc", b"pxd", 1), b""]:
         with pytest.raises(ValueError):
             model.decompress(cut)
@@ -138,8 +166,12 @@ def test_pictures_of_many_kinds_come_back(model, tmp_path):
 def test_what_is_no_image_is_refused_with_what_to_do(model, few):
     for wrong, error, remedy in [
         (few.transpose(0, 3, 1, 2), ValueError, r"x\.transpose\(0, 2, 3, 1\)"),
-        (few / 255, TypeError, r"numpy\.rint\(x \* 255\)"),
-        (few.astype(int), TypeError, r"x\.astype\('uint8'\)"),
+        (few / 255, TypeError, r"numpy\.rint\(numpy\.asarray\(x\) \* 255\)"),
+        (few.astype(int), TypeError, r"asarray\(x\)\.astype\('uint8'\)"),
+        (few.astype(int) - 300, TypeError, "scale them"),
+        (few > 100, TypeError, "black and white"),
+        (few[:1, :2, :2].tolist(), TypeError, r"asarray\(x\)\.astype\('uint8'\)"),
+        (np.ma.masked_array(few, few > 100), ValueError, "masked"),
         (few[0], ValueError, r"x\[None\]"),
         (few[..., :2], ValueError, r"\[N, H, W, 3\]"),
         (few[:, :0], ValueError, "nothing"),
@@ -206,14 +238,15 @@ def test_codes(tmp_path):
 
 def test_files(model, few, tmp_path):
     model.save(tmp_path / "saved")
-    again = pixelcnn.load(tmp_path / "saved/model.safetensors")
-    assert np.array_equal(again.bits_per_dim(few), model.bits_per_dim(few))
+    for saved in ["saved", "saved/model.safetensors"]:
+        again = pixelcnn.load(tmp_path / saved)
+        assert np.array_equal(again.bits_per_dim(few), model.bits_per_dim(few))
     with pytest.raises(FileExistsError, match="overwrite=True"):
         model.save(tmp_path / "saved")
     model.save(tmp_path / "saved", overwrite=True)
     config = json.loads((tmp_path / "saved/config.json").read_text())
     assert config["nr_filters"] == model.config["nr_filters"]
-    with pytest.raises((OSError, ValueError), match="nothing-there"):
+    with pytest.raises(FileNotFoundError, match="nothing-there"):
         pixelcnn.load(tmp_path / "nothing-there")
     (tmp_path / "no-model").write_bytes(b"\0" * 100)
     with pytest.raises(ValueError, match="no-model"):
@@ -302,6 +335,61 @@ def test_threads_may_share_a_model(model, images):
     for thread in threads:
         thread.join()
     assert np.array_equal(np.concatenate(found), alone)
+
+
+def test_a_callback_shares_a_model_with_another_thread(model, images, tmp_path):
+    """Neither waits for the other's end."""
+    thread = threading.Thread(target=lambda: [model.bits_per_dim(images[:8]) for _ in range(6)])
+    thread.start()
+    steps = 0
+
+    def measure(event):
+        nonlocal steps
+        if event["event"] == "step":
+            steps += 1
+            model.bits_per_dim(images[:2])
+
+    pixelcnn.train(images, run=tmp_path / "run", callback=measure, progress=False, nr_filters=4, steps=10,
+                   init_batch_size=8, samples=0)
+    thread.join(timeout=60)
+    assert steps == 10 and not thread.is_alive()
+
+
+def test_what_takes_long_does_not_hold_up_others(model, images, tmp_path):
+    went_on = threading.Event()
+    training = threading.Thread(target=lambda: pixelcnn.train(
+        images, run=tmp_path / "run", callback=lambda _: not went_on.is_set(), progress=False, nr_filters=8,
+        steps=10**6, epochs=10**6, init_batch_size=8, samples=0))
+    training.start()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    for _ in range(8):
+        model.bits_per_dim(images[:4])
+    took = time.monotonic() - begin
+    alive = training.is_alive()
+    went_on.set()
+    training.join(timeout=60)
+    # The training would have gone on for hours.
+    assert alive and not training.is_alive() and took < 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_in_the_middle_of_work_can_work(model, few):
+    alone = model.bits_per_dim(few)
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            model.bits_per_dim(few)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    time.sleep(0.2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(model.bits_per_dim, (few,)).get(timeout=120)
+    stop.set()
+    thread.join()
+    assert np.array_equal(found, alone)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -1,5 +1,6 @@
 """Beside other libraries: the examples run, and types are as the stubs say."""
 
+import pickle
 import subprocess
 import sys
 
@@ -34,21 +35,29 @@ def test_tensorboard(tmp_path):
 
 
 def test_estimators_are_scikit_learns(sample, tiny):
+    tiny = dict(tiny)
     from sklearn.base import clone
     from sklearn.exceptions import NotFittedError
 
     from pixelcnn.sklearn import PixelCNN, PixelCNNClassifier
 
-    estimator = PixelCNN(settings=tiny)
+    tiny = {name: tiny.pop(name) for name in ["nr_filters", "nr_logistic_mix", "steps"]} | {"settings": tiny}
+    estimator = PixelCNN(**tiny)
     assert clone(estimator).get_params() == estimator.get_params()
     with pytest.raises(NotFittedError):
         estimator.score(sample["testx"])
     names = np.array(["plane", "car"])[sample["trainy"] % 2]
-    classifier = PixelCNNClassifier(settings=tiny).fit(sample["trainx"], names)
+    classifier = PixelCNNClassifier(**tiny).fit(sample["trainx"], names)
+    assert classifier.model_.run is None
+    assert 0 <= classifier.score(sample["testx"][:4], ["car"] * 4, sample_weight=[1, 2, 3, 4]) <= 1
     few = sample["testx"][:3]
     assert set(classifier.predict(few)) <= {"plane", "car"}
     assert np.allclose(classifier.predict_proba(few).sum(1), 1)
     each = [classifier.model_.score_samples(few, classes=label) for label in range(2)]
+    drawn = [classifier.sample(1, random_state=state) for state in [None, np.random.RandomState(3), 5]]
+    assert all(image.shape == (1, 32, 32, 3) for image in drawn)
+    again = pickle.loads(pickle.dumps(classifier))
+    assert np.array_equal(again.predict_proba(few), classifier.predict_proba(few))
     assert np.allclose(classifier.score_samples(few), np.logaddexp(*each) - np.log(2))
 
 
@@ -72,5 +81,8 @@ def test_the_stubs_are_the_module(tmp_path):
         "data: bytes = model.compress(images)\n"
         "names: list[str] = list(model.decompress(data, names=True))\n"
         "trained: pixelcnn.Model = pixelcnn.train(images, steps=3)\n"
+        "from pixelcnn.sklearn import PixelCNN\n"
+        "estimator = PixelCNN(steps=3).fit(images)\n"
+        "score: float = estimator.score(images)\n"
     )
     run("-m", "mypy", "--strict", "use.py", cwd=tmp_path)

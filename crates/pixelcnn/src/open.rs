@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::model::Model;
-use crate::train::run::{Run, RunError};
+use crate::train::run::{Run, RunError, is_run};
 use crate::weights::hub::{self, Card};
 use crate::weights::safetensors::{FileError, Precision};
 use crate::weights::{self, Unsaid, WeightsError};
@@ -25,7 +25,7 @@ pub enum OpenError {
 
 impl Model {
     /// Opens a model with its averaged weights: a run folder, of which the newest checkpoint is
-    /// taken; a checkpoint; what [`Model::save`] wrote; or weights of elsewhere, as
+    /// taken; a checkpoint; a folder or file that [`Model::save`] wrote; or weights of elsewhere, as
     /// [`weights::read`] takes them.
     ///
     /// # Errors
@@ -33,6 +33,10 @@ impl Model {
     pub fn open(path: &Path) -> Result<Model, OpenError> {
         // A TensorFlow checkpoint is named by what its files' names begin with. Else the header alone
         // tells what a file is: nothing large is read twice.
+        let saved = path.join("model.safetensors");
+        if path.is_dir() && !is_run(path) && saved.is_file() {
+            return Ok(hub::read(&saved)?);
+        }
         if path.exists() {
             match Run::open(path) {
                 Err(error) if error.is_other_file() => {}

@@ -9,10 +9,11 @@ use pixelcnn::data::{Baselines, DataConfig, Dataset, baselines};
 use pixelcnn::device::{self, Device};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoints::CheckpointError;
-use pixelcnn::train::config::{ConfigFile, Difference, RunConfig, TrainConfig};
+use pixelcnn::train::config::{Difference, RunConfig, TrainConfig};
 use pixelcnn::train::folder;
-use pixelcnn::train::metrics::{self, Damaged, Recorded};
+use pixelcnn::train::metrics::Damaged;
 use pixelcnn::train::ranks::{announce, announced, dismiss};
+use pixelcnn::train::resume::{ResumeError, Resumed, newest, remedy, resume};
 use pixelcnn::train::settings::Settings;
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
@@ -24,7 +25,7 @@ use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
     note, note_dropped, opening, quoted, say,
 };
-use crate::trained::{checkpoints, offer};
+use crate::trained::offer;
 
 /// Train a model, or go on with a run that stopped.
 ///
@@ -240,17 +241,12 @@ impl Train {
     fn resume(&self, run: &Path) -> Result<Start> {
         let mut start = match &self.from {
             Some(file) => Some(TrainState::read(file)?),
-            None => match checkpoints(run).latest() {
-                Ok((state, _)) => Some(state),
-                // Stopped before anything was saved: from the beginning is where it was.
-                Err(CheckpointError::Empty { .. }) => None,
-                Err(error) => {
-                    return Err(offer(error, run, |whole| {
-                        let (run, whole) = (quoted(run), quoted(whole));
-                        format!("pixelcnn train --resume {run} --from {whole}")
-                    }));
-                }
-            },
+            None => newest(run).map_err(|error| {
+                offer(error, run, |whole| {
+                    let (run, whole) = (quoted(run), quoted(whole));
+                    format!("pixelcnn train --resume {run} --from {whole}")
+                })
+            })?,
         };
         let branches = self.output.is_some() || self.cooldown_steps.is_some();
         if start.is_none() && branches {
@@ -258,31 +254,6 @@ impl Train {
             return Err(format!("{checkpoint}: there is no run to go on from").into());
         }
         let mut config = self.settings(run, start.as_mut())?;
-        match &start {
-            Some(state) if state.moments.is_none() => {
-                return Err(
-                    "the checkpoint has weights alone, without the optimizer's state: \
-                            it can be used but not trained on"
-                        .into(),
-                );
-            }
-            None if metrics::read(run).is_ok_and(|found| found != Recorded::default()) => {
-                return Err(format!(
-                    "{}: its checkpoints are gone, its metrics.jsonl is there: put one back, \
-                     name another with --from or begin a new run",
-                    run.display()
-                )
-                .into());
-            }
-            _ => {}
-        }
-        if config.data.is_gone() {
-            return Err(format!(
-                "{}: the run's images are not there: give the place where they are now with --data",
-                config.data.data
-            )
-            .into());
-        }
         if let (Some(new), Some(state)) = (&self.output, &mut start) {
             expect_new(new)?;
             // The best of the other folder is not in this one.
@@ -297,62 +268,44 @@ impl Train {
         Ok((run.to_owned(), config, start, train, test))
     }
 
-    /// The settings with which a run goes on from `start`: its config.toml, held against what the
-    /// checkpoint knows, and what the flags change. A new learning rate becomes the state's.
+    /// The settings with which a run goes on from `start`.
     fn settings(&self, run: &Path, start: Option<&mut TrainState>) -> Result<RunConfig> {
-        let path = run.join("config.toml");
-        let known = start.as_ref().and_then(|state| state.run.as_ref());
-        let remedy = match known {
-            Some(_) => ": remove the file to go on with the settings in the checkpoint",
-            None => ": correct the file",
-        };
-        let file = match (RunConfig::read(run), known) {
-            (Ok(file), _) => file,
-            (Err(error), Some(known)) if error.is_missing() => {
-                note(format_args!(
-                    "`{}` is missing: it is written again from the checkpoint",
-                    path.display()
-                ));
-                ConfigFile {
-                    config: known.clone(),
-                    as_written: Some(true),
-                }
-            }
-            (Err(error), None) if error.is_missing() => {
-                return Err(format!(
-                    "{}: not the folder of a run (it has no config.toml): check --resume",
-                    run.display()
-                )
-                .into());
-            }
-            (Err(error), _) => return Err(format!("{error}{remedy}").into()),
-        };
-        if known.is_none() && file.as_written == Some(false) {
-            return Err(format!(
-                "`{}` is not as it was written, and no checkpoint knows what it was: put it back, \
-                 or remove its first line if you have changed it",
+        let change = |config: &mut RunConfig| self.flags.change(&self.data, config);
+        let resumed = resume(run, start, &change, self.flags.learning_rate());
+        let Resumed { config, missing } = resumed.map_err(in_flags)?;
+        self.flags.expect_classes(&config)?;
+        if let Some(path) = missing {
+            note(format_args!(
+                "`{}` is missing: it is written again from the checkpoint",
                 path.display()
-            )
-            .into());
+            ));
         }
+        Ok(config)
+    }
+}
 
-        // A file that is as it was written may be ahead of the checkpoint in what flags can change;
-        // any other says nothing new.
-        let as_written = file.as_written == Some(true);
-        let known = start.as_ref().map(|state| state.settings(&file.config));
-        let known = known.unwrap_or_else(|| file.config.clone());
-        let (mut found, mut expected) = (file.config.clone(), known.clone());
-        if !as_written {
-            self.flags.change(&self.data, &mut found);
-            self.flags.change(&self.data, &mut expected);
+/// What was found, with the flags that help.
+fn in_flags(error: ResumeError) -> Box<dyn Error> {
+    let flag = |name: &str| format!("--{}", name.replace('_', "-"));
+    match error {
+        ResumeError::Fixed { name, value } => {
+            let flag = flag(&name);
+            format!(
+                "{flag}: the run was begun with {value}, which --resume cannot change: leave {flag} out or \
+                 begin a new run"
+            )
+            .into()
         }
-        let mut differing = found.differences(&expected);
-        differing.retain(|setting| !(as_written && known.can_change(&setting.name)));
-        if !differing.is_empty() {
-            let differing = differing.iter().map(|Difference { name, here, there }| {
-                let change = match known.can_change(name) {
+        ResumeError::Edited {
+            path,
+            differing,
+            known,
+        } => {
+            let differing = differing.iter().map(|(setting, free)| {
+                let Difference { name, here, there } = setting;
+                let change = match free {
                     true => {
-                        let flag = format!("--{} {here}", name.replace('_', "-"));
+                        let flag = format!("{} {here}", flag(name));
                         // A flag that is a switch has no value.
                         format!(" (to change it: {})", flag.trim_end_matches(" true"))
                     }
@@ -361,27 +314,9 @@ impl Train {
                 format!("{name} is {here}, in the checkpoint {there}{change}")
             });
             let differing = differing.collect::<Vec<_>>().join("; ");
-            return Err(format!("`{}`: {differing}{remedy}", path.display()).into());
+            format!("`{}`: {differing}: {}", path.display(), remedy(known)).into()
         }
-
-        let mut config = match as_written {
-            true => file.config,
-            false => known.clone(),
-        };
-        self.flags.resume(&self.data, &mut config)?;
-        let (old, new) = (known.train.learning_rate, config.train.learning_rate);
-        let rate = self.flags.learning_rate().or((new != old).then_some(new));
-        let other_hours = known.train.hours != config.train.hours;
-        if let Some(state) = start {
-            // What was saved has other values.
-            if let Some(rate) = rate {
-                (state.learning_rate, state.run) = (rate, None);
-            }
-            if other_hours {
-                (state.last_step, state.run) = (None, None);
-            }
-        }
-        Ok(config)
+        error => error.into(),
     }
 }
 

@@ -48,8 +48,8 @@ def train(
         The images, C 1 or 3; or the name of a data set (``"cifar10"``), or the path of a folder of pictures, a
         tar of them, or a NumPy file. Of a model of codes (``nr_codes=512``) whole numbers [N, H, W].
     classes : int [N], optional
-        The class of each image, from 0. The model is then class-conditional, unless
-        ``class_conditional=False``.
+        The class of each image, from 0: the model learns each class, so that it can draw and classify them,
+        unless ``class_conditional=False``.
     test, test_classes : optional
         The images on which the model is measured; without them the share ``held_out`` (0.1) of `x` is kept
         for that.
@@ -60,8 +60,19 @@ def train(
     run : str or os.PathLike, optional
         The run's folder; by default ``runs/PRESET-N``, the first that is not there yet.
     callback : callable, optional
-        Called with each event, a dict: ``event["event"]`` is ``"started"``, ``"step"``, ``"evaluated"``,
-        ``"sampled"`` or ``"saved"``. If it returns False, the run is saved and stops.
+        Called with each event, a dict. Its ``"event"`` is
+
+        - ``"note"``: ``text``, something about the images or the run's files
+        - ``"downloading"``: ``what``, ``done``, ``total`` (bytes, None where it is not known)
+        - ``"started"``: ``step``, ``last_step`` (None where time decides), ``steps_per_epoch``
+        - ``"step"``: ``step``, ``last_step``, ``epoch``, ``bits_per_dim`` of the step's batch,
+          ``learning_rate``, ``seconds``
+        - ``"evaluated"``: ``step``, ``epoch``, ``bits_per_dim`` of the test images, its
+          ``standard_error``, and whether it is the ``best``
+        - ``"sampled"``: ``path``; ``"saved"``: ``step``, ``path``
+        - ``"metrics_damaged"``: ``lines``, ``path`` of the file as it was
+
+        If it returns False, the run is saved and stops.
     progress : bool
         Whether to show a bar, by tqdm where that is installed, else lines.
     device : str
@@ -79,6 +90,8 @@ def train(
     _pixelcnn.expect_new(folder)
     if classes is not None:
         settings.setdefault("class_conditional", True)
+    chosen = _as_json(settings)
+    _pixelcnn.expect_settings(preset, chosen, device)
     arrays = {
         "classes": classes,
         "test": test,
@@ -86,19 +99,27 @@ def train(
         "coarse": coarse,
         "test_coarse": test_coarse,
     }
+    was_there = os.path.exists(folder)
+    path = None
     if isinstance(x, (str, os.PathLike)):
         given = [name for name, array in arrays.items() if array is not None]
         if given:
             raise ValueError(f"{', '.join(given)}: with the name of a data set there are no arrays beside it")
         data = os.fspath(x)
     else:
-        data = _write_images(folder, x, settings.get("nr_codes", 0) > 0, arrays)
-    hear = _Listener(callback, progress)
-    with hear:
+        named = _named(x, settings.get("nr_codes", 0) > 0, arrays)
+        data = path = _write_images(folder, named)
+    with _Listener(callback, progress) as hear:
         try:
-            return _pixelcnn.train(folder, data, preset, _as_json(settings), device, hear)
+            return _pixelcnn.train(folder, data, preset, chosen, device, hear)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_stopped(folder)) from None
+        finally:
+            # Of a run that has not begun nothing stays.
+            if path is not None and not os.path.exists(os.path.join(folder, "config.toml")):
+                os.remove(path)
+                if not was_there and not os.listdir(folder):
+                    os.rmdir(folder)
 
 
 def resume(
@@ -118,16 +139,16 @@ def resume(
     callback, progress, device
         As of :func:`train`.
     **settings
-        New values of what can be changed: the length (``steps``, ``epochs``, ``hours``), the learning rate and
-        its schedule, ``shards``, and how often to save and measure.
+        New values of what can be changed: the length (``steps``, ``epochs``, ``hours``), ``learning_rate`` of
+        the next step and its schedule, ``shards``, how often to save and measure, and ``data`` where the images
+        have moved.
 
     Returns
     -------
     Model
     """
     folder = os.fspath(run)
-    hear = _Listener(callback, progress)
-    with hear:
+    with _Listener(callback, progress) as hear:
         try:
             return _pixelcnn.resume(folder, _as_json(settings), device, hear)
         except KeyboardInterrupt:
@@ -141,38 +162,55 @@ def _stopped(folder: str) -> str:
 
 
 def _as_json(settings: Dict[str, Any]) -> str:
-    """As JSON, numbers of NumPy and paths too."""
+    """As JSON, numbers and arrays of NumPy and paths too."""
 
     def other(value: Any) -> Any:
-        return value.item() if isinstance(value, np.generic) else os.fspath(value)
+        return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else os.fspath(value)
 
+    for name, value in settings.items():
+        if value is None or isinstance(value, float) and not np.isfinite(value):
+            raise ValueError(f"{name}={value}: that is no value; leave it out for the preset's")
+        try:
+            json.dumps(value, default=other)
+        except TypeError:
+            raise TypeError(f"{name}={value!r}: that is no setting's value") from None
     return json.dumps(settings, default=other)
 
 
-def _write_images(folder: str, x: ArrayLike, codes: bool, arrays: Dict[str, Optional[ArrayLike]]) -> str:
-    """Writes the images to the run's folder, from where a resumed run reads them again."""
-    own, coarse, labels = ("codes", "coarse", "y") if codes else ("x", None, "y")
-    if coarse is None and (arrays["coarse"] is not None or arrays["test_coarse"] is not None):
+def _named(x: ArrayLike, codes: bool, arrays: Dict[str, Optional[ArrayLike]]) -> Dict[str, NDArray[Any]]:
+    """The arrays by the names that the file of a run's images has them under."""
+    if not codes and (arrays["coarse"] is not None or arrays["test_coarse"] is not None):
         raise ValueError("coarse: only models of codes are given coarser maps: leave it out, or give nr_codes")
-    own_images = _checked(x, codes)
-    has_test = arrays["test"] is not None
-    for name in ["test_classes", "test_coarse"]:
-        if arrays[name] is not None and not has_test:
+    test = arrays["test"]
+    for name, own in [("test_classes", "classes"), ("test_coarse", "coarse")]:
+        if arrays[name] is not None and test is None:
             raise ValueError(f"{name}: there are no test images: give test, or leave it out")
-    split = "_train" if has_test else ""
-    named: Dict[str, Any] = {own + split: own_images, labels + split: arrays["classes"], "coarse" + split: arrays["coarse"]}
-    if has_test:
-        named[own + "_test"] = _checked(arrays["test"], codes)
-        named[labels + "_test"] = arrays["test_classes"]
-        named["coarse_test"] = arrays["test_coarse"]
-    named = {name: np.asarray(array) for name, array in named.items() if array is not None}
+        if (arrays[name] is None) != (arrays[own] is None) and test is not None:
+            raise ValueError(f"{own}: give both {own} and {name}, or neither")
+    named = {}
+    splits = [("", "_train" if test is not None else "", x)]
+    if test is not None:
+        splits.append(("test_", "_test", test))
+    for prefix, split, images in splits:
+        own_images = _checked(images, codes)
+        named[("codes" if codes else "x") + split] = own_images
+        classes, coarse = arrays[prefix + "classes"], arrays[prefix + "coarse"]
+        if classes is not None:
+            named["y" + split] = _checked_classes(prefix + "classes", classes, len(own_images))
+        if coarse is not None:
+            named["coarse" + split] = _checked(coarse, codes)
+    return named
+
+
+def _write_images(folder: str, named: Dict[str, NDArray[Any]]) -> str:
+    """Writes the images to the run's folder, from where a resumed run reads them again."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "images.npz")
     # Whole or not at all; the name is one that an interrupted run's leftovers have.
     partial = os.path.join(folder, ".images.npz.partial")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, **named)
+            np.savez(file, **named)  # type: ignore[arg-type]
         os.replace(partial, path)
     except BaseException:
         if os.path.exists(partial):
@@ -181,21 +219,54 @@ def _write_images(folder: str, x: ArrayLike, codes: bool, arrays: Dict[str, Opti
     return path
 
 
+def _array(x: ArrayLike) -> NDArray[Any]:
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            "some of the array is masked, which would be taken for what lies beneath: give x.filled(...)"
+        )
+    return np.ascontiguousarray(x)
+
+
 def _checked(images: ArrayLike, codes: bool) -> NDArray[Any]:
     """Images as they must be, or how to make them such."""
-    x = np.asarray(images)
+    x = _array(images)
+    given = f"an array {list(x.shape)} of {x.dtype}"
     if codes:
         if x.ndim != 3 or x.dtype.kind not in "iu":
-            raise TypeError(f"an array {x.shape} of {x.dtype}: maps of codes are whole numbers [N, H, W]")
+            raise TypeError(f"{given}: maps of codes are whole numbers [N, H, W]")
         return x
-    given = f"an array {x.shape} of {x.dtype}: images are uint8 [N, H, W, C], C 1 or 3"
+    wanted = f"{given}: images are uint8 [N, H, W, C], C 1 or 3"
     if x.dtype != np.uint8:
-        raise TypeError(f"{given}: floats in [0, 1] are made such by numpy.rint(x * 255).astype('uint8')")
+        if x.dtype.kind == "f":
+            how = "floats in [0, 1] are made such by numpy.rint(numpy.asarray(x) * 255).astype('uint8')"
+        elif x.dtype.kind == "b":
+            how = "numpy.asarray(x).astype('uint8') * 255 is black and white"
+        elif x.dtype.kind in "iu" and x.size and 0 <= x.min() and x.max() <= 255:
+            how = "they are made such by numpy.asarray(x).astype('uint8')"
+        else:
+            how = "levels are from 0 to 255"
+        raise TypeError(f"{wanted}: {how}")
     if x.ndim == 4 and x.shape[-1] not in (1, 3) and x.shape[1] in (1, 3):
-        raise ValueError(f"{given}: give x.transpose(0, 2, 3, 1)")
+        raise ValueError(f"{wanted}: give x.transpose(0, 2, 3, 1), of a tensor x.permute(0, 2, 3, 1)")
+    if x.ndim == 3 and x.shape[-1] in (1, 3):
+        raise ValueError(f"{wanted}: of a single one give x[None]")
     if x.ndim not in (3, 4) or x.ndim == 4 and x.shape[-1] not in (1, 3):
-        raise ValueError(given)
+        raise ValueError(wanted)
     return x if x.ndim == 4 else x[..., None]
+
+
+def _checked_classes(name: str, classes: ArrayLike, count: int) -> NDArray[Any]:
+    numbers = _array(classes)
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise TypeError(
+            f"{name}: an array {list(numbers.shape)} of {numbers.dtype}: classes are whole numbers [N], from 0; "
+            "numpy.unique(..., return_inverse=True) numbers others"
+        )
+    if len(numbers) != count:
+        raise ValueError(f"{name}: {len(numbers)} of them for {count} images: give one for each")
+    if count and numbers.min() < 0:
+        raise ValueError(f"{name}: classes are from 0 on")
+    return numbers
 
 
 class _Listener:
@@ -215,7 +286,11 @@ class _Listener:
     def __call__(self, event: _Event) -> bool:
         if self.bar:
             self.bar.show(event)
-        return self.callback is None or self.callback(event) is not False
+        if self.callback is None:
+            return True
+        # What says nothing goes on; NumPy has a False of its own.
+        go_on = self.callback(event)
+        return go_on is None or bool(go_on)
 
 
 class _Bar:
@@ -246,6 +321,12 @@ class _Bar:
             elif time.monotonic() - self.spoke >= _INTERVAL:
                 self.spoke = time.monotonic()
                 self.say(f"step {event['step']}/{event['last_step']}  {text}")
+        elif kind == "note":
+            self.say(event["text"])
+        elif kind == "downloading" and time.monotonic() - self.spoke >= 1.0:
+            self.spoke = time.monotonic()
+            total = f" of {event['total'] / 1e6:.0f}" if event["total"] else ""
+            self.say(f"{event['what']}: {event['done'] / 1e6:.0f}{total} MB")
         elif kind == "evaluated":
             bits, error = event["bits_per_dim"], event["standard_error"]
             best = "  (best)" if event["best"] else ""

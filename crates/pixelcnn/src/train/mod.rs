@@ -7,6 +7,7 @@ pub mod config;
 pub mod folder;
 pub mod metrics;
 pub mod ranks;
+pub mod resume;
 mod review;
 pub mod run;
 mod schedule;

@@ -350,7 +350,14 @@ where
         section.insert(name.into(), value);
     }
     let whole = toml::Value::Table(sections).try_into();
-    whole.map_err(|error: toml::de::Error| bad(&error.message()))
+    whole.map_err(|error: toml::de::Error| match error.message() {
+        // Others have it.
+        text if text.starts_with("unknown field") => SettingsError::Value {
+            name: name.into(),
+            reason: "a run that was begun has no such setting: leave it out".into(),
+        },
+        text => bad(&text),
+    })
 }
 
 /// Every setting in its section.

@@ -103,7 +103,7 @@ fn numbers<const N: usize>(
 pub enum Fault {
     /// The file system refuses to read.
     #[error("cannot be read: {0}")]
-    Io(io::Error),
+    Io(#[source] io::Error),
     /// The file ends too early.
     #[error("is truncated: fetch or copy it again")]
     Truncated,
@@ -160,6 +160,7 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        #[source]
         fault: Fault,
     },
     /// A safetensors file can't be used.
