@@ -53,7 +53,7 @@ def main():
 
         # What it takes to begin is not counted: the program's is what one image takes.
         def evaluate(file):
-            return seconds(lambda: run("eval", "--data", file, "--batch-size", BATCH))
+            return seconds(lambda: run("eval", "--data", file))
 
         def sample(n):
             return seconds(lambda: run("sample", "--num", n, "-o", f"{time.time_ns()}.png"))
