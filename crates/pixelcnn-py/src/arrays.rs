@@ -102,28 +102,38 @@ impl<'py> Images<'py> {
                 "the model is given no coarser maps: leave coarse out",
             ));
         }
+        Images::of_levels(x, &[config.channels])
+    }
+
+    /// Images of one of these numbers of channels.
+    ///
+    /// # Errors
+    /// As [`Images::of`].
+    pub fn of_levels(x: &Bound<'py, PyAny>, channels: &[usize]) -> PyResult<Images<'py>> {
         let x = as_array(x)?;
-        let (shape, channels) = (x.shape().to_vec(), config.channels);
+        let shape = x.shape().to_vec();
         let given = format!("an array {shape:?} of {}", x.dtype());
         let wanted = match channels {
-            1 => "[N, H, W] or [N, H, W, 1]",
-            _ => "[N, H, W, 3]",
+            [1] => "[N, H, W] or [N, H, W, 1]",
+            [3] => "[N, H, W, 3]",
+            _ => "[N, H, W, 3], [N, H, W, 1] or [N, H, W]",
         };
-        let size = match (&shape[..], channels) {
-            (&[_, height, width, last], channels) if last == channels => [height, width],
-            (&[_, first, ..], channels) if shape.len() == 4 && first == channels => {
+        let is_one = |last: usize| channels.contains(&last);
+        let size = match shape[..] {
+            [_, height, width, last] if is_one(last) => [height, width],
+            [_, first, _, _] if is_one(first) => {
                 return Err(value(format!(
                     "{given}: images are {wanted}: give x.transpose(0, 2, 3, 1), of a tensor \
                      x.permute(0, 2, 3, 1)"
                 )));
             }
-            (&[_, _, last], channels) if last == channels => {
+            [_, _, last] if is_one(last) => {
                 return Err(value(format!(
                     "{given}: images are {wanted}: of a single one give x[None]"
                 )));
             }
-            (&[_, height, width], 1) => [height, width],
-            _ => return Err(value(format!("{given}: the model takes images {wanted}"))),
+            [_, height, width] if is_one(1) => [height, width],
+            _ => return Err(value(format!("{given}: images are {wanted}"))),
         };
         let Ok(levels) = x.extract::<PyReadonlyArrayDyn<u8>>() else {
             return Err(of_type(format!(
@@ -199,24 +209,39 @@ pub fn over_coarse(
 /// Where they are others.
 pub fn code_maps(x: &Bound<'_, PyAny>) -> PyResult<CodeMaps> {
     let x = as_array(x)?;
-    let given = format!("an array {:?} of {}", x.shape(), x.dtype());
-    let &[count, height, width] = x.shape() else {
-        return Err(value(format!("{given}: maps of codes are [N, H, W]")));
-    };
-    if !b"iu".contains(&x.dtype().kind()) {
-        return Err(of_type(format!(
-            "{given}: codes are whole numbers, such as uint16"
-        )));
-    }
+    let shape = shape_of_maps(&x)?;
     let numbers = x.call_method1("astype", ("int64",))?;
     let numbers: PyReadonlyArrayDyn<i64> = numbers.extract()?;
     let numbers = numbers.as_array();
     let codes = numbers.iter().map(|&code| u16::try_from(code));
     let codes: Result<Vec<u16>, _> = codes.collect();
     Ok(CodeMaps {
-        shape: [count, height, width],
-        codes: codes.map_err(|_| value(format!("{given}: codes are from 0 to 65535")))?,
+        shape,
+        codes: codes.map_err(|_| value("codes are from 0 to 65535"))?,
     })
+}
+
+/// The shape of an array of maps of codes.
+fn shape_of_maps(x: &Bound<'_, PyUntypedArray>) -> PyResult<[usize; 3]> {
+    let given = format!("an array {:?} of {}", x.shape(), x.dtype());
+    let &[count, height, width] = x.shape() else {
+        return Err(value(format!("{given}: maps of codes are [N, H, W]")));
+    };
+    match b"iu".contains(&x.dtype().kind()) {
+        true => Ok([count, height, width]),
+        false => Err(of_type(format!(
+            "{given}: codes are whole numbers, such as uint16"
+        ))),
+    }
+}
+
+/// Checks that an array is what one can train on: images, or maps of codes.
+#[pyfunction]
+pub fn expect_images(x: &Bound<'_, PyAny>, codes: bool) -> PyResult<()> {
+    match codes {
+        true => shape_of_maps(&as_array(x)?).map(|_| ()),
+        false => Images::of_levels(x, &[1, 3]).map(|_| ()),
+    }
 }
 
 /// Images of a model as an array: u8 \[…, H, W, C\], or of codes uint16 \[…, H, W\].

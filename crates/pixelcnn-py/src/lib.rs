@@ -16,6 +16,8 @@ mod _pixelcnn {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::arrays::expect_images;
+    #[pymodule_export]
     use crate::distribution::Distribution;
     #[pymodule_export]
     use crate::model::{Model, load};

@@ -13,11 +13,12 @@ use pixelcnn::classify::Classification;
 use pixelcnn::complete::{self, Completion};
 use pixelcnn::data::CodeMaps;
 use pixelcnn::device::{self, Device};
+use pixelcnn::evaluate::at_a_time;
 use pixelcnn::incremental::EvaluatorError;
 use pixelcnn::network::{Batch, EngineError, Layout, Network};
 use pixelcnn::picture::{encode_png, grid};
 use pixelcnn::sample::{self, Sampler, Sampling};
-use pixelcnn::train::run::{Run, is_run};
+use pixelcnn::train::run::is_run;
 use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{hub, port};
 use pyo3::exceptions::PyKeyboardInterrupt;
@@ -31,8 +32,6 @@ use crate::errors;
 use crate::work::{hold, work};
 use crate::{archive, arrays};
 
-/// Pixels that are evaluated at a time, at most, if that is an image at least.
-const PIXELS: usize = 1 << 20;
 /// Multiply-adds of a pass over the images that a notebook shows.
 const SHOWN: u64 = 20_000_000_000;
 
@@ -129,7 +128,7 @@ impl Model {
         EvaluatorError::unless_likelihood(config).map_err(errors::value)?;
         let (bytes, size) = (images.bytes(), images.size);
         let of_image = config.resized(size).bytes_per_image();
-        let most = (PIXELS / (size[0] * size[1])).clamp(1, self.device.images_at_a_time());
+        let most = at_a_time(size, self.device.images_at_a_time());
         let ready = self.ready();
         let mut held = hold(py, &ready.network)?;
         let network = &mut *held;
@@ -666,13 +665,13 @@ impl Model {
                 )));
             }
         }
-        let mut card = self.model.card.clone();
-        if half && card.precision == Precision::Single {
-            card.precision = Precision::Half;
-            if let Some(measured) = &mut card.measured {
-                measured.images += ", before they were rounded";
-            }
-        }
+        let card = self.model.card.clone();
+        let precision = if half {
+            Precision::Half
+        } else {
+            card.precision
+        };
+        let card = card.in_precision(precision);
         let model = &self.model;
         py.detach(|| hub::export(&path, &model.config, &model.weights, &card))
             .map_err(errors::of)
@@ -810,15 +809,4 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
-}
-
-/// The model of a run, once it is trained.
-pub fn of_run(run: PathBuf, device: Device) -> PyResult<Model> {
-    let opened = Run::open(&run).map_err(errors::of)?;
-    let model = pixelcnn::Model {
-        card: opened.card(false),
-        config: opened.state.config,
-        weights: opened.state.average,
-    };
-    Ok(Model::new(model, device, Some(run)))
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Opening};
 use pixelcnn::device::{self, Device};
-use pixelcnn::train::checkpoints::CheckpointError;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::resume::{self as going_on, Resumed};
 use pixelcnn::train::settings::Settings;
@@ -17,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::errors;
-use crate::model::{Model, of_run};
+use crate::model::Model;
 use crate::work::work_and_tell;
 
 /// The first folder ``runs/NAME-N`` that is not there yet.
@@ -217,7 +216,8 @@ fn go(
         Some(Err(error)) => Err(failed(error, &run)),
         Some(Ok(Outcome::Finished | Outcome::Stopped)) => {
             raised?;
-            of_run(run, device)
+            let model = pixelcnn::Model::open(&run).map_err(errors::of)?;
+            Ok(Model::new(model, device, Some(run)))
         }
         None => Err(raised
             .err()
@@ -231,7 +231,6 @@ fn failed(error: TrainError, run: &Path) -> PyErr {
             "{error}: to go on: pixelcnn.resume({:?})",
             run.display().to_string()
         )),
-        TrainError::Checkpoint(CheckpointError::Locked { .. }) => errors::value(error),
         error => errors::of(error),
     }
 }

@@ -104,12 +104,8 @@ impl Loaded {
             Source::File(path) => (Model::open(path).map_err(|error| unfit(&error))?, None),
             Source::Run(path) => {
                 let run = Run::open(path).map_err(|error| unfit(&error))?;
-                let model = Model {
-                    card: run.card(false),
-                    config: run.state.config,
-                    weights: run.state.average,
-                };
-                (model, run.config.map(|config| config.data))
+                let data = run.config.as_ref().map(|config| config.data.clone());
+                (run.into_model(), data)
             }
         };
         let config = &model.config;

@@ -14,6 +14,11 @@ use crate::network::{Batch, EngineError, Network};
 /// and take memory.
 const PIXELS: usize = 1 << 20;
 
+/// How many images of a size to evaluate at a time where so many are wanted: fewer where they are large.
+pub fn at_a_time([height, width]: [usize; 2], wanted: usize) -> usize {
+    wanted.clamp(1, (PIXELS / (height * width)).max(1))
+}
+
 /// Images that are not what a model takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{data}: the model takes {model}: choose other images, or train a model on these")]
@@ -198,8 +203,7 @@ pub(crate) fn in_batches<E: From<DataError> + From<EngineError>>(
         for places in order.chunk_by(|&a, &b| data.size(indices[a]) == data.size(indices[b])) {
             let size = data.size(indices[places[0]]);
             network.resize(size)?;
-            let most = (PIXELS / area(size)).max(1);
-            for places in places.chunks(batch_size.clamp(1, most)) {
+            for places in places.chunks(at_a_time(size, batch_size)) {
                 let indices: Vec<usize> = places.iter().map(|&place| indices[place]).collect();
                 data.read(&indices, &mut images, &mut labels)?;
                 let batch = Batch {

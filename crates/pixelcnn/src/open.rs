@@ -40,14 +40,7 @@ impl Model {
         if path.exists() {
             match Run::open(path) {
                 Err(error) if error.is_other_file() => {}
-                run => {
-                    let run = run?;
-                    return Ok(Model {
-                        card: run.card(false),
-                        config: run.state.config,
-                        weights: run.state.average,
-                    });
-                }
+                run => return Ok(run?.into_model()),
             }
             match hub::read(path) {
                 Err(FileError::NotACheckpoint { .. }) => {}

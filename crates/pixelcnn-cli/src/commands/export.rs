@@ -254,15 +254,5 @@ fn card(trained: &Trained, raw: bool, precision: Precision) -> Card {
         Trained::Run(run) => run.card(raw),
         Trained::Exported(exported) => exported.model.card.clone(),
     };
-    let measured = card.measured.map(|mut measured| {
-        if (card.precision, precision) == (Precision::Single, Precision::Half) {
-            measured.images += ", before they were rounded";
-        }
-        measured
-    });
-    Card {
-        precision,
-        measured,
-        ..card
-    }
+    card.in_precision(precision)
 }

@@ -9,7 +9,7 @@ use pixelcnn::data::{Baselines, DataConfig, Dataset, baselines};
 use pixelcnn::device::{self, Device};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoints::CheckpointError;
-use pixelcnn::train::config::{Difference, RunConfig, TrainConfig};
+use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::folder;
 use pixelcnn::train::metrics::Damaged;
 use pixelcnn::train::ranks::{announce, announced, dismiss};
@@ -302,16 +302,15 @@ fn in_flags(error: ResumeError) -> Box<dyn Error> {
             known,
         } => {
             let differing = differing.iter().map(|(setting, free)| {
-                let Difference { name, here, there } = setting;
                 let change = match free {
                     true => {
-                        let flag = format!("{} {here}", flag(name));
+                        let flag = format!("{} {}", flag(&setting.name), setting.here);
                         // A flag that is a switch has no value.
                         format!(" (to change it: {})", flag.trim_end_matches(" true"))
                     }
                     false => String::new(),
                 };
-                format!("{name} is {here}, in the checkpoint {there}{change}")
+                format!("{setting}{change}")
             });
             let differing = differing.collect::<Vec<_>>().join("; ");
             format!("`{}`: {differing}: {}", path.display(), remedy(known)).into()

@@ -219,44 +219,17 @@ def _write_images(folder: str, named: Dict[str, NDArray[Any]]) -> str:
     return path
 
 
-def _array(x: ArrayLike) -> NDArray[Any]:
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise ValueError(
-            "some of the array is masked, which would be taken for what lies beneath: give x.filled(...)"
-        )
-    return np.ascontiguousarray(x)
-
-
 def _checked(images: ArrayLike, codes: bool) -> NDArray[Any]:
-    """Images as they must be, or how to make them such."""
-    x = _array(images)
-    given = f"an array {list(x.shape)} of {x.dtype}"
-    if codes:
-        if x.ndim != 3 or x.dtype.kind not in "iu":
-            raise TypeError(f"{given}: maps of codes are whole numbers [N, H, W]")
-        return x
-    wanted = f"{given}: images are uint8 [N, H, W, C], C 1 or 3"
-    if x.dtype != np.uint8:
-        if x.dtype.kind == "f":
-            how = "floats in [0, 1] are made such by numpy.rint(numpy.asarray(x) * 255).astype('uint8')"
-        elif x.dtype.kind == "b":
-            how = "numpy.asarray(x).astype('uint8') * 255 is black and white"
-        elif x.dtype.kind in "iu" and x.size and 0 <= x.min() and x.max() <= 255:
-            how = "they are made such by numpy.asarray(x).astype('uint8')"
-        else:
-            how = "levels are from 0 to 255"
-        raise TypeError(f"{wanted}: {how}")
-    if x.ndim == 4 and x.shape[-1] not in (1, 3) and x.shape[1] in (1, 3):
-        raise ValueError(f"{wanted}: give x.transpose(0, 2, 3, 1), of a tensor x.permute(0, 2, 3, 1)")
-    if x.ndim == 3 and x.shape[-1] in (1, 3):
-        raise ValueError(f"{wanted}: of a single one give x[None]")
-    if x.ndim not in (3, 4) or x.ndim == 4 and x.shape[-1] not in (1, 3):
-        raise ValueError(wanted)
-    return x if x.ndim == 4 else x[..., None]
+    """Images as they must be."""
+    _pixelcnn.expect_images(images, codes)
+    x = np.ascontiguousarray(images)
+    return x if codes or x.ndim == 4 else x[..., None]
 
 
 def _checked_classes(name: str, classes: ArrayLike, count: int) -> NDArray[Any]:
-    numbers = _array(classes)
+    numbers = np.asarray(classes)
+    if np.ma.is_masked(classes):
+        raise ValueError(f"{name}: some of them are masked: give only images that have one")
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
         raise TypeError(
             f"{name}: an array {list(numbers.shape)} of {numbers.dtype}: classes are whole numbers [N], from 0; "

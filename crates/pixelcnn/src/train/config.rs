@@ -1,6 +1,7 @@
 //! What a run is: model, data and training, as `config.toml` in its folder.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -438,6 +439,14 @@ pub struct Difference {
     pub here: String,
     /// Its value in the other.
     pub there: String,
+}
+
+impl fmt::Display for Difference {
+    /// As that of a file and a checkpoint.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference { name, here, there } = self;
+        write!(f, "{name} is {here}, in the checkpoint {there}")
+    }
 }
 
 /// The first line of a `config.toml`, but for the checksum: eight digits.

@@ -38,7 +38,7 @@ pub enum ResumeError {
     /// Its settings were edited, and are not those of the checkpoint.
     #[error(
         "`{path}`: {}: {}",
-        differing.iter().map(differs).collect::<Vec<_>>().join("; "),
+        differing.iter().map(|(setting, _)| setting.to_string()).collect::<Vec<_>>().join("; "),
         remedy(*known)
     )]
     Edited {
@@ -91,10 +91,6 @@ pub fn remedy(known: bool) -> &'static str {
         true => "remove the file to go on with the settings in the checkpoint",
         false => "correct the file",
     }
-}
-
-fn differs((Difference { name, here, there }, _): &(Difference, bool)) -> String {
-    format!("{name} is {here}, in the checkpoint {there}")
 }
 
 /// What a run goes on with.

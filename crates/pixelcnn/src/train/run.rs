@@ -7,6 +7,7 @@ use super::config::{RunConfig, RunConfigError};
 use super::folder::CHECKPOINTS;
 use super::metrics::{self, Record};
 use super::state::TrainState;
+use crate::model::Model;
 use crate::weights::hub::{Card, Measured};
 use crate::weights::safetensors::{FileError, Precision};
 
@@ -102,6 +103,15 @@ impl Run {
             seconds: state.seconds,
             measured: self.measured(data.as_deref()).filter(|_| !raw),
             data: data.unwrap_or_else(|| "unknown".into()),
+        }
+    }
+
+    /// Its model, with the averaged weights.
+    pub fn into_model(self) -> Model {
+        Model {
+            card: self.card(false),
+            config: self.state.config,
+            weights: self.state.average,
         }
     }
 

@@ -161,6 +161,17 @@ fn model((config, weights, card): Described, path: &Path) -> Result<Model, FileE
 }
 
 impl Card {
+    /// That of the weights stored so.
+    pub fn in_precision(mut self, precision: Precision) -> Card {
+        if let (Precision::Single, Precision::Half, Some(measured)) =
+            (self.precision, precision, &mut self.measured)
+        {
+            measured.images += ", before they were rounded";
+        }
+        self.precision = precision;
+        self
+    }
+
     /// Which weights they are, and how exactly they are stored.
     pub fn weights(&self) -> String {
         let weights = match self.averaged {
