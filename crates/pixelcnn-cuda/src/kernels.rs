@@ -540,23 +540,6 @@ kernels! {
         keys_values: Ring,
         images: i32,
     ) in blocks(i64::from(images) * i64::from(heads));
-    fn place_levels(
-        memory: Address,
-        levels: Address,
-        at: Address,
-        ring: Ring,
-        images: i32,
-        first: i32,
-        count: i32,
-    ) in blocks(i64::from(images) * i64::from(count + 1));
-    fn place_codes(
-        memory: Address,
-        codes: Address,
-        table: Address,
-        at: Address,
-        ring: Ring,
-        images: i32,
-    ) in blocks(i64::from(images) * i64::from(ring.channels));
     fn find_wrong(values: Address, count: i64, flag: Address) in blocks(count);
     fn adam(
         rates: Address,

@@ -26,7 +26,7 @@ use pixelcnn_core::ranks::RankError;
 pub use driver::{Device, devices, exchange_with_itself, expect};
 pub use engine::Cuda;
 pub use libraries::{expect_cudnn, expect_nccl, look_in};
-pub use raster::{CudaEvaluator, CudaRaster};
+pub use raster::evaluator;
 
 /// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the
 /// first layers, the logits and the loss are in single precision in any case, as are all sums.

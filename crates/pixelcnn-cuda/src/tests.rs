@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use pixelcnn_core::engine::{Batch, Engine, EngineError, Update};
-use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::{ModelConfig, reference};
 
 use rand_chacha::ChaCha8Rng;
@@ -13,7 +12,7 @@ use crate::Precision;
 use crate::emulator::{self, Emulator};
 use crate::engine::Cuda;
 use crate::gpu::SUMS;
-use crate::raster::CudaEvaluator;
+use crate::raster::evaluator_on;
 use crate::suite;
 
 fn on(bytes: usize, precision: Precision, config: &ModelConfig) -> Result<Cuda, EngineError> {
@@ -176,90 +175,44 @@ fn bf16_is_near_the_reference() {
     }
 }
 
-/// As many images are evaluated at a time as there is memory for, with the same bits; a batch to
-/// train on must fit whole.
 #[test]
 fn little_memory_is_enough_or_said_to_be_too_little() {
     if !emulator::can_run() {
         return;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(5);
-    let config = &suite::configs()[0];
-    let parameters = suite::parameters(config, &mut random);
-    let images = suite::Images::random(config, 30, &mut random);
-    let batch = suite::batch(&images);
-    let (large, small) = (1 << 30, 3 << 20);
-    let evaluated = |bytes| {
-        let mut engine = on(bytes, Precision::F32, config).unwrap();
-        engine.load_weights(&parameters).unwrap();
-        (
-            engine.logits(batch).unwrap(),
-            engine.nats_per_image(batch).unwrap(),
-            engine.nats_per_pixel(batch).unwrap(),
-            engine.feature_maps(batch).unwrap(),
-        )
+    let little = |config: &ModelConfig| -> Result<Box<dyn Engine>, EngineError> {
+        Ok(Box::new(on(3 << 20, Precision::F32, config)?))
     };
-    assert!(evaluated(large) == evaluated(small));
-
-    let mut engine = on(small, Precision::F32, config).unwrap();
-    let Err(EngineError::Memory { room: before, .. }) = engine.expect_room(30) else {
-        panic!("30 images will not fit");
-    };
-    engine.load(suite::state(&parameters)).unwrap();
-    let Err(EngineError::Memory { images: 30, room }) = engine.backward(batch, None) else {
-        panic!("30 images do not fit");
-    };
-    assert!((1..30).contains(&room), "{room}");
-    assert!(room.abs_diff(before) <= 1, "{before}, {room}");
-    let fits = Batch {
-        images: &images.levels[..room * config.dims()],
-        labels: &images.labels[..room],
-        ..Batch::default()
-    };
-    engine.step(fits, None, &Update::default()).unwrap();
+    suite::gpus::little_memory_is_enough_or_said_to_be_too_little(make, little);
 }
 
-/// A step is its parts, taken for the first time, for the second and after another state; and the
-/// same bits again.
+#[test]
+fn shards_are_one_batch() {
+    if emulator::can_run() {
+        suite::gpus::shards_are_one_batch(make);
+    }
+}
+
+#[test]
+fn what_was_done_before_does_not_matter() {
+    if emulator::can_run() {
+        suite::gpus::what_was_done_before_does_not_matter(make);
+    }
+}
+
+#[test]
+fn no_number_goes_through() {
+    if emulator::can_run() {
+        suite::gpus::no_number_goes_through(make);
+    }
+}
+
 #[test]
 fn a_step_is_its_parts() {
     if !emulator::can_run() {
         return;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(6);
-    let config = &suite::configs()[1];
-    let parameters = suite::parameters(config, &mut random);
-    let images = suite::Images::random(config, 5, &mut random);
-    let batch = suite::batch(&images);
-    let run = |whole: bool| {
-        let mut engine = make(config).unwrap();
-        engine.load(suite::state(&parameters)).unwrap();
-        let mut nats = Vec::new();
-        for step in 1..6 {
-            let dropout = (step != 4).then_some(Dropout {
-                seed: step,
-                ..suite::DROPOUT
-            });
-            let mut update = suite::muon();
-            update.adam.step = step;
-            nats.push(match whole {
-                true => engine.step(batch, dropout, &update).unwrap(),
-                false => {
-                    let nats = engine.backward(batch, dropout).unwrap();
-                    engine.update(&update).unwrap();
-                    nats
-                }
-            });
-            if step == 3 {
-                let state = engine.unload().unwrap();
-                engine.load(state).unwrap();
-            }
-        }
-        (nats, engine.unload().unwrap())
-    };
-    let whole = run(true);
-    assert!(whole == run(false) && whole == run(true));
-    assert!(whole.0.windows(2).all(|nats| nats[0] != nats[1]));
+    suite::a_step_is_its_parts(make);
 }
 
 /// What bf16 costs the shipped model in bits/dim on real images, of which there are few.
@@ -311,43 +264,17 @@ fn bf16_costs_the_shipped_model_little() {
     }
 }
 
-/// Forced through it, images have the logits that the network gives for whole maps.
+/// Drawn there, pixel by pixel.
 #[test]
 fn pixel_by_pixel_it_is_the_reference() {
     if !emulator::can_run() {
         return;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(7);
-    for config in kinds() {
-        let parameters = suite::parameters(&config, &mut random);
-        let images = suite::Images::random(&config, 3, &mut random);
-        let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);
-        let evaluator = CudaEvaluator::on(emulator, &config, &parameters).unwrap();
-        let batch = suite::as_they_are(&images);
-        let want = reference::run(&config, &suite::widened(&parameters), batch, None).unwrap();
-        let mut raster = evaluator.begin(&images.labels).unwrap();
-        raster.give_coarse(&images.levels).unwrap();
-        let (pixels, output) = (config.height * config.width, config.output_channels());
-        let mut got = vec![0.0; want.logits.len()];
-        while let Some([y, x]) = raster.position() {
-            let (pixel, channels) = (y * config.width + x, raster.channels());
-            for (image, logits) in raster.logits().unwrap().chunks_exact(output).enumerate() {
-                got[(image * pixels + pixel) * output..][..output].copy_from_slice(logits);
-            }
-            let levels = images.levels.chunks_exact(config.bytes_per_image());
-            let due = config.bytes_of(channels);
-            let levels =
-                levels.flat_map(|image| &image[pixel * config.bytes_per_pixel()..][due.clone()]);
-            raster.push(&levels.copied().collect::<Vec<_>>()).unwrap();
-        }
-        let length = suite::norm(want.logits.iter().copied());
-        suite::assert_close("logits", &got, &want.logits, 2e-6, length);
-
-        let wrong = evaluator.begin(&[99]);
-        assert_eq!(wrong.is_err(), config.nr_classes > 0);
-        assert_eq!(
-            evaluator.begin(&[]).unwrap().logits().unwrap(),
-            &[] as &[f32]
-        );
-    }
+    suite::gpus::pixel_by_pixel_it_is_the_reference(
+        |prepared| {
+            let emulator: Arc<Emulator> = Emulator::new(1 << 30, Precision::F32);
+            evaluator_on(emulator, prepared)
+        },
+        &kinds(),
+    );
 }

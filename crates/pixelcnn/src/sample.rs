@@ -2,11 +2,10 @@
 
 use std::ops::{ControlFlow, Range};
 
+use pixelcnn_core::incremental::gpu::{GpuEvaluator, GpuRaster};
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError, Raster};
 use pixelcnn_core::likelihood::{EnergyDistance, Likelihood, Mixture, NOISE, from_level, to_level};
 use pixelcnn_core::{ModelConfig, Stopped, go_on};
-#[cfg(feature = "cuda")]
-use pixelcnn_cuda::{CudaEvaluator, CudaRaster};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -24,7 +23,6 @@ const SIDE_BY_SIDE: usize = 64;
 /// Memory that they take together, unless one alone takes more.
 const MAX_BYTES: usize = 1 << 30;
 /// Images that are drawn side by side on a GPU, where there is memory for as many.
-#[cfg(feature = "cuda")]
 const SIDE_BY_SIDE_ON_A_GPU: usize = 1024;
 
 /// A model ready to draw images pixel by pixel, on a device. Clones share its weights.
@@ -34,14 +32,20 @@ pub struct Sampler(On);
 #[derive(Clone)]
 enum On {
     Cpu(Evaluator),
-    #[cfg(feature = "cuda")]
-    Cuda(CudaEvaluator),
+    Gpu(GpuEvaluator),
 }
 
 impl From<Evaluator> for Sampler {
     /// On the CPU.
     fn from(evaluator: Evaluator) -> Sampler {
         Sampler(On::Cpu(evaluator))
+    }
+}
+
+impl From<GpuEvaluator> for Sampler {
+    /// On a GPU.
+    fn from(evaluator: GpuEvaluator) -> Sampler {
+        Sampler(On::Gpu(evaluator))
     }
 }
 
@@ -60,8 +64,8 @@ impl Sampler {
             #[cfg(feature = "cuda")]
             Device::Cuda { number, .. } => {
                 let cache = device::cuda_cache();
-                let made = CudaEvaluator::new(config, parameters, *number, cache.as_deref())?;
-                Ok(Sampler(On::Cuda(made)))
+                let cache = cache.as_deref();
+                Ok(pixelcnn_cuda::evaluator(config, parameters, *number, cache)?.into())
             }
         }
     }
@@ -70,8 +74,7 @@ impl Sampler {
     pub fn config(&self) -> &ModelConfig {
         match &self.0 {
             On::Cpu(evaluator) => evaluator.config(),
-            #[cfg(feature = "cuda")]
-            On::Cuda(evaluator) => evaluator.config(),
+            On::Gpu(evaluator) => evaluator.config(),
         }
     }
 
@@ -79,8 +82,7 @@ impl Sampler {
     fn head(&self) -> Option<&EnergyDistance> {
         match &self.0 {
             On::Cpu(evaluator) => evaluator.head(),
-            #[cfg(feature = "cuda")]
-            On::Cuda(evaluator) => evaluator.head(),
+            On::Gpu(evaluator) => evaluator.head(),
         }
     }
 
@@ -91,8 +93,7 @@ impl Sampler {
     pub fn side_by_side(&self) -> Result<usize, DrawError> {
         match &self.0 {
             On::Cpu(evaluator) => Ok(side_by_side(evaluator, SIDE_BY_SIDE)),
-            #[cfg(feature = "cuda")]
-            On::Cuda(evaluator) => Ok(evaluator.room()?.clamp(1, SIDE_BY_SIDE_ON_A_GPU)),
+            On::Gpu(evaluator) => Ok(evaluator.room()?.clamp(1, SIDE_BY_SIDE_ON_A_GPU)),
         }
     }
 
@@ -102,8 +103,7 @@ impl Sampler {
                 let threads = useful_threads(evaluator, labels.len());
                 Ok(PixelByPixel::Cpu(evaluator.begin(labels, threads)?.into()))
             }
-            #[cfg(feature = "cuda")]
-            On::Cuda(evaluator) => Ok(PixelByPixel::Cuda(evaluator.begin(labels)?.into())),
+            On::Gpu(evaluator) => Ok(PixelByPixel::Gpu(evaluator.begin(labels)?.into())),
         }
     }
 }
@@ -111,8 +111,7 @@ impl Sampler {
 /// Images on their way, all at the same pixel.
 enum PixelByPixel {
     Cpu(Box<Raster>),
-    #[cfg(feature = "cuda")]
-    Cuda(Box<CudaRaster>),
+    Gpu(Box<GpuRaster>),
 }
 
 impl PixelByPixel {
@@ -120,8 +119,7 @@ impl PixelByPixel {
     fn give_coarse(&mut self, images: &[u8]) -> Result<(), DrawError> {
         match self {
             PixelByPixel::Cpu(raster) => raster.give_coarse(images)?,
-            #[cfg(feature = "cuda")]
-            PixelByPixel::Cuda(raster) => raster.give_coarse(images)?,
+            PixelByPixel::Gpu(raster) => raster.give_coarse(images)?,
         }
         Ok(())
     }
@@ -129,24 +127,21 @@ impl PixelByPixel {
     fn position(&self) -> Option<[usize; 2]> {
         match self {
             PixelByPixel::Cpu(raster) => raster.position(),
-            #[cfg(feature = "cuda")]
-            PixelByPixel::Cuda(raster) => raster.position(),
+            PixelByPixel::Gpu(raster) => raster.position(),
         }
     }
 
     fn logits(&mut self) -> Result<&[f32], DrawError> {
         match self {
             PixelByPixel::Cpu(raster) => Ok(raster.logits()),
-            #[cfg(feature = "cuda")]
-            PixelByPixel::Cuda(raster) => Ok(raster.logits()?),
+            PixelByPixel::Gpu(raster) => Ok(raster.logits()?),
         }
     }
 
     fn push(&mut self, levels: &[u8]) -> Result<(), DrawError> {
         match self {
             PixelByPixel::Cpu(raster) => raster.push(levels),
-            #[cfg(feature = "cuda")]
-            PixelByPixel::Cuda(raster) => raster.push(levels)?,
+            PixelByPixel::Gpu(raster) => raster.push(levels)?,
         }
         Ok(())
     }

@@ -34,6 +34,11 @@ fn steps_are_the_optimizers() {
 }
 
 #[test]
+fn a_step_is_its_parts() {
+    suite::a_step_is_its_parts(make);
+}
+
+#[test]
 fn initialised_again_nothing_changes() {
     initialisation_is_done_once(make, &all());
 }

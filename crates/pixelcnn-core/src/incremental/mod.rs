@@ -12,6 +12,7 @@
 //! are the crate's own polynomials, and weight normalisation is folded into the weights once in
 //! double precision.
 
+pub mod gpu;
 pub mod program;
 mod strips;
 mod team;

@@ -1,5 +1,6 @@
 //! What every engine must do, against the reference: a function for each, to be called by a test.
 
+pub mod gpus;
 mod models;
 pub mod ranks;
 
@@ -489,4 +490,43 @@ pub fn no_number_is_found_by_all_ranks(make: Make) {
         let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
         assert!((state.parameters.iter().zip(parameters)).all(|(a, b)| same(a, b)));
     }
+}
+
+/// A step is its parts, taken for the first time, for the second and after another state; and the
+/// same bits again.
+pub fn a_step_is_its_parts(make: Make) {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let config = &configs()[1];
+    let parameters = parameters(config, &mut random);
+    let images = Images::random(config, 5, &mut random);
+    let batch = batch(&images);
+    let run = |whole: bool| {
+        let mut engine = make(config).unwrap();
+        engine.load(state(&parameters)).unwrap();
+        let mut nats = Vec::new();
+        for step in 1..6 {
+            let dropout = (step != 4).then_some(Dropout {
+                seed: step,
+                ..DROPOUT
+            });
+            let mut update = muon();
+            update.adam.step = step;
+            nats.push(match whole {
+                true => engine.step(batch, dropout, &update).unwrap(),
+                false => {
+                    let nats = engine.backward(batch, dropout).unwrap();
+                    engine.update(&update).unwrap();
+                    nats
+                }
+            });
+            if step == 3 {
+                let state = engine.unload().unwrap();
+                engine.load(state).unwrap();
+            }
+        }
+        (nats, engine.unload().unwrap())
+    };
+    let whole = run(true);
+    assert!(whole == run(false) && whole == run(true));
+    assert!(whole.0.windows(2).all(|nats| nats[0] != nats[1]));
 }

@@ -134,33 +134,3 @@ KERNEL see(
     }
 }
 EXPORT(see)
-
-// Says what some channels of the pixel are: `levels` [images, count], from channel `first` on.
-KERNEL place_levels(
-    float* memory, const unsigned char* levels, const int* at, Ring ring, int images, int first,
-    int count
-) {
-    i64 number = index();
-    if (number >= (i64)images * (count + 1)) return;
-    int channel = number % (count + 1), image = number / (count + 1);
-    float* pixel = memory + place(ring, at[0], at[1], images) + (i64)image * ring.channels;
-    if (channel < count) {
-        pixel[first + channel] = (levels[image * count + channel] - 127.5f) / 127.5f;
-    } else {
-        pixel[ring.channels - 1] = 1;
-    }
-}
-EXPORT(place_levels)
-
-// Says what the pixel's code is, two bytes of each of the images: its row of a table, and a one.
-KERNEL place_codes(
-    float* memory, const unsigned char* codes, const float* table, const int* at, Ring ring, int images
-) {
-    i64 number = index();
-    if (number >= (i64)images * ring.channels) return;
-    int channel = number % ring.channels, image = number / ring.channels, last = ring.channels - 1;
-    float* pixel = memory + place(ring, at[0], at[1], images) + (i64)image * ring.channels;
-    i64 row = code_of(codes, image, 2, 0);
-    pixel[channel] = channel == last ? 1 : table[row * last + channel];
-}
-EXPORT(place_codes)
