@@ -58,9 +58,8 @@ pub fn advice(error: &(dyn Error + 'static)) -> String {
 fn of_training(error: &TrainError) -> Option<&'static str> {
     match error {
         TrainError::NotANumber { .. } => Some("--learning-rate"),
-        TrainError::TooFewImages { .. } | TrainError::Engine(EngineError::Memory { .. }) => {
-            Some("--batch-size")
-        }
+        TrainError::TooFewImages { .. } => Some("--batch-size"),
+        TrainError::Engine(EngineError::Memory { .. }) => Some("--batch-size, or more --shards"),
         TrainError::Sharing(SharingError::TooFew(..)) => Some("--shards"),
         TrainError::Images(_) => Some("--size resizes pictures"),
         TrainError::Data(error) => of_data(error),

@@ -17,8 +17,8 @@ use crate::terminal::{Result, note};
 /// Where the network runs, of all commands but those that code images.
 #[derive(Debug, Args)]
 pub struct DeviceFlags {
-    /// Where networks are trained, evaluated and drawn from: cpu, cuda:N in builds for GPUs, or auto,
-    /// the best that there is
+    /// Where networks are trained, evaluated and drawn from: cpu, cuda:N or wgpu:N in builds for GPUs,
+    /// or auto, the best that there is
     #[arg(
         long,
         global = true,
@@ -70,10 +70,16 @@ impl DeviceFlags {
         Self::there(self.chosen()?)
     }
 
-    /// The device of one of some ranks, which is there: each on this machine has a GPU of its own.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    /// The device of one of some ranks, which is there: each on this machine has a GPU of its own, where they
+    /// are NVIDIA's; on others ranks can't train together.
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(unused_variables))]
     pub fn find_for(&self, team: &Team) -> Result<Device> {
         let device = self.chosen()?;
+        #[cfg(feature = "wgpu")]
+        let device = match device {
+            Device::Wgpu { .. } if team.ranks.count() > 1 && self.device == "auto" => Device::Cpu,
+            device => device,
+        };
         #[cfg(feature = "cuda")]
         let device = match (device, team.here) {
             (Device::Cuda { precision, .. }, [number, count]) if count > 1 => {
@@ -153,8 +159,9 @@ impl DeviceFlags {
             )
             .into());
         }
-        // The CPU is the first device.
-        match device::devices()?.len() - 1 {
+        let found = device::devices()?.into_iter();
+        let gpus = found.filter(|found| matches!(found.device, Device::Cuda { .. }));
+        match gpus.count() {
             gpus if gpus < processes => Err(format!(
                 "{processes} processes on this machine, which has {}: start one for each",
                 counted(gpus, "GPU")

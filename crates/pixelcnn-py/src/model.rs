@@ -72,8 +72,8 @@ type State<'py> = (Bound<'py, PyBytes>, String, Option<PathBuf>);
 ///     checkpoint of the original TensorFlow code; a state dict of its PyTorch port (``.pth``). Without it, the
 ///     model that comes with the package: of 32x32 images in RGB, trained on CIFAR-10.
 /// device : str
-///     ``"cpu"``, ``"cuda:N"`` where the package was built for it, or ``"auto"``, the first GPU that is
-///     there or else the CPU.
+///     ``"cpu"``, ``"cuda:N"`` or ``"wgpu:N"`` where the package was built for it, or ``"auto"``, the best
+///     that is there.
 ///
 /// Returns
 /// -------

@@ -25,6 +25,12 @@ pub enum Device {
         /// What it computes with.
         precision: Precision,
     },
+    /// Any GPU, through Vulkan, Metal or DirectX 12.
+    #[cfg(feature = "wgpu")]
+    Wgpu {
+        /// The adapter's number, from 0.
+        number: usize,
+    },
 }
 
 impl fmt::Display for Device {
@@ -34,6 +40,8 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, .. } => write!(f, "cuda:{number}"),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { number } => write!(f, "wgpu:{number}"),
         }
     }
 }
@@ -52,51 +60,62 @@ pub enum DeviceError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] pixelcnn_cuda::CudaError),
+    /// An adapter can't be used.
+    #[cfg(feature = "wgpu")]
+    #[error(transparent)]
+    Wgpu(#[from] pixelcnn_wgpu::WgpuError),
 }
 
-#[cfg(feature = "cuda")]
-const NAMES: &str = "auto, cpu, or cuda:N";
-#[cfg(not(feature = "cuda"))]
-const NAMES: &str = "auto or cpu (GPUs need the cargo feature cuda)";
+const NAMES: &str = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+    (true, true) => "auto, cpu, cuda:N or wgpu:N",
+    (true, false) => "auto, cpu or cuda:N",
+    (false, true) => "auto, cpu or wgpu:N",
+    (false, false) => "auto or cpu (GPUs need the cargo feature cuda or wgpu)",
+};
 
-/// The device of a name: `cpu`; `cuda:N` for a GPU, where the build has the feature `cuda`; or
-/// `auto`, the first GPU that is there or else the CPU.
+/// The device of a name: `cpu`; `cuda:N` for an NVIDIA GPU, where the build has the feature `cuda`; `wgpu:N` for
+/// any adapter, where it has the feature `wgpu`; or `auto`, the first GPU of NVIDIA's, or else the first one that has memory of its own or is
+/// Apple's, or else the CPU.
 ///
 /// # Errors
-/// [`DeviceError::Name`] where this build has none of that name, `DeviceError::Cuda` where there is
-/// no such GPU or not what it needs.
+/// [`DeviceError::Name`] where this build has none of that name, `DeviceError::Cuda` and `DeviceError::Wgpu` where
+/// there is no such GPU or not what it needs.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
-    match name {
-        "auto" => Ok(best()),
-        "cpu" => Ok(Device::Cpu),
-        name => gpu(name),
+    let (kind, number) = match name.split_once(':') {
+        Some((kind, number)) => (kind, number.parse().ok()),
+        None => (name, Some(0)),
+    };
+    match (kind, number) {
+        _ if name == "auto" => Ok(best()),
+        _ if name == "cpu" => Ok(Device::Cpu),
+        #[cfg(feature = "cuda")]
+        ("cuda", Some(number)) => {
+            pixelcnn_cuda::expect(number)?;
+            Ok(cuda(number))
+        }
+        #[cfg(feature = "wgpu")]
+        ("wgpu", Some(number)) => {
+            pixelcnn_wgpu::expect(number)?;
+            Ok(Device::Wgpu { number })
+        }
+        _ => Err(DeviceError::Name(name.into())),
     }
 }
 
-#[cfg(feature = "cuda")]
 fn best() -> Device {
     // Where the driver can't tell, it can't be used either.
-    match pixelcnn_cuda::devices() {
-        Ok(found) if !found.is_empty() => cuda(0),
-        _ => Device::Cpu,
+    #[cfg(feature = "cuda")]
+    if pixelcnn_cuda::devices().is_ok_and(|found| !found.is_empty()) {
+        return cuda(0);
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn best() -> Device {
+    #[cfg(feature = "wgpu")]
+    if let Some(gpu) = pixelcnn_wgpu::adapters()
+        .into_iter()
+        .find(|adapter| adapter.kind == pixelcnn_wgpu::Kind::Gpu)
+    {
+        return Device::Wgpu { number: gpu.number };
+    }
     Device::Cpu
-}
-
-#[cfg(feature = "cuda")]
-fn gpu(name: &str) -> Result<Device, DeviceError> {
-    let number = match name.strip_prefix("cuda") {
-        Some("") => Some(0),
-        Some(number) => number.strip_prefix(':').and_then(|n| n.parse().ok()),
-        None => None,
-    };
-    let number = number.ok_or_else(|| DeviceError::Name(name.into()))?;
-    pixelcnn_cuda::expect(number)?;
-    Ok(cuda(number))
 }
 
 #[cfg(feature = "cuda")]
@@ -105,11 +124,6 @@ fn cuda(number: usize) -> Device {
         number,
         precision: Precision::default(),
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu(name: &str) -> Result<Device, DeviceError> {
-    Err(DeviceError::Name(name.into()))
 }
 
 /// Looks for CUDA's libraries in a folder too, before all other places.
@@ -149,15 +163,31 @@ pub fn devices() -> Result<Vec<Found>, DeviceError> {
         name: threads,
         memory: None,
     };
+    #[allow(unused_mut)]
+    let mut found = vec![cpu];
     #[cfg(feature = "cuda")]
-    let gpus = pixelcnn_cuda::devices()?.into_iter().map(|gpu| Found {
+    found.extend(pixelcnn_cuda::devices()?.into_iter().map(|gpu| Found {
         device: cuda(gpu.number),
         name: gpu.name,
         memory: Some(gpu.memory),
-    });
-    #[cfg(not(feature = "cuda"))]
-    let gpus = [];
-    Ok([cpu].into_iter().chain(gpus).collect())
+    }));
+    #[cfg(feature = "wgpu")]
+    found.extend(pixelcnn_wgpu::adapters().into_iter().map(|adapter| Found {
+        device: Device::Wgpu {
+            number: adapter.number,
+        },
+        name: format!("{} through {}", adapter.name, adapter.backend),
+        memory: adapter.memory,
+    }));
+    Ok(found)
+}
+
+/// Why a build with the feature `wgpu` finds no adapter, where it finds none.
+pub fn without_adapters() -> Option<DeviceError> {
+    #[cfg(feature = "wgpu")]
+    return Some(pixelcnn_wgpu::expect(0).err()?.into());
+    #[cfg(not(feature = "wgpu"))]
+    None
 }
 
 impl Device {
@@ -167,6 +197,8 @@ impl Device {
             Device::Cpu => 16,
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => 256,
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { .. } => 64,
         }
     }
 
@@ -176,6 +208,8 @@ impl Device {
             Device::Cpu => "cpu".into(),
             #[cfg(feature = "cuda")]
             Device::Cuda { precision, .. } => format!("cuda {precision}"),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { .. } => "wgpu".into(),
         }
     }
 
@@ -185,6 +219,12 @@ impl Device {
             Device::Cpu => None,
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => Some(pixelcnn_cuda::expect_cudnn().err()?.into()),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { number } => {
+                let adapter = pixelcnn_wgpu::adapters().into_iter().nth(*number)?;
+                let is_cpu = adapter.kind == pixelcnn_wgpu::Kind::Cpu;
+                is_cpu.then(|| pixelcnn_wgpu::WgpuError::IsCpu(adapter.name).into())
+            }
         }
     }
 
@@ -194,6 +234,8 @@ impl Device {
             Device::Cpu => free_shards(config, images),
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => 1,
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { .. } => 1,
         }
     }
 
@@ -210,6 +252,8 @@ impl Device {
                 let cuda = pixelcnn_cuda::Cuda::new(config, *number, *precision, cache.as_deref())?;
                 Ok(Box::new(cuda))
             }
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { number } => Ok(Box::new(pixelcnn_wgpu::Wgpu::new(config, *number)?)),
         }
     }
 }
@@ -264,11 +308,13 @@ mod tests {
             assert_eq!(parse(&found.device.to_string()), Ok(found.device));
         }
         assert!(parse("auto").is_ok());
-        for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda1", "wgpu:1"] {
+        for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda1", "wgpu:"] {
             let error = parse(wrong).unwrap_err().to_string();
             assert!(error.contains("cpu") && error.contains(wrong), "{error}");
         }
         #[cfg(feature = "cuda")]
         assert!(matches!(parse("cuda:1000"), Err(DeviceError::Cuda(_))));
+        #[cfg(feature = "wgpu")]
+        assert!(matches!(parse("wgpu:1000"), Err(DeviceError::Wgpu(_))));
     }
 }

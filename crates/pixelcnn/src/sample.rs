@@ -67,6 +67,10 @@ impl Sampler {
                 let cache = cache.as_deref();
                 Ok(pixelcnn_cuda::evaluator(config, parameters, *number, cache)?.into())
             }
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { number } => {
+                Ok(pixelcnn_wgpu::evaluator(config, parameters, *number)?.into())
+            }
         }
     }
 

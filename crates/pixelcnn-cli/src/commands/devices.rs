@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use pixelcnn::device;
 
-use crate::terminal::{Result, say};
+use crate::terminal::{Result, note, say};
 
 /// List the devices on which this program can train, evaluate and sample.
 #[derive(Debug, Args)]
@@ -30,6 +30,9 @@ impl Devices {
                 }
                 None => say(format_args!("{name:<8}{}", found.name))?,
             }
+        }
+        if let Some(error) = device::without_adapters() {
+            note(error);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -78,6 +78,8 @@ pub fn command(folder: &Path, arguments: &str) -> Command {
     if !arguments.contains("--threads") {
         command.args(["--threads", "2"]);
     }
+    // Where there is none, drivers of Mesa's complain.
+    command.env("XDG_RUNTIME_DIR", folder);
     command.current_dir(folder);
     command
 }

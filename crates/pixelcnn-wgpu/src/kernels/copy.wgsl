@@ -1,0 +1,3 @@
+fn run(at: u32) {
+    to[at] = given[at];
+}

@@ -1,0 +1,21 @@
+// The gradient by c2, which it overwrites.
+
+fn added(image: u32, channel: u32) -> f32 {
+    var sum = bias[channel];
+    for (var i = 0u; i < 2u && arg.conditional > 0u; i++) {
+        let row = conditions[2u * image + i];
+        if row != NONE { sum += hw[row * 2u * arg.channels + channel]; }
+    }
+    return sum;
+}
+
+fn run(at: u32) {
+    let pixel = at / arg.channels;
+    let channel = at % arg.channels;
+    let image = pixel / arg.pixels_per_image;
+    let place = pixel * 2u * arg.channels + channel;
+    let a = c2[place] + added(image, channel);
+    let open = sigmoid(c2[place + arg.channels] + added(image, arg.channels + channel));
+    c2[place] = dy[at] * open;
+    c2[place + arg.channels] = dy[at] * a * (open * (1.0 - open));
+}
