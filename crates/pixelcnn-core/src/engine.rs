@@ -355,3 +355,26 @@ pub fn expect_parameters(layout: &Layout, values: &[Vec<f32>]) -> Result<(), Eng
         }),
     }
 }
+
+/// The images of a batch that are this rank's, and the shards that they are cut into; a batch that is not shared out
+/// is one shard. There are so many images at hand.
+///
+/// # Errors
+/// [`EngineError::Share`] where those are not this rank's.
+pub fn own_shards(
+    sharing: Option<&Sharing>,
+    images: usize,
+) -> Result<(Range<usize>, Vec<Range<usize>>), EngineError> {
+    let all = 0..images;
+    let Some(sharing) = sharing else {
+        return Ok((all.clone(), vec![all]));
+    };
+    let own = sharing.images();
+    match own.len() == images {
+        true => Ok((own, sharing.shards().collect())),
+        false => Err(EngineError::Share {
+            images,
+            share: own.len(),
+        }),
+    }
+}

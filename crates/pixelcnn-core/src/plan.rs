@@ -18,6 +18,7 @@ use std::mem;
 use std::ops::{Range, RangeInclusive};
 
 use crate::config::ModelConfig;
+use crate::kernels::pointwise::{Dropout, Dropped};
 use crate::network::{GatedResnet, Head, Layer, Layout, Pass, pixelcnn};
 
 /// The operations of a model, and the buffers between them.
@@ -193,6 +194,23 @@ pub struct Gradient {
 }
 
 impl Plan {
+    /// The dropout of every block, by the block's number, for images from one of the whole batch on.
+    pub fn drops(&self, dropout: Dropout, image: usize) -> Vec<Dropped> {
+        let mut drops = vec![dropout.factors(); self.forward.len()];
+        for operation in &self.forward {
+            if let Operation::GatedResnet { block, c1, .. } = operation {
+                let [h, w] = self.buffers[*c1].size;
+                let drop = Dropout {
+                    rate: dropout.rate,
+                    seed: dropout.seed.wrapping_add(block.number as u64),
+                    first: image * h * w * block.conv_2.inputs,
+                };
+                drops[block.number] = drop.factors();
+            }
+        }
+        drops
+    }
+
     /// The plan of a forward pass alone.
     pub fn evaluation(config: &ModelConfig) -> Plan {
         Planner::forward(config).finish()

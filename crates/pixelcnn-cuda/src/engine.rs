@@ -1,7 +1,6 @@
 //! The engine: the plan, carried out on a GPU.
 
 use std::collections::HashSet;
-use std::iter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
-use pixelcnn_core::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
+use pixelcnn_core::engine::{
+    Batch, Engine, EngineError, State, Update, expect_parameters, own_shards,
+};
 use pixelcnn_core::kernels::adam::Rates;
 use pixelcnn_core::kernels::muon::{COEFFICIENTS, ITERATIONS, LEAST_NORM, Muon, drawn_length};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
@@ -846,14 +847,7 @@ impl Cuda {
         let images = batch.len(&self.config)?;
         let state = self.state.as_ref();
         let state = state.ok_or(EngineError::NotLoaded("state"))?;
-        let (own, shards) = match &self.sharing {
-            None => (0..images, iter::once(0..images).collect()),
-            Some(sharing) => (sharing.images(), sharing.shards().collect::<Vec<_>>()),
-        };
-        if own.len() != images {
-            let share = own.len();
-            return Err(EngineError::Share { images, share });
-        }
+        let (own, shards) = own_shards(self.sharing.as_ref(), images)?;
         self.expect_room(images)?;
         let largest = shards.iter().map(Range::len).max().unwrap_or(0);
         let held = self.maps(&self.training, largest, images)?;
@@ -875,7 +869,9 @@ impl Cuda {
         });
         let passes: Vec<Pass> = passes.collect();
         if let Some(dropout) = dropout {
-            let drops = shards.iter().flat_map(|s| self.drops(dropout, s.start));
+            let drops = shards
+                .iter()
+                .flat_map(|s| self.training.drops(dropout, s.start));
             let drops: Vec<Dropped> = drops.collect();
             state.step.write(size_of::<Rates>(), &drops)?;
         }
@@ -1031,23 +1027,6 @@ impl Cuda {
             [0] => Ok(()),
             _ => Err(EngineError::NotANumber),
         }
-    }
-
-    /// The dropout of every block, for images from one of the whole batch on.
-    fn drops(&self, dropout: Dropout, image: usize) -> Vec<Dropped> {
-        let mut drops = vec![dropout.factors(); self.training.forward.len()];
-        for operation in &self.training.forward {
-            if let Operation::GatedResnet { block, c1, .. } = operation {
-                let [h, w] = self.training.buffers[*c1].size;
-                let drop = Dropout {
-                    rate: dropout.rate,
-                    seed: dropout.seed.wrapping_add(block.number as u64),
-                    first: image * h * w * block.conv_2.inputs,
-                };
-                drops[block.number] = drop.factors();
-            }
-        }
-        drops
     }
 
     /// Turns the gradients by the weights into those by the parameters.

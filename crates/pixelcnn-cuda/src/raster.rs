@@ -10,7 +10,7 @@ use pixelcnn_core::engine::EngineError;
 use pixelcnn_core::incremental::gpu::{
     GpuEvaluator, ImagesOnGpu, Prepared, ProgramOnGpu, kind_of_steps,
 };
-use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap, When};
+use pixelcnn_core::incremental::program::{Program, Ring, Step, Tap};
 
 use crate::driver::Driver;
 use crate::engine::VALUE;
@@ -44,15 +44,7 @@ pub(crate) fn evaluator_on(
     let packed = prepared.weights.values();
     let weights = Memory::zeroed(&gpu, size_of_val(packed))?;
     weights.write(0, packed)?;
-    let (mut all, mut starts) = (Vec::new(), HashMap::new());
-    for (number, sum) in program.sums.iter().enumerate() {
-        for (phase, taps) in sum.phases.iter().enumerate() {
-            for when in [When::Row, When::Pixel] {
-                starts.insert((number, phase, when == When::Row), all.len());
-                all.extend(taps.taps(when).iter().map(|tap| described(program, tap)));
-            }
-        }
-    }
+    let all: Vec<kernels::Tap> = prepared.taps().map(|tap| described(program, tap)).collect();
     let taps = Memory::zeroed(&gpu, size_of_val(&all[..]))?;
     taps.write(0, &all)?;
     let prepared = Arc::new(prepared);
@@ -61,7 +53,6 @@ pub(crate) fn evaluator_on(
         prepared: Arc::clone(&prepared),
         weights,
         taps,
-        starts,
     };
     Ok(GpuEvaluator::new(
         prepared,
@@ -76,10 +67,8 @@ struct Model {
     prepared: Arc<Prepared>,
     /// The packed weights.
     weights: Memory,
-    /// The taps of every sum's phases, when the row begins and at the pixel, one after the other.
+    /// The taps of all steps.
     taps: Memory,
-    /// Where those of a sum's phase begin.
-    starts: HashMap<(usize, usize, bool), usize>,
 }
 
 impl ProgramOnGpu for OnCuda {
@@ -194,7 +183,7 @@ impl Images {
                 )?;
             }
         }
-        let start = model.starts[&(number, phase, when == When::Row)];
+        let start = model.prepared.first_tap(step);
         let conditional = sum.conditional.is_some();
         let arguments = kernels::Sum {
             start: sum.start as i64,

@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pixelcnn_core::ModelConfig;
 use pixelcnn_core::cpu::Cpu;
-use pixelcnn_core::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
+use pixelcnn_core::engine::{
+    Batch, Engine, EngineError, State, Update, expect_parameters, own_shards,
+};
 use pixelcnn_core::kernels::adam::Rates;
 use pixelcnn_core::kernels::muon::{COEFFICIENTS, ITERATIONS, LEAST_NORM, drawn_length};
 use pixelcnn_core::kernels::pointwise::{Dropout, Dropped};
@@ -348,18 +350,6 @@ impl Wgpu {
 
     /// The dropout of every block, for images from one of the whole batch on.
     fn drops(&self, dropout: Dropout, image: usize) -> Vec<u32> {
-        let mut drops = vec![dropout.factors(); self.training.forward.len()];
-        for operation in &self.training.forward {
-            if let Operation::GatedResnet { block, c1, .. } = operation {
-                let [h, w] = self.training.buffers[*c1].size;
-                let drop = Dropout {
-                    rate: dropout.rate,
-                    seed: dropout.seed.wrapping_add(block.number as u64),
-                    first: image * h * w * block.conv_2.inputs,
-                };
-                drops[block.number] = drop.factors();
-            }
-        }
         let words = |drop: &Dropped| {
             let Dropped {
                 keys,
@@ -368,6 +358,7 @@ impl Wgpu {
             } = *drop;
             [keys[0], keys[1], threshold, scale.to_bits()]
         };
+        let drops = self.training.drops(dropout, image);
         drops.iter().flat_map(words).collect()
     }
 
@@ -686,14 +677,7 @@ impl Engine for Wgpu {
         if self.state.is_none() {
             return Err(EngineError::NotLoaded("state"));
         }
-        let (own, shards) = match &self.sharing {
-            None => (0..images, iter::once(0..images).collect()),
-            Some(sharing) => (sharing.images(), sharing.shards().collect::<Vec<_>>()),
-        };
-        if own.len() != images {
-            let share = own.len();
-            return Err(EngineError::Share { images, share });
-        }
+        let (own, shards) = own_shards(self.sharing.as_ref(), images)?;
         let images: Vec<usize> = shards.iter().map(Range::len).collect();
         let largest = images.iter().copied().max().unwrap_or(0);
         let mut state = self.state.take().ok_or(EngineError::NotLoaded("state"))?;

@@ -228,20 +228,20 @@ kernels! {
         x: Read, bias_1: Read, bias_2: Read, drops: ReadNumbers, y: Write;
         values: u32 = usize, count: u32 = usize, first: u32 = usize, whole: u32 = usize, f: u32 = usize,
         biases: u32 = usize, dropping: u32 = bool, block: u32 = usize
-    ) [];
+    ) ["dropped"];
     bend_backward(
         x: Read, bias_1: Read, bias_2: Read, drops: ReadNumbers, dy: Read, dx: Write;
         values: u32 = usize, count: u32 = usize, first: u32 = usize, whole: u32 = usize, f: u32 = usize,
         biases: u32 = usize, dropping: u32 = bool, block: u32 = usize, accumulate: u32 = bool
-    ) [];
+    ) ["dropped"];
     gate(
         x: Read, c2: Read, bias: Read, hw: Read, conditions: ReadNumbers, y: Write;
         values: u32 = usize, channels: u32 = usize, pixels_per_image: u32 = usize, conditional: u32 = bool
-    ) [];
+    ) ["added"];
     gate_backward(
         dy: Read, bias: Read, hw: Read, conditions: ReadNumbers, c2: Write;
         values: u32 = usize, channels: u32 = usize, pixels_per_image: u32 = usize, conditional: u32 = bool
-    ) [];
+    ) ["added"];
     hw_backward(
         d_c2: Read, conditions: ReadNumbers, d_hw: Write;
         values: u32 = usize, channels: u32 = usize, images: u32 = usize, pixels_per_image: u32 = usize

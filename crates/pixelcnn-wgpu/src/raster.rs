@@ -9,7 +9,7 @@ use pixelcnn_core::engine::EngineError;
 use pixelcnn_core::incremental::gpu::{
     GpuEvaluator, ImagesOnGpu, Prepared, ProgramOnGpu, kind_of_steps,
 };
-use pixelcnn_core::incremental::program::{Sum, Tap, When};
+use pixelcnn_core::incremental::program::{Sum, Tap};
 
 use crate::gpu::{Array, Arrays, Gpu, List, Ready};
 use crate::kernels::{self, TapsOf};
@@ -48,15 +48,7 @@ pub(crate) fn evaluator_on(
         .iter()
         .flat_map(|ring| [ring.start, ring.scale, ring.channels, ring.rows, ring.width]);
     let rings: Vec<u32> = rings.map(|number| number as u32).collect();
-    let (mut taps, mut first_taps) = (Vec::new(), HashMap::new());
-    for (number, sum) in program.sums.iter().enumerate() {
-        for (phase, of) in sum.phases.iter().enumerate() {
-            for when in [When::Row, When::Pixel] {
-                first_taps.insert((number, phase, when == When::Row), taps.len() / TAP);
-                taps.extend(of.taps(when).iter().flat_map(described));
-            }
-        }
-    }
+    let taps: Vec<u32> = prepared.taps().flat_map(described).collect();
     let numbers = gpu.arrays([rings.len(), taps.len()])?;
     gpu.write(&numbers.each[0], &rings);
     gpu.write(&numbers.each[1], &taps);
@@ -66,7 +58,6 @@ pub(crate) fn evaluator_on(
         prepared: Arc::clone(&prepared),
         weights,
         numbers,
-        first_taps,
     };
     Ok(GpuEvaluator::new(
         prepared,
@@ -93,10 +84,8 @@ struct Model {
     prepared: Arc<Prepared>,
     /// Of each sum, biases first.
     weights: Arrays,
-    /// The rings, and the taps of every sum's phases, when the row begins and at the pixel.
+    /// The rings, and the taps of all steps.
     numbers: Arrays,
-    /// Where those of a sum's phase begin.
-    first_taps: HashMap<(usize, usize, bool), usize>,
 }
 
 impl ProgramOnGpu for OnWgpu {
@@ -165,7 +154,6 @@ impl Images {
             prepared,
             weights,
             numbers,
-            first_taps,
             ..
         } = &*self.model;
         let [rings, taps] = [0, 1].map(|number| &numbers.each[number]);
@@ -189,8 +177,7 @@ impl Images {
                     attention.keys_values,
                 );
             }
-            let row = step.when == When::Row;
-            let first = first_taps[&(step.sum, step.phase, row)];
+            let first = prepared.first_tap(step);
             let begin = prepared.weights.bias_at(step.sum, sum, 0);
             let bent = |number: usize| bent(sum, number);
             kernels::sum_taps(

@@ -23,7 +23,7 @@ use std::thread;
 use rayon::prelude::*;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::engine::{Batch, Engine, EngineError, State, Update, expect_parameters};
+use crate::engine::{Batch, Engine, EngineError, State, Update, expect_parameters, own_shards};
 use crate::kernels::pointwise::Dropout;
 use crate::likelihood::{EnergyDistance, Likelihood, Noise, per_image};
 use crate::network::Layout;
@@ -220,19 +220,15 @@ impl Cpu {
     ) -> Result<(Vec<Part<'b>>, Vec<bool>), EngineError> {
         let images = batch.len(&self.config)?;
         let least_pixels = least_pixels(&self.layout);
-        let Some(sharing) = &self.sharing else {
+        if self.sharing.is_none() {
             let parts = self.parts(batch, 0..images, least_pixels);
             let last = (1..=parts.len()).map(|number| number == parts.len());
             let last = last.collect();
             return Ok((parts, last));
-        };
-        let own = sharing.images();
-        if own.len() != images {
-            let share = own.len();
-            return Err(EngineError::Share { images, share });
         }
+        let (own, shards) = own_shards(self.sharing.as_ref(), images)?;
         let (mut parts, mut last) = (Vec::new(), Vec::new());
-        for shard in sharing.shards() {
+        for shard in shards {
             let here = shard.start - own.start..shard.end - own.start;
             parts.extend(self.parts(batch, here, least_pixels));
             last.resize(parts.len(), false);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::program::{Program, Ring, Step, Sum, Tap, When};
+use super::program::{Phase, Program, Ring, Step, Sum, Tap, When};
 use super::weights::PackedWeights;
 use super::write_pixel;
 use crate::config::{ModelConfig, halved};
@@ -25,6 +25,8 @@ pub struct Prepared {
     /// Of the program's sums.
     pub weights: PackedWeights,
     head: Option<EnergyDistance>,
+    /// Where the taps of every sum's phases begin among all, when a row begins and at the pixel.
+    first_taps: Vec<Vec<[usize; 2]>>,
 }
 
 /// A step in numbers.
@@ -59,12 +61,33 @@ impl Prepared {
         expect_parameters(&Layout::new(config), parameters)?;
         let program = Program::new(config, false);
         let program = program.ok_or(EngineError::Memory { images: 1, room: 0 })?;
+        let mut taps = 0;
+        let mut first = |len: usize| {
+            taps += len;
+            taps - len
+        };
+        let mut of_phase = |phase: &Phase| [phase.row.len(), phase.pixel.len()].map(&mut first);
+        let sums = program.sums.iter();
+        let first_taps = sums.map(|sum| sum.phases.iter().map(&mut of_phase).collect());
+        let first_taps = first_taps.collect();
         Ok(Prepared {
+            first_taps,
             config: config.clone(),
             weights: PackedWeights::pack(&program, parameters),
             program,
             head: EnergyDistance::of_parameters(config, parameters),
         })
+    }
+
+    /// The taps of all steps.
+    pub fn taps(&self) -> impl Iterator<Item = &Tap> {
+        let phases = self.program.sums.iter().flat_map(|sum| &sum.phases);
+        phases.flat_map(|phase| phase.row.iter().chain(&phase.pixel))
+    }
+
+    /// Where the taps of a step begin among all.
+    pub fn first_tap(&self, step: Step) -> usize {
+        self.first_taps[step.sum][step.phase][step.when as usize]
     }
 
     /// What a step is.

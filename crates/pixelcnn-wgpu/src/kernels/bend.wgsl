@@ -1,14 +1,6 @@
 // The nonlinearity with its dropout, of a map or of a part of a concatenation: `count` channels from `first` on of
 // the concatenation's `of`. Before it the biases of the layers that made the map are added.
 
-fn kept(at: u32) -> f32 {
-    if arg.dropping == 0u {
-        return 1.0;
-    }
-    let place = 4u * arg.block;
-    return kept_by(vec4u(drops[place], drops[place + 1u], drops[place + 2u], drops[place + 3u]), at);
-}
-
 fn run(at: u32) {
     let pixel = at / arg.count;
     let own = at % arg.count;
@@ -29,6 +21,3 @@ fn run(at: u32) {
         y[to] = select(select(bent, v, v > 0.0), select(v, 0.0, 0.0 > v), arg.f == RELU) * kept(to);
     }
 }
-
-const CONCAT_ELU = 0u;
-const RELU = 2u;

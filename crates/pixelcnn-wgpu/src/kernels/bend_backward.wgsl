@@ -1,13 +1,5 @@
 // The gradient by what `bend` is given, from that by what it gives.
 
-fn kept(at: u32) -> f32 {
-    if arg.dropping == 0u {
-        return 1.0;
-    }
-    let place = 4u * arg.block;
-    return kept_by(vec4u(drops[place], drops[place + 1u], drops[place + 2u], drops[place + 3u]), at);
-}
-
 fn run(at: u32) {
     let pixel = at / arg.count;
     let own = at % arg.count;
@@ -30,6 +22,3 @@ fn run(at: u32) {
     }
     dx[at] = select(0.0, dx[at], arg.accumulate > 0u) + through;
 }
-
-const CONCAT_ELU = 0u;
-const RELU = 2u;
