@@ -12,13 +12,14 @@ use program::{command, contains, fails, last_state, open, output, photos, succee
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 --batch-size 4 \
      --init-batch-size 4 --epochs 1000 --eval-interval 3 --samples 3 --held-out 0.2 --optimizer muon";
 
-/// The bits/dim of a table of `eval`.
+/// The bits/dim of a table.
 fn numbers(table: &Path) -> Vec<f64> {
     let text = fs::read_to_string(table).unwrap();
-    let third = text.lines().skip(1).map(|line| line.split(',').nth(2));
-    third
-        .map(|number| number.unwrap().parse().unwrap())
-        .collect()
+    let mut lines = text.lines();
+    let mut names = lines.next().unwrap().split(',');
+    let column = names.position(|name| name == "bits_per_dim").unwrap();
+    let numbers = lines.map(|line| line.split(',').nth(column).unwrap());
+    numbers.map(|number| number.parse().unwrap()).collect()
 }
 
 #[test]
@@ -70,6 +71,17 @@ fn what_it_does_is_what_the_cpu_does() {
     assert!(!cpu.is_empty() && cpu.len() == wgpu.len());
     for (cpu, wgpu) in cpu.iter().zip(&wgpu) {
         assert!((cpu - wgpu).abs() < 1e-4 * cpu.abs(), "{cpu}, {wgpu}");
+    }
+
+    // Pixel by pixel, their sums are the same.
+    succeeds(folder, "score whole photos --device wgpu -o scores");
+    let scored = numbers(&folder.join("scores/scores.csv"));
+    assert_eq!(scored.len(), wgpu.len());
+    for (scored, wgpu) in scored.iter().zip(&wgpu) {
+        assert!(
+            (scored - wgpu).abs() < 1e-4 * wgpu.abs(),
+            "{scored}, {wgpu}"
+        );
     }
 
     for (device, to) in [
