@@ -191,8 +191,7 @@ impl Wgpu {
         for (array, values) in arrays.each.iter().zip(values) {
             self.gpu.write(array, values);
         }
-        // What was on its way need not lie beside the next.
-        self.gpu.wait()?;
+        self.gpu.flush()?;
         Ok(arrays)
     }
 

@@ -92,30 +92,37 @@ fn found(instance: &Instance) -> Vec<wgpu::Adapter> {
     block_on(instance.enumerate_adapters(Backends::PRIMARY))
 }
 
-/// The adapters of this machine, in the order of their numbers.
-pub fn adapters() -> Vec<Adapter> {
-    let numbered = found(&instance()).into_iter().enumerate();
-    let described = numbered.map(|(number, adapter)| {
-        let info = adapter.get_info();
-        let kind = match (info.device_type, info.backend) {
-            (DeviceType::Cpu, _) => Kind::Cpu,
-            (DeviceType::DiscreteGpu, _) | (_, Backend::Metal) => Kind::Gpu,
-            _ => Kind::Other,
-        };
-        Adapter {
-            number,
-            name: info.name,
-            backend: match info.backend {
-                Backend::Vulkan => "Vulkan".into(),
-                Backend::Metal => "Metal".into(),
-                Backend::Dx12 => "DirectX 12".into(),
-                other => other.to_string(),
-            },
-            memory: memory(&adapter).filter(|_| info.device_type == DeviceType::DiscreteGpu),
-            kind,
-        }
-    });
-    described.collect()
+/// The adapters of this machine, in the order of their numbers: as they were when they were first asked for, which
+/// takes a driver its time.
+pub fn adapters() -> &'static [Adapter] {
+    static ADAPTERS: OnceLock<Vec<Adapter>> = OnceLock::new();
+    ADAPTERS.get_or_init(|| {
+        let adapters = found(&instance()).into_iter().enumerate();
+        adapters
+            .map(|(number, adapter)| described(number, &adapter))
+            .collect()
+    })
+}
+
+fn described(number: usize, adapter: &wgpu::Adapter) -> Adapter {
+    let info = adapter.get_info();
+    let kind = match (info.device_type, info.backend) {
+        (DeviceType::Cpu, _) => Kind::Cpu,
+        (DeviceType::DiscreteGpu, _) | (_, Backend::Metal) => Kind::Gpu,
+        _ => Kind::Other,
+    };
+    Adapter {
+        number,
+        name: info.name,
+        backend: match info.backend {
+            Backend::Vulkan => "Vulkan".into(),
+            Backend::Metal => "Metal".into(),
+            Backend::Dx12 => "DirectX 12".into(),
+            other => other.to_string(),
+        },
+        memory: memory(adapter).filter(|_| info.device_type == DeviceType::DiscreteGpu),
+        kind,
+    }
 }
 
 /// Checks that an adapter is there, by its number.
@@ -123,13 +130,16 @@ pub fn adapters() -> Vec<Adapter> {
 /// # Errors
 /// [`WgpuError::NoneFound`], [`WgpuError::NoAdapter`].
 pub fn expect(number: usize) -> Result<(), WgpuError> {
-    numbered(found(&instance()), number).map(drop)
+    numbered(adapters(), number).map(drop)
 }
 
-fn numbered(adapters: Vec<wgpu::Adapter>, number: usize) -> Result<wgpu::Adapter, WgpuError> {
+fn numbered<T>(
+    adapters: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+    number: usize,
+) -> Result<T, WgpuError> {
+    let mut adapters = adapters.into_iter();
     let found = adapters.len();
-    let adapter = adapters.into_iter().nth(number);
-    adapter.ok_or(match found {
+    adapters.nth(number).ok_or(match found {
         0 => WgpuError::NoneFound,
         _ => WgpuError::NoAdapter { number, found },
     })
@@ -375,11 +385,19 @@ impl Gpu {
     ///
     /// # Errors
     /// [`WgpuError::Refused`] where something went wrong.
-    pub fn wait(&self) -> Result<(), WgpuError> {
-        self.queue.submit([]);
+    fn wait(&self) -> Result<(), WgpuError> {
         // The device's own `poll` panics where it is lost.
         self.instance.poll_all(true);
         self.expect_sound()
+    }
+
+    /// Waits until all that was written is there, so that it need not lie beside what comes next.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
+    pub fn flush(&self) -> Result<(), WgpuError> {
+        self.queue.submit([]);
+        self.wait()
     }
 
     /// As if it were unplugged.

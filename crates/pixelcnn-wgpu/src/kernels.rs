@@ -314,7 +314,7 @@ kernels! {
     scales(
         v: Read, g: Read, scale: Write;
         rows: u32 = usize, outputs: u32 = usize, inner: u32 = usize, transposed: u32 = bool, floor: f32 = f32
-    ) ["norm", "norm_sums"];
+    ) ["norm", "norm_sums", "total"];
     weights(
         v: Read, scale: Read, made: Write;
         values: u32 = usize, rows: u32 = usize, outputs: u32 = usize, inner: u32 = usize, transposed: u32 = bool,
@@ -323,7 +323,7 @@ kernels! {
     scales_backward(
         v: Read, g: Read, d_weight: Read, d_g: Write, factors: Write;
         rows: u32 = usize, outputs: u32 = usize, inner: u32 = usize, transposed: u32 = bool, floor: f32 = f32
-    ) ["norm", "norm_sums"];
+    ) ["norm", "norm_sums", "total"];
     weights_backward(
         v: Read, d_weight: Read, factors: Read, d_v: Write;
         values: u32 = usize, rows: u32 = usize, outputs: u32 = usize, inner: u32 = usize, transposed: u32 = bool,
@@ -338,7 +338,7 @@ kernels! {
     muon_momentum(
         wrong: ReadNumbers, rates: Read, gradient: Read, first: Write, y: Write, squares: Write;
         values: u32 = usize, groups: u32 = usize, rows: u32 = usize, columns: u32 = usize
-    ) [];
+    ) ["total"];
     muon_scale(squares: Read, y: Write; values: u32 = usize, groups: u32 = usize, least_norm: f32 = f32) [];
     muon_gram(y: Read, gram: Write; shorter: u32 = usize, longer: u32 = usize) ["product"];
     muon_product(

@@ -74,8 +74,8 @@ const NAMES: &str = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
 };
 
 /// The device of a name: `cpu`; `cuda:N` for an NVIDIA GPU, where the build has the feature `cuda`; `wgpu:N` for
-/// any adapter, where it has the feature `wgpu`; or `auto`, the first GPU of NVIDIA's, or else the first one that has memory of its own or is
-/// Apple's, or else the CPU.
+/// any adapter, where it has the feature `wgpu`; or `auto`: the first GPU of NVIDIA's, or else the first one that
+/// has memory of its own or is Apple's, or else the CPU.
 ///
 /// # Errors
 /// [`DeviceError::Name`] where this build has none of that name, `DeviceError::Cuda` and `DeviceError::Wgpu` where
@@ -110,7 +110,7 @@ fn best() -> Device {
     }
     #[cfg(feature = "wgpu")]
     if let Some(gpu) = pixelcnn_wgpu::adapters()
-        .into_iter()
+        .iter()
         .find(|adapter| adapter.kind == pixelcnn_wgpu::Kind::Gpu)
     {
         return Device::Wgpu { number: gpu.number };
@@ -172,7 +172,7 @@ pub fn devices() -> Result<Vec<Found>, DeviceError> {
         memory: Some(gpu.memory),
     }));
     #[cfg(feature = "wgpu")]
-    found.extend(pixelcnn_wgpu::adapters().into_iter().map(|adapter| Found {
+    found.extend(pixelcnn_wgpu::adapters().iter().map(|adapter| Found {
         device: Device::Wgpu {
             number: adapter.number,
         },
@@ -221,9 +221,9 @@ impl Device {
             Device::Cuda { .. } => Some(pixelcnn_cuda::expect_cudnn().err()?.into()),
             #[cfg(feature = "wgpu")]
             Device::Wgpu { number } => {
-                let adapter = pixelcnn_wgpu::adapters().into_iter().nth(*number)?;
+                let adapter = pixelcnn_wgpu::adapters().get(*number)?;
                 let is_cpu = adapter.kind == pixelcnn_wgpu::Kind::Cpu;
-                is_cpu.then(|| pixelcnn_wgpu::WgpuError::IsCpu(adapter.name).into())
+                is_cpu.then(|| pixelcnn_wgpu::WgpuError::IsCpu(adapter.name.clone()).into())
             }
         }
     }

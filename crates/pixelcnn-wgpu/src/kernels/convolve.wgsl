@@ -15,20 +15,15 @@ fn right_at(deep: u32, column: u32) -> f32 {
     return weight[column * (arg.kernel_h * arg.kernel_w * arg.fine_c) + deep];
 }
 
+fn put(row: u32, column: u32, size: vec2u, sum: f32) {
+    let at = row * size.y + column;
+    coarse[at] = select(0.0, coarse[at], arg.accumulate > 0u) + sum;
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let size = vec2u(arg.images * arg.coarse_h * arg.coarse_w, arg.coarse_c);
     let first = vec2u((arg.group + group.y) * TILE, group.x * TILE);
     let depth = vec2u(0u, arg.kernel_h * arg.kernel_w * arg.fine_c);
-    let sums = product(first, size, depth, lane);
-    for (var i = 0u; i < 4u; i++) {
-        for (var j = 0u; j < 4u; j++) {
-            let row = first.x + lane / 16u + 16u * i;
-            let column = first.y + lane % 16u + 16u * j;
-            if row < size.x && column < size.y {
-                let at = row * size.y + column;
-                coarse[at] = select(0.0, coarse[at], arg.accumulate > 0u) + sums[i][j];
-            }
-        }
-    }
+    product(first, size, depth, lane);
 }

@@ -1,8 +1,6 @@
 // Muon's step: pixelcnn-core's kernels/muon.rs says what is computed. What is to be made orthogonal, Y [longer,
 // shorter], on its side where the matrix is wide; and a sum of its squares for each workgroup.
 
-var<workgroup> lanes: array<f32, 256>;
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     var sum = 0.0;
@@ -17,11 +15,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             sum += ahead * ahead;
         }
     }
-    lanes[lane] = sum;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if lane < half { lanes[lane] += lanes[lane + half]; }
-        workgroupBarrier();
-    }
-    if lane == 0u { squares[group.x] = lanes[0]; }
+    let total = total_of(vec2f(sum, 0.0), lane).x;
+    if lane == 0u { squares[group.x] = total; }
 }

@@ -11,19 +11,14 @@ fn right_at(deep: u32, column: u32) -> f32 {
     return factor[deep * arg.shorter + column];
 }
 
+fn put(row: u32, column: u32, size: vec2u, sum: f32) {
+    let at = row * size.y + column;
+    out[at] = arg.scale * x[at] + arg.by_product * sum;
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let size = vec2u(arg.rows, arg.shorter);
     let first = vec2u(group.y * TILE, group.x * TILE);
-    let sums = product(first, size, vec2u(0u, arg.shorter), lane);
-    for (var i = 0u; i < 4u; i++) {
-        for (var j = 0u; j < 4u; j++) {
-            let row = first.x + lane / 16u + 16u * i;
-            let column = first.y + lane % 16u + 16u * j;
-            if row < size.x && column < size.y {
-                let at = row * size.y + column;
-                out[at] = arg.scale * x[at] + arg.by_product * sums[i][j];
-            }
-        }
-    }
+    product(first, size, vec2u(0u, arg.shorter), lane);
 }

@@ -1,7 +1,7 @@
 // A tile of a product, [rows, depth] times [depth, columns], by a workgroup of 16 x 16: each of its members
 // has 4 x 4 of the tile's 64 x 64 sums. What is multiplied is told by left_at(row, deep) and
 // right_at(deep, column) of the kernel; LEFT_DEEP and RIGHT_DEEP say whether neighbours in memory are
-// neighbours in depth.
+// neighbours in depth. What becomes of a sum, its put(row, column, size, sum) says.
 
 const TILE = 64u;
 const DEEP = 16u;
@@ -9,7 +9,7 @@ const DEEP = 16u;
 var<workgroup> left_tile: array<f32, 1024>;
 var<workgroup> right_tile: array<f32, 1024>;
 
-fn product(first: vec2u, size: vec2u, depth: vec2u, lane: u32) -> array<vec4f, 4> {
+fn product(first: vec2u, size: vec2u, depth: vec2u, lane: u32) {
     var sums: array<vec4f, 4>;
     let line = lane / 16u;
     let column = lane % 16u;
@@ -42,5 +42,11 @@ fn product(first: vec2u, size: vec2u, depth: vec2u, lane: u32) -> array<vec4f, 4
         }
         workgroupBarrier();
     }
-    return sums;
+    for (var i = 0u; i < 4u; i++) {
+        for (var j = 0u; j < 4u; j++) {
+            let row = first.x + line + 16u * i;
+            let at = first.y + column + 16u * j;
+            if row < size.x && at < size.y { put(row, at, size, sums[i][j]); }
+        }
+    }
 }
