@@ -1,13 +1,12 @@
 //! The flags that say where the network runs.
 
+use std::fmt;
 #[cfg(feature = "cuda")]
 use std::path::PathBuf;
 
 use clap::Args;
 use pixelcnn::ModelConfig;
-#[cfg(feature = "cuda")]
-use pixelcnn::device::Precision;
-use pixelcnn::device::{self, Device};
+use pixelcnn::device::{self, Device, Precision};
 
 use crate::ranks::Team;
 #[cfg(feature = "cuda")]
@@ -27,8 +26,8 @@ pub struct DeviceFlags {
     )]
     #[arg(default_value = "auto")]
     device: String,
-    /// What a GPU computes the blocks' convolutions with: f32, tf32 or bf16
-    #[cfg(feature = "cuda")]
+    /// What the blocks' convolutions are computed with: f32; bf16 on CPUs that have its instructions and
+    /// on NVIDIA GPUs; tf32 on these
     #[arg(
         long,
         global = true,
@@ -49,7 +48,6 @@ pub struct DeviceFlags {
     cuda_libs: Option<PathBuf>,
 }
 
-#[cfg(feature = "cuda")]
 fn precision(name: &str) -> std::result::Result<Precision, String> {
     let mut all = Precision::ALL.into_iter();
     let found = all.find(|precision| precision.to_string() == name);
@@ -57,11 +55,16 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 }
 
 impl DeviceFlags {
-    /// Checks that no other device than the CPU is asked for.
+    /// Checks that nothing but the CPU in f32 is asked for.
     pub fn expect_cpu(&self) -> Result {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(()),
-            device => Err(format!("--device {device}: this runs on the CPU: leave it out").into()),
+        match (self.device.as_str(), self.precision) {
+            ("auto" | "cpu", Precision::F32) => Ok(()),
+            ("auto" | "cpu", _) => self
+                .refuse(format_args!("this is computed in f32"))
+                .map(drop),
+            (device, _) => {
+                Err(format!("--device {device}: this runs on the CPU: leave it out").into())
+            }
         }
     }
 
@@ -77,7 +80,7 @@ impl DeviceFlags {
         let device = self.chosen()?;
         #[cfg(feature = "wgpu")]
         let device = match device {
-            Device::Wgpu { .. } if team.ranks.count() > 1 && self.device == "auto" => Device::Cpu,
+            Device::Wgpu { .. } if team.ranks.count() > 1 && self.device == "auto" => self.cpu()?,
             device => device,
         };
         #[cfg(feature = "cuda")]
@@ -86,7 +89,7 @@ impl DeviceFlags {
                 self.expect_one_for_each(count)?;
                 Device::Cuda { number, precision }
             }
-            (Device::Cpu, _) if team.is_on_gpus && self.device != "cpu" => {
+            (Device::Cpu { .. }, _) if team.is_on_gpus && self.device != "cpu" => {
                 return Err(
                     "--gpus: this machine has none that can be used (see `pixelcnn \
                             devices`): leave it out"
@@ -101,13 +104,13 @@ impl DeviceFlags {
     /// The device on which a model's loss is computed: a GPU that was not asked for gives way to the CPU
     /// where it can't.
     pub fn for_loss_of(&self, model: &ModelConfig, device: Device) -> Result<Device> {
-        if device == Device::Cpu || !model.energy_distance {
+        if matches!(device, Device::Cpu { .. }) || !model.energy_distance {
             return Ok(device);
         }
         match &*self.device {
             "auto" => {
                 note("the energy distance is computed on the CPU");
-                Ok(Device::Cpu)
+                self.cpu()
             }
             _ => Err(format!(
                 "{device}: the energy distance is computed on CPUs alone: give --device cpu"
@@ -126,26 +129,38 @@ impl DeviceFlags {
         Ok(device)
     }
 
-    #[cfg(not(feature = "cuda"))]
-    fn chosen(&self) -> Result<Device> {
-        Ok(device::parse(&self.device)?)
-    }
-
-    #[cfg(feature = "cuda")]
     fn chosen(&self) -> Result<Device> {
         self.look();
         match device::parse(&self.device)? {
+            #[cfg(feature = "cuda")]
             Device::Cuda { number, .. } => Ok(Device::Cuda {
                 number,
                 precision: self.precision,
             }),
+            Device::Cpu { .. } => self.cpu(),
+            #[cfg(feature = "wgpu")]
             device if self.precision == Precision::F32 => Ok(device),
-            device => Err(format!(
-                "--precision {}: the device {device} computes in f32: leave it out",
-                self.precision
-            )
-            .into()),
+            #[cfg(feature = "wgpu")]
+            device => self.refuse(format_args!("{device} computes in f32")),
         }
+    }
+
+    /// The processor, with what it can of what is asked for.
+    fn cpu(&self) -> Result<Device> {
+        match self.precision {
+            Precision::Tf32 => self.refuse(format_args!("the CPU computes in f32 or bf16")),
+            Precision::Bf16 if !device::has_bf16() => {
+                note(
+                    "this processor has no instructions for bf16 (AVX-512 BF16): it computes in f32",
+                );
+                Ok(Device::CPU)
+            }
+            precision => Ok(Device::Cpu { precision }),
+        }
+    }
+
+    fn refuse(&self, why: fmt::Arguments) -> Result<Device> {
+        Err(format!("--precision {}: {why}: leave it out", self.precision).into())
     }
 
     /// Checks that there is a GPU for each of so many processes.

@@ -1,11 +1,14 @@
 //! GFLOP/s of the convolutions beside the peak of this machine and a matrix product of the same
-//! size by the `gemm` crate, which reads its operands ready made.
+//! size by the `gemm` crate, which reads its operands ready made; and, where the machine multiplies
+//! bfloat16, the same convolutions with it.
 //!
 //! Arguments choose the lines that contain one of them. Every figure is the best of several runs, the others being disturbed by whatever else runs.
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use pixelcnn_core::cpu::has_bf16;
+use pixelcnn_core::engine::Precision;
 use pixelcnn_core::kernels::conv::Conv;
 use pixelcnn_core::network::Window;
 use rayon::prelude::*;
@@ -148,6 +151,7 @@ fn main() {
             transposed: false,
             inputs,
             outputs,
+            precision: Precision::F32,
         };
         let [kh, kw] = window.kernel;
         let name = format!("{size:?} {inputs}->{outputs} {kh}x{kw}/{}", window.stride);
@@ -162,29 +166,41 @@ fn main() {
         let (weight, bias) = (random(taps * inputs * outputs), random(outputs));
         let (mut out, mut dx) = (y.clone(), x.clone());
         let (mut dweight, mut dbias) = (weight.clone(), bias.clone());
-        let ours = [
-            rate(work, || {
-                conv.forward(size, &x, &weight, &bias, false, &mut out)
-            }),
-            rate(work, || {
-                conv.backward_input(size, &y, &weight, false, &mut dx)
-            }),
-            rate(work, || {
-                conv.backward_weight(size, &x, &y, &mut dweight, &mut dbias)
-            }),
-        ];
+        let mut ours = |conv: Conv| {
+            [
+                rate(work, || {
+                    conv.forward(size, &x, &weight, &bias, false, &mut out)
+                }),
+                rate(work, || {
+                    conv.backward_input(size, &y, &weight, false, &mut dx)
+                }),
+                rate(work, || {
+                    conv.backward_weight(size, &x, &y, &mut dweight, &mut dbias)
+                }),
+            ]
+        };
+        let single = ours(conv);
         let gemm = [
             product([pixels, outputs, taps * inputs], false, false),
             product([pixels, taps * inputs, outputs], false, true),
             product([taps * inputs, outputs, pixels], true, false),
         ];
+        let share = |rate: f64| {
+            let share = peak.map(|peak| format!(" ({:.0} %)", 100.0 * rate / peak));
+            format!("{rate:.0}{}", share.unwrap_or_default())
+        };
         print!("{name:34}");
-        for (ours, gemm) in ours.into_iter().zip(gemm) {
-            let share = peak.map_or(String::new(), |peak| {
-                format!(" ({:.0} %)", 100.0 * ours / peak)
-            });
-            print!("{:>22}", format!("{ours:.0}{share} [{gemm:.0}]"));
+        for (ours, gemm) in single.into_iter().zip(gemm) {
+            print!("{:>22}", format!("{} [{gemm:.0}]", share(ours)));
         }
         println!();
+        if has_bf16() {
+            print!("{:>34}", "bf16");
+            let precision = Precision::Bf16;
+            for (rate, single) in ours(Conv { precision, ..conv }).into_iter().zip(single) {
+                print!("{:>22}", format!("{}, x{:.2}", share(rate), rate / single));
+            }
+            println!();
+        }
     }
 }

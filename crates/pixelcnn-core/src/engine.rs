@@ -1,5 +1,6 @@
 //! Who carries a [plan](crate::plan) out, and owns the state of training.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::config::{ConfigError, ModelConfig};
@@ -8,6 +9,37 @@ use crate::kernels::muon::Muon;
 use crate::kernels::pointwise::Dropout;
 use crate::network::Layout;
 use crate::ranks::{RankError, Sharing};
+
+/// The numbers that an engine computes with. Parameters, moments, averages, the residual stream, the
+/// first layers, the logits and the loss are in single precision in any case, as are all sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Single precision everywhere.
+    #[default]
+    F32,
+    /// On a GPU by CUDA convolutions, but the first layers' and the last one's, round what they multiply
+    /// to 10 bits behind the binary point.
+    Tf32,
+    /// The blocks' convolutions round what they multiply to bfloat16, with 7 bits; by CUDA they give it
+    /// too, and the others are as with [`Precision::Tf32`].
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
 
 /// A batch of images, with a class each.
 #[derive(Debug, Clone, Copy, Default)]

@@ -21,43 +21,13 @@ mod raster;
 
 use std::fmt;
 
+pub use pixelcnn_core::engine::Precision;
 use pixelcnn_core::ranks::RankError;
 
 pub use driver::{Device, devices, exchange_with_itself, expect};
 pub use engine::Cuda;
 pub use libraries::{expect_cudnn, expect_nccl, look_in};
 pub use raster::evaluator;
-
-/// The numbers that a GPU computes with. Parameters, moments, averages, the residual stream, the
-/// first layers, the logits and the loss are in single precision in any case, as are all sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Precision {
-    /// Single precision everywhere, as on the CPU.
-    #[default]
-    F32,
-    /// Convolutions, but the first layers' and the last one's, round what they multiply to 10 bits
-    /// behind the binary point.
-    Tf32,
-    /// The blocks' convolutions take and give bfloat16, with 7 bits, the others as with
-    /// [`Precision::Tf32`].
-    Bf16,
-}
-
-impl Precision {
-    /// All of them.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::Bf16 => "bf16",
-        })
-    }
-}
 
 /// Why a GPU can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -165,7 +165,7 @@ impl Loaded {
     pub fn sampler(&self, size: [usize; 2]) -> Result<Sampler> {
         let resized = self.config().resized(size);
         let new = || {
-            Sampler::new(&resized, &self.model.weights, &Device::Cpu)
+            Sampler::new(&resized, &self.model.weights, &Device::CPU)
                 .map_err(|error| Problem::unfit(error.to_string()))
         };
         if resized != *self.config() {
@@ -210,7 +210,7 @@ impl Loaded {
             Some(network) => network,
             None => self
                 .model
-                .network(&Device::Cpu)
+                .network(&Device::CPU)
                 .map_err(|error| unfit(&error))?,
         };
         let own = [network.config().height, network.config().width];

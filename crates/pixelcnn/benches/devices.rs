@@ -68,7 +68,7 @@ fn compare(size: &str, usual: bool) -> Result {
         ..Batch::default()
     };
     let mut parameters = draw_parameters(&config, 3);
-    let cpu = Device::Cpu.engine(&config)?;
+    let cpu = Device::CPU.engine(&config)?;
     let want = cpu.initialise(&mut parameters, batch, None)?;
     println!("\n{nr_filters}/{nr_resnet}, {count} images at a time");
     println!("| device | | logits off | step, images/s | evaluation, images/s |");

@@ -207,7 +207,7 @@ fn check() -> Result {
             labels: &labels,
             ..Batch::default()
         };
-        let mut cpu = Device::Cpu.engine(&config)?;
+        let mut cpu = Device::CPU.engine(&config)?;
         cpu.initialise(&mut parameters, batch, None)?;
         let want = outcome(&mut *cpu, &parameters, batch)?;
         for precision in Precision::ALL {
@@ -300,7 +300,7 @@ fn layers() -> Result {
         ..Batch::default()
     };
     let want = outcome(
-        &mut *Device::Cpu.engine(&model.config)?,
+        &mut *Device::CPU.engine(&model.config)?,
         &model.weights,
         batch,
     )?;
@@ -334,7 +334,7 @@ fn bits(count: usize) -> Result {
         labels: &labels,
         ..Batch::default()
     };
-    let devices = [Device::Cpu].into_iter().chain(Precision::ALL.map(gpu));
+    let devices = [Device::CPU].into_iter().chain(Precision::ALL.map(gpu));
     for device in devices {
         let network = model.network(&device)?;
         network.nats_per_image(Batch {
@@ -365,7 +365,7 @@ fn sampling() -> Result {
         let sampler = model.sampler(device)?;
         sample(&sampler, &sampling, 0..count, &mut |drawn| go_on(drawn))
     };
-    let (on_gpu, on_cpu) = (images(&device, 16)?, images(&Device::Cpu, 16)?);
+    let (on_gpu, on_cpu) = (images(&device, 16)?, images(&Device::CPU, 16)?);
     let dims = model.config.dims();
     let pairs = on_gpu.chunks_exact(dims).zip(on_cpu.chunks_exact(dims));
     let same = pairs.filter(|(a, b)| a == b).count();

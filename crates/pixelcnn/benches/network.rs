@@ -10,6 +10,8 @@
 //! - `… -- --time training|evaluation FILE RUNS` times the model of such a file and prints one line
 //!   of JSON: the seconds of every run, and the peak memory in bytes (on Linux).
 //!
+//! With `--precision bf16` before all that, where the CPU has its instructions.
+//!
 //! `benches/peers` compares with PyTorch through the last three.
 
 use std::collections::HashMap;
@@ -21,7 +23,7 @@ use std::time::Instant;
 
 use pixelcnn::ModelConfig;
 use pixelcnn::data::{DataConfig, Dataset, Split};
-use pixelcnn::device::{Device, on_threads};
+use pixelcnn::device::{Device, Precision, has_bf16, on_threads};
 use pixelcnn::engine::Engine;
 use pixelcnn::kernels::pointwise::Dropout;
 use pixelcnn::network::Layout;
@@ -31,7 +33,7 @@ use pixelcnn::train::next_step;
 use pixelcnn::train::state::TrainState;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-const USAGE: &str = "usage: network [FILTERS RESNET MIXTURES BATCH] | --sizes FILTERS RESNET MIXTURES | \
+const USAGE: &str = "usage: network [--precision bf16] [FILTERS RESNET MIXTURES BATCH] | --sizes FILTERS RESNET MIXTURES | \
     --exchange FILE FILTERS RESNET MIXTURES BATCH | --order FILE SEED EPOCHS | \
     --time training|evaluation FILE RUNS";
 
@@ -55,13 +57,21 @@ fn run() -> Result<(), Box<dyn Error>> {
         .filter(|a| a != "--bench")
         .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (device, arguments) = match arguments[..] {
+        ["--precision", "bf16", ref arguments @ ..] if has_bf16() => {
+            let precision = Precision::Bf16;
+            (Device::Cpu { precision }, arguments)
+        }
+        ["--precision", ..] => return Err("bf16, where the CPU has AVX-512 BF16".into()),
+        ref arguments => (Device::CPU, arguments),
+    };
     match arguments[..] {
-        [] => table(&[[24, 1, 5, 16], [32, 2, 10, 16], [160, 5, 10, 8]]),
-        ["--sizes", ref size @ ..] => sizes(numbers(size)?)?,
+        [] => table(device, &[[24, 1, 5, 16], [32, 2, 10, 16], [160, 5, 10, 8]]),
+        ["--sizes", ref size @ ..] => sizes(device, numbers(size)?)?,
         ["--exchange", file, ref size @ ..] => exchange(Path::new(file), numbers(size)?)?,
         ["--order", file, seed, epochs] => order(Path::new(file), seed.parse()?, epochs.parse()?)?,
-        ["--time", what, file, runs] => time(what, Path::new(file), runs.parse()?)?,
-        ref size => table(&[numbers(size)?]),
+        ["--time", what, file, runs] => time(device, what, Path::new(file), runs.parse()?)?,
+        ref size => table(device, &[numbers(size)?]),
     }
     Ok(())
 }
@@ -76,7 +86,10 @@ fn numbers<const N: usize>(size: &[&str]) -> Result<[usize; N], Box<dyn Error>> 
 }
 
 /// What one picture takes.
-fn sizes([nr_filters, nr_resnet, nr_logistic_mix]: [usize; 3]) -> Result<(), Box<dyn Error>> {
+fn sizes(
+    device: Device,
+    [nr_filters, nr_resnet, nr_logistic_mix]: [usize; 3],
+) -> Result<(), Box<dyn Error>> {
     println!("{:>10}{:>10}{:>8}", "picture", "pixels/s", "MB");
     for edge in [32, 64, 128, 256, 512, 1024] {
         let config = ModelConfig {
@@ -88,7 +101,7 @@ fn sizes([nr_filters, nr_resnet, nr_logistic_mix]: [usize; 3]) -> Result<(), Box
             ..ModelConfig::default()
         };
         let images = vec![100; config.dims()];
-        let network = Network::new(&config, &draw_parameters(&config, 1), &Device::Cpu)?;
+        let network = Network::new(&config, &draw_parameters(&config, 1), &device)?;
         let timing = timing(3, |_| {
             black_box(network.nats_per_image(of_images(&images)).is_ok());
         });
@@ -123,7 +136,7 @@ fn start([nr_filters, nr_resnet, nr_logistic_mix, batch]: Size) -> State {
         &mut parameters,
         of_images(&images),
         None,
-        &Device::Cpu,
+        &Device::CPU,
     )
     .unwrap();
     State {
@@ -155,16 +168,16 @@ fn train_state(config: &ModelConfig, parameters: Vec<Vec<f32>>) -> TrainState {
 }
 
 /// An engine that has the arrays of a training run.
-fn engine(state: &mut TrainState) -> Box<dyn Engine> {
-    let mut engine = Device::Cpu.engine(&state.config).expect("a model's shape");
+fn engine(device: Device, state: &mut TrainState) -> Box<dyn Engine> {
+    let mut engine = device.engine(&state.config).expect("a model's shape");
     engine.load(state.lend_arrays()).expect("its own arrays");
     engine
 }
 
 /// Seconds of every one of `runs` training steps, after one that warms up; and the peak memory.
-fn time_training(start: State, runs: usize) -> Timing {
+fn time_training(device: Device, start: State, runs: usize) -> Timing {
     let mut state = train_state(&start.config, start.parameters);
-    let mut engine = engine(&mut state);
+    let mut engine = engine(device, &mut state);
     timing(runs, |run| {
         let dropout = Dropout {
             rate: 0.5,
@@ -179,8 +192,8 @@ fn time_training(start: State, runs: usize) -> Timing {
 }
 
 /// The same of evaluating the batch.
-fn time_evaluation(start: State, runs: usize) -> Timing {
-    let network = Network::new(&start.config, &start.parameters, &Device::Cpu).unwrap();
+fn time_evaluation(device: Device, start: State, runs: usize) -> Timing {
+    let network = Network::new(&start.config, &start.parameters, &device).unwrap();
     timing(runs, |_| {
         black_box(network.nats_per_image(of_images(&start.images)).is_ok());
     })
@@ -234,7 +247,7 @@ fn peak_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-fn table(sizes: &[Size]) {
+fn table(device: Device, sizes: &[Size]) {
     println!("{} threads", rayon::current_num_threads());
     println!(
         "filters resnet mixtures batch   training images/s  GFLOP/s     MB   \
@@ -253,18 +266,18 @@ fn table(sizes: &[Size]) {
         };
         println!(
             "{nr_filters:7} {nr_resnet:6} {nr_logistic_mix:8} {batch:5} {} {:>2}{}",
-            column(time_training(start(size), runs), 3.0 * gflop),
+            column(time_training(device, start(size), runs), 3.0 * gflop),
             "",
-            column(time_evaluation(start(size), runs), gflop),
+            column(time_evaluation(device, start(size), runs), gflop),
         );
     }
 }
 
-fn time(what: &str, file: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
+fn time(device: Device, what: &str, file: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
     let start = read(file)?;
     let timing = match what {
-        "training" => time_training(start, runs),
-        "evaluation" => time_evaluation(start, runs),
+        "training" => time_training(device, start, runs),
+        "evaluation" => time_evaluation(device, start, runs),
         _ => return Err(USAGE.into()),
     };
     let Timing {
@@ -295,7 +308,7 @@ fn exchange(file: &Path, size: Size) -> Result<(), Box<dyn Error>> {
         parameters,
     } = start(size);
     let mut state = train_state(&config, parameters.clone());
-    let mut engine = engine(&mut state);
+    let mut engine = engine(Device::CPU, &mut state);
     let update = next_step(&state, &TrainConfig::default(), None);
     let nats = engine.backward(of_images(&images), None)?;
     let gradients = engine.gradients()?;

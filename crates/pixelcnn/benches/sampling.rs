@@ -89,8 +89,8 @@ fn table([nr_filters, nr_resnet]: [usize; 2], batches: &[usize], short: bool) {
         labels: &[],
         ..Batch::default()
     };
-    initialise(&config, &mut parameters, batch, None, &Device::Cpu).unwrap();
-    let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+    initialise(&config, &mut parameters, batch, None, &Device::CPU).unwrap();
+    let network = Network::new(&config, &parameters, &Device::CPU).unwrap();
     let start = Instant::now();
     let evaluator = match Evaluator::new(&config, &parameters) {
         Ok(evaluator) => evaluator,
@@ -111,7 +111,7 @@ fn table([nr_filters, nr_resnet]: [usize; 2], batches: &[usize], short: bool) {
             height,
             ..config.clone()
         };
-        let top = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let top = Network::new(&config, &parameters, &Device::CPU).unwrap();
         pixels * pass(&top, 16, passes) / 2.0
     });
     let so_far = so_far[0] + so_far[1];

@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         config: &config,
         images: &images,
         test: &test,
-        device: Device::Cpu,
+        device: Device::CPU,
         ranks: None,
     };
     // Every event may end in ControlFlow::Break(()): then the state is saved, for `resume`.

@@ -192,7 +192,7 @@ mod tests {
             ..ModelConfig::default()
         };
         let parameters = draw_parameters(&config, 3);
-        let mut network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let mut network = Network::new(&config, &parameters, &Device::CPU).unwrap();
         let mut go_on = |_: &Classification| ControlFlow::Continue(());
         let found = classify(&mut network, &data, 0..6, 4, &mut go_on).unwrap();
         assert_eq!(
@@ -221,7 +221,7 @@ mod tests {
             ..config
         };
         let parameters = draw_parameters(&config, 3);
-        let mut network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let mut network = Network::new(&config, &parameters, &Device::CPU).unwrap();
         let refused = classify(&mut network, &data, 0..6, 4, &mut go_on);
         assert!(matches!(refused, Err(EvaluateError::Unconditional)));
     }

@@ -1,7 +1,7 @@
 //! Where the network runs, chosen at run time among what this build has.
 
-#[cfg(feature = "cuda")]
-pub use pixelcnn_cuda::Precision;
+pub use pixelcnn_core::cpu::has_bf16;
+pub use pixelcnn_core::engine::Precision;
 
 use std::fmt;
 #[cfg(feature = "cuda")]
@@ -16,7 +16,10 @@ use pixelcnn_core::engine::{Engine, EngineError};
 #[non_exhaustive]
 pub enum Device {
     /// The processor, by the hand-written kernels.
-    Cpu,
+    Cpu {
+        /// What it computes with: bfloat16 where it [has the instructions](has_bf16), else single precision.
+        precision: Precision,
+    },
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda {
@@ -37,7 +40,7 @@ impl fmt::Display for Device {
     /// The name that [`parse`] takes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Device::Cpu => f.write_str("cpu"),
+            Device::Cpu { .. } => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, .. } => write!(f, "cuda:{number}"),
             #[cfg(feature = "wgpu")]
@@ -87,7 +90,7 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
     };
     match (kind, number) {
         _ if name == "auto" => Ok(best()),
-        _ if name == "cpu" => Ok(Device::Cpu),
+        _ if name == "cpu" => Ok(Device::CPU),
         #[cfg(feature = "cuda")]
         ("cuda", Some(number)) => {
             pixelcnn_cuda::expect(number)?;
@@ -115,7 +118,7 @@ fn best() -> Device {
     {
         return Device::Wgpu { number: gpu.number };
     }
-    Device::Cpu
+    Device::CPU
 }
 
 #[cfg(feature = "cuda")]
@@ -159,7 +162,7 @@ pub fn devices() -> Result<Vec<Found>, DeviceError> {
         threads => format!("{threads} threads"),
     };
     let cpu = Found {
-        device: Device::Cpu,
+        device: Device::CPU,
         name: threads,
         memory: None,
     };
@@ -191,10 +194,15 @@ pub fn without_adapters() -> Option<DeviceError> {
 }
 
 impl Device {
+    /// The processor in single precision.
+    pub const CPU: Device = Device::Cpu {
+        precision: Precision::F32,
+    };
+
     /// Images to evaluate at a time, so that the device is busy.
     pub fn images_at_a_time(&self) -> usize {
         match self {
-            Device::Cpu => 16,
+            Device::Cpu { .. } => 16,
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => 256,
             #[cfg(feature = "wgpu")]
@@ -205,7 +213,10 @@ impl Device {
     /// What it is, whichever of its kind: ranks need the same.
     pub fn kind(&self) -> String {
         match self {
-            Device::Cpu => "cpu".into(),
+            Device::Cpu {
+                precision: Precision::F32,
+            } => "cpu".into(),
+            Device::Cpu { precision } => format!("cpu {precision}"),
             #[cfg(feature = "cuda")]
             Device::Cuda { precision, .. } => format!("cuda {precision}"),
             #[cfg(feature = "wgpu")]
@@ -216,7 +227,7 @@ impl Device {
     /// What makes training and evaluation many times slower by not being there, and how to get it.
     pub fn lacks(&self) -> Option<DeviceError> {
         match self {
-            Device::Cpu => None,
+            Device::Cpu { .. } => None,
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => Some(pixelcnn_cuda::expect_cudnn().err()?.into()),
             #[cfg(feature = "wgpu")]
@@ -231,7 +242,7 @@ impl Device {
     /// Shards into which a batch of so many images can be cut without training taking longer.
     pub fn free_shards(&self, config: &ModelConfig, images: usize) -> usize {
         match self {
-            Device::Cpu => free_shards(config, images),
+            Device::Cpu { .. } => free_shards(config, images),
             #[cfg(feature = "cuda")]
             Device::Cuda { .. } => 1,
             #[cfg(feature = "wgpu")]
@@ -245,7 +256,7 @@ impl Device {
     /// A configuration that no model can have, or a device that can't be used.
     pub fn engine(&self, config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
         match self {
-            Device::Cpu => Ok(Box::new(Cpu::new(config)?)),
+            Device::Cpu { precision } => Ok(Box::new(Cpu::in_precision(config, *precision)?)),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, precision } => {
                 let cache = cuda_cache();

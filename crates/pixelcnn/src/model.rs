@@ -105,7 +105,7 @@ impl Model {
     /// # Errors
     /// Where they are not what the model takes.
     pub fn nats(&self, images: &[u8], labels: &[u32]) -> Result<Vec<f64>, EngineError> {
-        let network = self.network(&Device::Cpu)?;
+        let network = self.network(&Device::CPU)?;
         let mut nats = Vec::new();
         for (n, images) in images
             .chunks(SIDE_BY_SIDE * self.config.bytes_per_image())

@@ -60,7 +60,7 @@ impl Sampler {
         device: &Device,
     ) -> Result<Sampler, DrawError> {
         match device {
-            Device::Cpu => Ok(Evaluator::new(config, parameters)?.into()),
+            Device::Cpu { .. } => Ok(Evaluator::new(config, parameters)?.into()),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, .. } => {
                 let cache = device::cuda_cache();

@@ -89,8 +89,8 @@ fn round_trip(config: &ModelConfig, pictures: &[Picture], levels: &[Level]) -> (
         labels: &labels[..first],
         ..Batch::default()
     };
-    initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
-    let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
+    initialise(config, &mut parameters, batch, None, &Device::CPU).unwrap();
+    let network = Network::new(config, &parameters, &Device::CPU).unwrap();
     let nats = levels.chunks(64 * config.dims()).zip(labels.chunks(64));
     let nats = nats.flat_map(|(images, labels)| {
         let batch = Batch {

@@ -116,14 +116,14 @@ fn its_answers_are_those_of_its_parts() {
 
     let sampling = Sampling::of(20, 5);
     let images = model.sample(&sampling).unwrap();
-    let sampler = model.sampler(&Device::Cpu).unwrap();
+    let sampler = model.sampler(&Device::CPU).unwrap();
     let drawn = sample(&sampler, &sampling, 0..20, &mut |_| {
         ControlFlow::Continue(())
     });
     assert_eq!(images, drawn.unwrap());
 
     // More images than are evaluated at a time, in an order that is kept.
-    let network = Network::new(&model.config, &model.weights, &Device::Cpu).unwrap();
+    let network = Network::new(&model.config, &model.weights, &Device::CPU).unwrap();
     let alone = |image| {
         let batch = Batch {
             images: image,

@@ -76,13 +76,13 @@ fn parameters(config: &ModelConfig, random: &mut impl Rng) -> Vec<Vec<f32>> {
     let images = Images::random(config, 32, random);
     let mut parameters = draw_parameters(config, 7);
     let batch = images.batch();
-    initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
+    initialise(config, &mut parameters, batch, None, &Device::CPU).unwrap();
     parameters
 }
 
 /// An engine that trains on these parameters.
 fn engine(config: &ModelConfig, parameters: &[Vec<f32>]) -> Box<dyn Engine> {
-    let mut engine = Device::Cpu.engine(config).unwrap();
+    let mut engine = Device::CPU.engine(config).unwrap();
     let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
     let state = State {
         parameters: parameters.to_vec(),
@@ -175,7 +175,7 @@ fn parts_of_a_batch_are_the_batch() {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().unwrap().install(|| {
-            let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
+            let network = Network::new(config, &parameters, &Device::CPU).unwrap();
             (
                 gradients(config, &parameters, images.batch(), dropout).1,
                 network.nats_per_image(images.batch()).unwrap(),
@@ -211,7 +211,7 @@ fn gradients_are_the_slope_of_the_loss() {
         let images = Images::random(&config, 2, &mut random);
         let mut parameters = parameters(&config, &mut random);
         let nats = |parameters: &[Vec<f32>]| {
-            let network = Network::new(&config, parameters, &Device::Cpu).unwrap();
+            let network = Network::new(&config, parameters, &Device::CPU).unwrap();
             let nats = network.nats_per_image(images.batch()).unwrap();
             nats.iter().sum::<f64>()
         };
@@ -270,7 +270,7 @@ fn the_network_is_causal_and_sees_what_it_should() {
     // As drawn: data-dependent initialisation makes the blocks add so little that what they carry
     // from afar is rounded away.
     let parameters = draw_parameters(&config, 7);
-    let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+    let network = Network::new(&config, &parameters, &Device::CPU).unwrap();
     let before = network.logits(images.batch()).unwrap();
     let maps = network.feature_maps(images.batch()).unwrap();
     for y in 0..8 {
@@ -341,7 +341,7 @@ fn channels_see_those_before(config: &ModelConfig) {
     let mixture = Mixture::of(config);
     let images = Images::random(config, 1, &mut random);
     let parameters = draw_parameters(config, 7);
-    let network = Network::new(config, &parameters, &Device::Cpu).unwrap();
+    let network = Network::new(config, &parameters, &Device::CPU).unwrap();
     let before = network.logits(images.batch()).unwrap();
     for value in 0..config.dims() {
         let mut other = images.images.clone();
@@ -379,7 +379,7 @@ fn codes_see_those_before_them_and_all_of_the_coarser_map() {
             nr_coarse_codes: 5,
             ..configs()[0].clone()
         };
-        let network = Network::new(&config, &draw_parameters(&config, 7), &Device::Cpu).unwrap();
+        let network = Network::new(&config, &draw_parameters(&config, 7), &Device::CPU).unwrap();
         let images: Vec<u8> = (0..64)
             .flat_map(|i| [i % 9 * 7 % 9, 0, i % 8 / 2 % 5, 0])
             .collect();

@@ -260,7 +260,7 @@ fn three_steps_and_their_averages_on(device: Device) {
         );
     };
     // Where a gradient is nearly nothing, its rounding decides how far Adam goes.
-    let furthest = if device == Device::Cpu { 3e-4 } else { 1e-3 };
+    let furthest = if device == Device::CPU { 3e-4 } else { 1e-3 };
     for k in 1..=3 {
         close(
             "before the step",

@@ -67,7 +67,7 @@ fn train(
         config,
         images: &images,
         test: &test,
-        device: Device::Cpu,
+        device: Device::CPU,
         ranks: Some(ranks),
     };
     if ranks.rank() > 0 {
@@ -191,7 +191,7 @@ fn ranks_with_other_images_are_refused() {
             },
             images: &images,
             test: &test,
-            device: Device::Cpu,
+            device: Device::CPU,
             ranks: Some(&ranks),
         };
         match ranks.rank() {

@@ -72,7 +72,7 @@ impl Lab {
             config: &config,
             images: &images,
             test: &test,
-            device: Device::Cpu,
+            device: Device::CPU,
             ranks: None,
         };
         match Checkpoints::new(run.join("checkpoints")).latest() {
@@ -289,7 +289,7 @@ fn going_back_is_whole_at_once() {
         config: &config,
         images: &images,
         test: &test,
-        device: Device::Cpu,
+        device: Device::CPU,
         ranks: None,
     };
     let step = back.step;
@@ -311,7 +311,7 @@ fn a_new_run_does_not_take_the_place_of_another() {
         config: &config,
         images: &images,
         test: &test,
-        device: Device::Cpu,
+        device: Device::CPU,
         ranks: None,
     };
     let error = training.begin(&mut go_on).unwrap_err();

@@ -68,7 +68,7 @@ fn unsaid() -> Unsaid {
 
 fn bits_per_dim(state: &TrainState, parameters: &[Vec<f32>]) -> f64 {
     let images = images("golden_f32.safetensors", 4);
-    let network = Network::new(&state.config, parameters, &Device::Cpu).unwrap();
+    let network = Network::new(&state.config, parameters, &Device::CPU).unwrap();
     let nats = network.nats_per_image(Batch {
         images: &images,
         labels: &[],
@@ -203,7 +203,7 @@ fn the_originals_checkpoints_give_its_bits_per_dim() {
 /// Three steps on batches of four of the golden images.
 fn three_steps(state: &mut TrainState) {
     let images = images("golden_f32.safetensors", 12);
-    let mut engine = Device::Cpu.engine(&state.config).unwrap();
+    let mut engine = Device::CPU.engine(&state.config).unwrap();
     engine.load(state.lend_arrays()).unwrap();
     for images in images.chunks(images.len() / 3) {
         let batch = Batch {
@@ -314,7 +314,7 @@ fn exported_checkpoints_come_back_bit_for_bit() {
 /// The network's output on a file's images equals what PyTorch gave.
 fn expect_output(state: &TrainState, file: &str, count: usize) {
     let images = images(file, count);
-    let network = Network::new(&state.config, &state.parameters, &Device::Cpu).unwrap();
+    let network = Network::new(&state.config, &state.parameters, &Device::CPU).unwrap();
     let batch = Batch {
         images: &images,
         labels: &[],

@@ -135,7 +135,7 @@ impl Compress {
             || self.prepare(team),
             |(trained, _, found)| {
                 let files = found.iter().map(Found::described).collect::<String>();
-                Ok(common(self, trained, false, Device::Cpu, &[])? + &files)
+                Ok(common(self, trained, false, Device::CPU, &[])? + &files)
             },
         )?;
         let model = trained.coder()?;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::{Arrays, Part};
 use crate::config::{ModelConfig, halved};
+use crate::engine::Precision;
 use crate::kernels::attention::Attention;
 use crate::kernels::conv::Conv;
 use crate::kernels::gated_resnet::{self, GatedResnet, Gradients, MapGradient};
@@ -38,6 +39,8 @@ pub(super) struct Execution<'a> {
     /// image, for no kernel reaches further up.
     pub above: usize,
     pub dropout: Option<Dropout>,
+    /// What the blocks' convolutions multiply.
+    pub precision: Precision,
     pub memory: Memory,
 }
 
@@ -48,6 +51,7 @@ pub(super) fn conv_of(layer: &Layer) -> Conv {
         transposed: layer.kind == LayerKind::Deconv,
         inputs: layer.inputs,
         outputs: layer.outputs,
+        precision: Precision::F32,
     }
 }
 
@@ -428,6 +432,10 @@ impl<'a> Execution<'a> {
 
     /// The kernel of a block that reads a buffer.
     fn kernel(&self, block: &network::GatedResnet, x: usize) -> GatedResnet {
+        let conv_of = |layer: &Layer| Conv {
+            precision: self.precision,
+            ..conv_of(layer)
+        };
         GatedResnet {
             conv_1: conv_of(&block.conv_1),
             nin: block.nin.as_ref().map(conv_of),

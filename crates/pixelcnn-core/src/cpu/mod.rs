@@ -23,8 +23,11 @@ use std::thread;
 use rayon::prelude::*;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::engine::{Batch, Engine, EngineError, State, Update, expect_parameters, own_shards};
+use crate::engine::{
+    Batch, Engine, EngineError, Precision, State, Update, expect_parameters, own_shards,
+};
 use crate::kernels::pointwise::Dropout;
+pub use crate::kernels::simd::has_bf16;
 use crate::likelihood::{EnergyDistance, Likelihood, Noise, per_image};
 use crate::network::Layout;
 use crate::plan::Plan;
@@ -68,6 +71,7 @@ type Arrays = Vec<Vec<f32>>;
 #[derive(Debug)]
 pub struct Cpu {
     config: ModelConfig,
+    precision: Precision,
     layout: Layout,
     training: Plan,
     evaluation: Plan,
@@ -88,15 +92,25 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// An engine for a model.
+    /// An engine for a model, in single precision.
     ///
     /// # Errors
     /// A configuration that no model can have.
     pub fn new(config: &ModelConfig) -> Result<Cpu, ConfigError> {
+        Cpu::in_precision(config, Precision::F32)
+    }
+
+    /// An engine whose blocks' convolutions multiply in [`Precision::Bf16`], or else in single precision.
+    /// On a machine without [the instructions](has_bf16) plain code does what they do, many times slower.
+    ///
+    /// # Errors
+    /// A configuration that no model can have.
+    pub fn in_precision(config: &ModelConfig, precision: Precision) -> Result<Cpu, ConfigError> {
         config.validate()?;
         let (layout, training) = (Layout::new(config), Plan::training(config));
         Ok(Cpu {
             config: config.clone(),
+            precision,
             buckets: Bucket::all(&training, &layout),
             layout,
             training,
@@ -124,6 +138,7 @@ impl Cpu {
             part,
             above: 0,
             dropout: None,
+            precision: self.precision,
             memory: self.memories.take(),
         }
     }

@@ -3,6 +3,7 @@
 
 use super::adam::Rates;
 use super::conv::Conv;
+use crate::engine::Precision;
 use crate::network::Window;
 
 /// Coefficients of a Newton-Schulz iteration, `Y (a + b YᵀY + c (YᵀY)²)`: five take the singular values of a
@@ -82,6 +83,7 @@ fn orthogonalise(columns: usize, y: &mut Vec<f32>) {
         transposed: false,
         inputs: columns,
         outputs: columns,
+        precision: Precision::F32,
     };
     let [a, b, c] = COEFFICIENTS;
     let (mut gram, mut unused) = (vec![0.0; columns * columns], vec![0.0; columns]);

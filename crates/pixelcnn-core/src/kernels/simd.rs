@@ -20,6 +20,14 @@ pub fn level() -> Level {
     *LEVEL.get_or_init(detect)
 }
 
+/// Whether this machine multiplies bfloat16 in pairs (AVX-512 BF16).
+pub fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// All levels that this machine has, for tests of each.
 #[cfg(test)]
 pub(crate) fn levels() -> impl Iterator<Item = Level> {

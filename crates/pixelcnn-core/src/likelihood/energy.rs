@@ -4,6 +4,7 @@
 
 use super::{CHUNK, from_level};
 use crate::config::{ModelConfig, Nonlinearity};
+use crate::engine::Precision;
 use crate::kernels::conv::Conv;
 use crate::kernels::math::tanh;
 use crate::kernels::pointwise::{Dropout, hash, keys, nonlinearity, nonlinearity_backward};
@@ -105,6 +106,7 @@ impl EnergyDistance {
             transposed: false,
             inputs,
             outputs,
+            precision: Precision::F32,
         })
     }
 

@@ -96,7 +96,7 @@ fn model(config: &ModelConfig) -> Vec<Vec<f32>> {
         ..Batch::default()
     };
     let mut parameters = draw_parameters(config, 5);
-    initialise(config, &mut parameters, batch, None, &Device::Cpu).unwrap();
+    initialise(config, &mut parameters, batch, None, &Device::CPU).unwrap();
     parameters
 }
 
@@ -135,7 +135,7 @@ fn likelihoods_of_real_images_are_those_of_the_parallel_network() {
     };
     for config in configs().into_iter().chain([whole]) {
         let parameters = model(&config);
-        let network = Network::new(&config, &parameters, &Device::Cpu).unwrap();
+        let network = Network::new(&config, &parameters, &Device::CPU).unwrap();
         let evaluator = Evaluator::new(&config, &parameters).unwrap();
         let images = crops(&config, 5);
         let labels: Vec<u32> = (0..5)
@@ -181,7 +181,7 @@ fn sample_by_passes(config: &ModelConfig, parameters: &[Vec<f32>], sampling: &Sa
             height: rows,
             ..config.clone()
         };
-        let top = Network::new(&top, parameters, &Device::Cpu).unwrap();
+        let top = Network::new(&top, parameters, &Device::CPU).unwrap();
         for at in (0..width * channels).step_by(config.channels_together()) {
             let (x, channel) = (at / channels, at % channels);
             let seen: Vec<u8> = images

@@ -18,6 +18,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::simd::{self, Level};
+use crate::engine::Precision;
 use crate::network::Window;
 use tile::Tiles;
 use winograd::Winograd;
@@ -37,6 +38,9 @@ pub struct Conv {
     pub inputs: usize,
     /// Channels out.
     pub outputs: usize,
+    /// What is multiplied: values as they are, or, with [`Precision::Bf16`], rounded after they are
+    /// transformed. Without the [instructions](simd::has_bf16) that is slow.
+    pub precision: Precision,
 }
 
 impl Conv {
@@ -158,7 +162,14 @@ impl Conv {
             taps: self.window.taps(),
             flipped: false,
         };
-        gather.run(Tiles::of(level), x, weight, bias, accumulate, out);
+        gather.run(
+            Tiles::of(level, self.precision),
+            x,
+            weight,
+            bias,
+            accumulate,
+            out,
+        );
     }
 
     fn backward_input_at(
@@ -188,7 +199,14 @@ impl Conv {
             taps: self.window.taps(),
             flipped: true,
         };
-        gather.run(Tiles::of(level), dy, weight, &[], accumulate, dx);
+        gather.run(
+            Tiles::of(level, self.precision),
+            dy,
+            weight,
+            &[],
+            accumulate,
+            dx,
+        );
     }
 
     fn backward_weight_at(
@@ -215,7 +233,7 @@ impl Conv {
             return;
         }
 
-        let tiles = Tiles::of(level);
+        let tiles = Tiles::of(level, self.precision);
         let panels = Panels::new(tiles, outputs);
         let rows = InputTiles::new(inputs, tiles);
         // A task has some weights to itself and sums them over all pixels: the order of the sum
@@ -229,7 +247,7 @@ impl Conv {
             let mut pairs = self.pairs([n, h, w], tap);
             let (mut xs, mut dys) = (Vec::new(), Vec::new());
             let own = rows.part(part, parts);
-            with_scratch(PIXELS * panels.width, |packed| {
+            with_scratch(tiles.words(PIXELS) * panels.width, |packed| {
                 let mut accumulate = false;
                 loop {
                     xs.clear();
@@ -244,14 +262,27 @@ impl Conv {
                     let pack = |panel: usize| {
                         let (columns, vectors) = panels.get(panel);
                         let packed_rows = packed.chunks_exact_mut(vectors * tiles.lanes);
-                        for (i, (row, pixel)) in packed_rows.zip(&dys).enumerate() {
-                            if let Some(ahead) = dys.get(i + AHEAD) {
+                        let pixel = |pixel: usize| &dy[pixel * outputs..][columns.clone()];
+                        let pixels = dys.chunks(tiles.numbers);
+                        for (i, (row, pixels)) in packed_rows.zip(pixels).enumerate() {
+                            for ahead in dys
+                                .iter()
+                                .skip(i * tiles.numbers + AHEAD)
+                                .take(tiles.numbers)
+                            {
                                 let ahead =
                                     dy.as_ptr().wrapping_add(ahead * outputs + columns.start);
                                 tile::prefetch_all::<1>(ahead, columns.len());
                             }
-                            row[..columns.len()]
-                                .copy_from_slice(&dy[pixel * outputs..][columns.clone()]);
+                            let first = pixel(pixels[0]);
+                            let second =
+                                pixels.get(1).map_or(&tile::ZEROS[..], |next| pixel(*next));
+                            // SAFETY: the machine has the level. A panel has no more columns than
+                            // `ZEROS` values, and the row as many words.
+                            unsafe {
+                                let (first, second) = (first.as_ptr(), second.as_ptr());
+                                (tiles.join)(first, second, columns.len(), row.as_mut_ptr());
+                            }
                             row[columns.len()..].fill(0.0);
                         }
                         packed.as_ptr()
@@ -405,14 +436,43 @@ impl Gather {
         accumulate: bool,
         out: &mut [f32],
     ) {
-        let (n, taps) = (self.images, self.taps);
-        let (inputs, outputs) = (self.inputs, self.outputs);
         if out.is_empty() {
             return;
         }
+        let words = tiles.words(self.inputs);
+        if tiles.numbers == 1 || self.inputs == 0 {
+            return self.run_on(tiles, x, weight, bias, accumulate, out);
+        }
+        with_scratch(x.len() / self.inputs * words, |rounded| {
+            let values = x.par_chunks(PIXELS * self.inputs);
+            let tasks = values.zip(rounded.par_chunks_mut(PIXELS * words));
+            tasks.for_each(|(values, rounded)| {
+                let pixels = values.chunks_exact(self.inputs);
+                for (values, rounded) in pixels.zip(rounded.chunks_exact_mut(words)) {
+                    // SAFETY: the machine has the level, and there is a word for `numbers` values.
+                    unsafe { (tiles.round)(values.as_ptr(), values.len(), rounded.as_mut_ptr()) };
+                }
+            });
+            self.run_on(tiles, rounded, weight, bias, accumulate, out);
+        });
+    }
+
+    /// The same on the words of `x`, pixel by pixel.
+    fn run_on(
+        &self,
+        tiles: &Tiles,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        accumulate: bool,
+        out: &mut [f32],
+    ) {
+        let (n, taps) = (self.images, self.taps);
+        let outputs = self.outputs;
+        let words = tiles.words(self.inputs);
         let panels = Panels::new(tiles, outputs);
         let padded_bias = panels.padded(bias);
-        let zeros = vec![0.0; inputs];
+        let zeros = vec![0.0; words];
 
         // Tiles of as even a number of pixels as can be, a few to a task.
         let pixels = |phase: &Phase| n * phase.size[0] * phase.size[1];
@@ -429,8 +489,8 @@ impl Gather {
             .collect();
 
         let out = SharedMap(out.as_mut_ptr());
-        with_scratch(taps * inputs * panels.lanes(), |packed| {
-            self.pack(&panels, weight, packed);
+        with_scratch(taps * words * panels.lanes(), |packed| {
+            self.pack(tiles, &panels, weight, packed);
             let packed = &*packed;
             tasks.into_par_iter().for_each(|(phase, range)| {
                 let tile = |tile| share(pixels(phase), tile, count(phase));
@@ -440,17 +500,17 @@ impl Gather {
                 }
                 for panel in 0..panels.count() {
                     let (columns, vectors) = panels.get(panel);
-                    let weights = &packed[panel * panels.width * taps * inputs..];
+                    let weights = &packed[panel * panels.width * taps * words..];
                     let (mut rows, mut outs) = (&rows[..], &outs[..]);
                     for tile in range.clone().map(tile) {
                         // SAFETY: the machine has the level. `point` made the pointers for this
-                        // tile; the panel has `taps` rows of `vectors` vectors for every input,
+                        // tile; the panel has `taps` rows of `vectors` vectors for every word,
                         // and `columns` lie inside a pixel. No other task writes these pixels.
                         unsafe {
                             tiles.gather[vectors - 1][tile.len() - 1](
                                 &phase.taps,
                                 rows.as_ptr(),
-                                inputs,
+                                words,
                                 weights.as_ptr(),
                                 padded_bias[panel * panels.width..].as_ptr(),
                                 outs.as_ptr(),
@@ -479,6 +539,7 @@ impl Gather {
         rows: &mut Vec<*const f32>,
         outs: &mut Vec<*mut f32>,
     ) {
+        let words = zeros.len();
         let [h, w] = phase.size;
         let place = |pixel| [pixel / w / h, pixel / w % h, pixel % w];
         // Counted on, for divisions would cost more than a tile of few channels.
@@ -496,7 +557,7 @@ impl Gather {
                 let x_ = (j * phase.from_stride).wrapping_add_signed(*left);
                 if y < self.from[0] && x_ < self.from[1] {
                     let pixel = (image * self.from[0] + y) * self.from[1] + x_;
-                    x[pixel * self.inputs..][..self.inputs].as_ptr()
+                    x[pixel * words..][..words].as_ptr()
                 } else {
                     zeros.as_ptr()
                 }
@@ -504,7 +565,7 @@ impl Gather {
         }
         // The last tap reads what no tile before has read.
         for row in &rows[rows.len() - pixels.len().min(rows.len())..] {
-            tile::prefetch_all::<1>(*row, self.inputs);
+            tile::prefetch_all::<1>(*row, words);
         }
         outs.extend(places().map(|[image, i, j]| {
             let y = phase.first[0] + i * phase.stride;
@@ -513,18 +574,18 @@ impl Gather {
         }));
     }
 
-    /// Packs the weight by panels: \[panel, tap, input, column\], zeros beyond the last column.
-    fn pack(&self, panels: &Panels, weight: &[f32], packed: &mut [f32]) {
+    /// Packs the weight by panels, as words: \[panel, tap, input, column\], zeros beyond the last column.
+    fn pack(&self, tiles: &Tiles, panels: &Panels, weight: &[f32], packed: &mut [f32]) {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        let panel_size = panels.width * self.taps * inputs;
+        let words = tiles.words(inputs);
+        let panel_size = panels.width * self.taps * words;
         if panel_size == 0 {
             return;
         }
         let pack = |(panel, packed): (usize, &mut [f32])| {
             let (columns, vectors) = panels.get(panel);
             let width = vectors * panels.width / 2;
-            for (tap, packed) in packed.chunks_exact_mut(inputs * width).enumerate() {
-                let weight = &weight[tap * inputs * outputs..][..inputs * outputs];
+            let pack_tap = |weight: &[f32], packed: &mut [f32]| {
                 if self.flipped {
                     for (lane, column) in columns.clone().enumerate() {
                         let row = &weight[column * inputs..][..inputs];
@@ -542,6 +603,26 @@ impl Gather {
                         to[columns.len()..].fill(0.0);
                     }
                 }
+            };
+            for (tap, packed) in packed.chunks_exact_mut(words * width).enumerate() {
+                let weight = &weight[tap * inputs * outputs..][..inputs * outputs];
+                if tiles.numbers == 1 {
+                    pack_tap(weight, packed);
+                    continue;
+                }
+                with_scratch(2 * words * width, |exact| {
+                    pack_tap(weight, &mut exact[..inputs * width]);
+                    exact[inputs * width..].fill(0.0);
+                    let rows = exact.chunks_exact(2 * width);
+                    for (rows, packed) in rows.zip(packed.chunks_exact_mut(width)) {
+                        let (row, next) = rows.split_at(width);
+                        // SAFETY: the machine has the level, and all rows are `width` long.
+                        unsafe {
+                            let (row, next) = (row.as_ptr(), next.as_ptr());
+                            (tiles.join)(row, next, width, packed.as_mut_ptr());
+                        }
+                    }
+                });
             }
         };
         packed.par_chunks_mut(panel_size).enumerate().for_each(pack);
@@ -582,8 +663,8 @@ impl<'t> InputTiles<'t> {
     /// them to it.
     ///
     /// # Safety
-    /// The machine has the tiles' level. `xs` point to `inputs` channels each; a panel has a row for
-    /// each of them, until the next one is asked for. `out` has \[inputs, columns\] values, of which
+    /// The machine has the tiles' level. `xs` point to `inputs` channels each; a panel has a row of words
+    /// for each of them, or for two, until the next one is asked for. `out` has \[inputs, columns\] values, of which
     /// nobody else uses these tiles' rows.
     unsafe fn add_outer_products(
         &self,
@@ -597,9 +678,10 @@ impl<'t> InputTiles<'t> {
         let rows = |tile| share(inputs, tile, self.count);
         let first = rows(self.range.start).start;
         let channels = rows(self.range.end).start - first;
+        let words = tiles.words(xs.len());
         // Each tile's channels together: read once from afar, then for every panel.
-        with_scratch(xs.len() * channels, |packed| {
-            let place = |rows: &Range<usize>| (rows.start - first) * xs.len();
+        with_scratch(words * channels, |packed| {
+            let place = |rows: &Range<usize>| (rows.start - first) * words;
             for rows in self.range.clone().map(rows) {
                 // SAFETY: the channels are there, and the tile has room for all pixels.
                 unsafe {
@@ -614,7 +696,7 @@ impl<'t> InputTiles<'t> {
                     // SAFETY: as the caller says; the tile's channels were packed above.
                     unsafe {
                         tiles.outer[vectors - 1][rows.len() - 1](
-                            xs.len(),
+                            words,
                             packed[place(&rows)..].as_ptr(),
                             panel,
                             out.add(rows.start * panels.columns + columns.start),

@@ -33,33 +33,53 @@ fn joined(conv: &Conv, [n, h, w]: [usize; 3]) -> Vec<(usize, usize, usize)> {
     joined
 }
 
-/// Values in f64 beside the sums of their terms' sizes, which scale the error allowed.
+/// Values in f64 beside the sums of their terms' sizes, and of their squares, which scale the error
+/// allowed.
 #[derive(Clone)]
-struct Sums(Vec<(f64, f64)>);
+struct Sums(Vec<[f64; 3]>);
 
 impl Sums {
     fn of(start: impl IntoIterator<Item = f32>) -> Sums {
         let start = start.into_iter().map(f64::from);
-        Sums(start.map(|x| (x, x.abs())).collect())
+        Sums(start.map(|x| [x, x.abs(), x * x]).collect())
     }
 
     fn add(&mut self, index: usize, x: f32, y: f32) {
         let term = f64::from(x) * f64::from(y);
-        self.0[index].0 += term;
-        self.0[index].1 += term.abs();
+        let [sum, size, squares] = &mut self.0[index];
+        *sum += term;
+        *size += term.abs();
+        *squares += term * term;
     }
 
-    fn check(&self, what: &str, values: &[f32]) {
+    fn check(&self, what: &str, precision: Precision, values: &[f32]) {
         assert_eq!(self.0.len(), values.len());
+        if precision == Precision::Bf16 {
+            // Every term is off by a share of itself that is as good as random.
+            let errors = self
+                .0
+                .iter()
+                .zip(values)
+                .map(|([sum, ..], value)| sum - f64::from(*value));
+            let error = errors.map(|error| error * error).sum::<f64>().sqrt();
+            let length = self
+                .0
+                .iter()
+                .map(|[.., squares]| squares)
+                .sum::<f64>()
+                .sqrt();
+            assert!(error <= 0.02 * length, "{what}: {error} of {length}");
+            return;
+        }
         // Winograd's transforms mix a sum with its neighbours' terms, which then cancel.
         let largest = self
             .0
             .iter()
-            .fold(0.0, |most: f64, (_, size)| most.max(*size));
-        for (i, ((sum, size), value)) in self.0.iter().zip(values).enumerate() {
+            .fold(0.0, |most: f64, [_, size, _]| most.max(*size));
+        for (i, ([sum, size, _], value)) in self.0.iter().zip(values).enumerate() {
             let error = (sum - f64::from(*value)).abs();
             assert!(
-                error <= 1e-6 * size + 1e-6 * largest,
+                error <= 1e-6 * (size + largest),
                 "{what}[{i}]: {value} is not {sum}"
             );
         }
@@ -84,6 +104,12 @@ struct Case {
 }
 
 impl Case {
+    /// A convolution of random values in both precisions.
+    fn both(conv: Conv, size: [usize; 3], seed: u64) -> [Case; 2] {
+        [Precision::F32, Precision::Bf16]
+            .map(|precision| Case::new(Conv { precision, ..conv }, size, seed))
+    }
+
     fn new(conv: Conv, size: [usize; 3], seed: u64) -> Case {
         let [n, h, w] = size;
         let [from, to] = conv.sizes([h, w]).map(|[h, w]| n * h * w);
@@ -170,17 +196,32 @@ impl Case {
             sums
         };
         let (start_out, start_dx) = (random(5, self.dy.len()), random(6, self.x.len()));
+        let precision = self.conv.precision;
         for level in levels() {
             let at = |name| format!("{level:?} {:?} {:?} {name}", self.conv, self.size);
-            out.check(&at("out"), &self.forward(level, false, &start_out));
-            dx.check(&at("dx"), &self.backward_input(level, false, &start_dx));
-            onto(out.clone(), &start_out)
-                .check(&at("out +="), &self.forward(level, true, &start_out));
-            onto(dx.clone(), &start_dx)
-                .check(&at("dx +="), &self.backward_input(level, true, &start_dx));
+            out.check(
+                &at("out"),
+                precision,
+                &self.forward(level, false, &start_out),
+            );
+            dx.check(
+                &at("dx"),
+                precision,
+                &self.backward_input(level, false, &start_dx),
+            );
+            onto(out.clone(), &start_out).check(
+                &at("out +="),
+                precision,
+                &self.forward(level, true, &start_out),
+            );
+            onto(dx.clone(), &start_dx).check(
+                &at("dx +="),
+                precision,
+                &self.backward_input(level, true, &start_dx),
+            );
             let [weight, bias] = self.backward_weight(level);
-            dweight.check(&at("dweight"), &weight);
-            dbias.check(&at("dbias"), &bias);
+            dweight.check(&at("dweight"), precision, &weight);
+            dbias.check(&at("dbias"), Precision::F32, &bias);
         }
     }
 }
@@ -213,8 +254,9 @@ proptest! {
         seed in any::<u32>(),
     ) {
         let (window, transposed) = windows()[window];
-        let conv = Conv { window, transposed: transposed ^ flip, inputs, outputs };
-        Case::new(conv, size, seed.into()).check();
+        let precision = Precision::F32;
+        let conv = Conv { window, transposed: transposed ^ flip, inputs, outputs, precision };
+        Case::both(conv, size, seed.into()).iter().for_each(Case::check);
     }
 }
 
@@ -227,8 +269,9 @@ fn every_window_at_the_networks_channels() {
                 transposed,
                 inputs,
                 outputs,
+                precision: Precision::F32,
             };
-            Case::new(conv, [2, 8, 8], 0).check();
+            Case::both(conv, [2, 8, 8], 0).iter().for_each(Case::check);
         }
     }
 }
@@ -246,8 +289,9 @@ fn many_pixels_are_summed_in_blocks() {
             transposed: false,
             inputs: channels[0],
             outputs: channels[1],
+            precision: Precision::F32,
         };
-        Case::new(conv, size, 0).check();
+        Case::both(conv, size, 0).iter().for_each(Case::check);
     }
 }
 
@@ -267,22 +311,26 @@ fn empty_maps_and_channels() {
                 transposed,
                 inputs,
                 outputs,
+                precision: Precision::F32,
             };
-            Case::new(conv, size, 0).check();
+            Case::both(conv, size, 0).iter().for_each(Case::check);
         }
     }
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for (window, transposed) in windows() {
-        let conv = Conv {
-            window,
-            transposed,
-            inputs: 40,
-            outputs: 70,
-        };
-        let case = Case::new(conv, [5, 16, 16], 0);
+    let conv = |(window, transposed)| Conv {
+        window,
+        transposed,
+        inputs: 40,
+        outputs: 70,
+        precision: Precision::F32,
+    };
+    for case in windows()
+        .into_iter()
+        .flat_map(|kind| Case::both(conv(kind), [5, 16, 16], 0))
+    {
         for level in levels() {
             let results = [1, 2, 3].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -294,7 +342,7 @@ fn any_number_of_threads_gives_the_same_bits() {
                 })
             });
             let [one, two, three]: [[Vec<u32>; 4]; 3] = results;
-            assert!(one == two && one == three, "{level:?} {window:?}");
+            assert!(one == two && one == three, "{level:?} {:?}", case.conv);
         }
     }
 }
@@ -308,13 +356,18 @@ fn bands_are_rows_of_the_whole_image() {
                 transposed,
                 inputs,
                 outputs,
+                precision: Precision::F32,
             };
             if !conv.reaches_up() {
                 continue;
             }
             let (rows, columns) = (23, 9);
-            let case = Case::new(conv, [1, rows, columns], 0);
-            for level in levels() {
+            let cases = Case::both(conv, [1, rows, columns], 0);
+            for (case, level) in cases
+                .iter()
+                .flat_map(|case| levels().map(move |level| (case, level)))
+            {
+                let conv = case.conv;
                 let whole = case.forward(level, false, &case.dy);
                 let [_, [_, width]] = conv.sizes([rows, columns]);
                 let mut bands = Vec::new();
@@ -324,7 +377,7 @@ fn bands_are_rows_of_the_whole_image() {
                 for (first, band) in [(0, 8), (8, 12), (20, 3)] {
                     let x = &x[first * columns * inputs..][..(band + 1) * columns * inputs];
                     let mut out = vec![7.0; band.div_ceil(window.stride) * width * outputs];
-                    let Case { weight, bias, .. } = &case;
+                    let Case { weight, bias, .. } = case;
                     let size = [1, band, columns];
                     conv.forward_at(level, size, 1, x, weight, bias, false, &mut out);
                     bands.extend(out);
@@ -345,6 +398,7 @@ fn sizes_that_wrap_round_are_refused() {
         transposed: false,
         inputs,
         outputs,
+        precision: Precision::F32,
     };
     let huge = conv(Window::POINT, 1 << 62, 4);
     let (mut dweight, mut dbias) = ([0.0f32; 0], [0.0f32; 4]);

@@ -1,10 +1,15 @@
 //! The register tiles that all the arithmetic of a convolution goes through, once for every vector
 //! level: a few rows times one or two vectors of columns, kept in registers while they sum.
+//!
+//! What they multiply are words, each in the place of a value: a value itself, or two rounded to
+//! bfloat16, whose products are summed at once. Two that follow one another among what is summed over
+//! share a word: two inputs of a pixel and the weights of the two, or a channel of two pixels.
 
-use crate::kernels::simd::Level;
-use crate::kernels::vector::Vector;
+use crate::engine::Precision;
+use crate::kernels::simd::{self, Level};
+use crate::kernels::vector::{Operand, Vector};
 
-/// Sums, for every row `m` of the tile, `inputs` channels of every tap `t`: the row's channels are
+/// Sums, for every row `m` of the tile, `inputs` words of channels of every tap `t`: the row's are
 /// at `rows[t * M + m]`, their weights at `panel + taps[t] * inputs * width`, where `width` is the
 /// tile's number of columns, lanes beyond `columns` included. Adds `bias` and writes `columns`
 /// values at `first` after each of `outs`, or adds them to what is there.
@@ -20,16 +25,24 @@ pub(super) type GatherTile = unsafe fn(
     accumulate: bool,
 );
 
-/// The product of `M` rows of `inputs` values at `x`, `stride` apart, with a panel of `inputs` rows
-/// of the tile's `width` values. Writes `M` rows of `width` values at `out`.
+/// The product of `M` rows of `inputs` words at `x`, `stride` apart, with a panel of `inputs` rows
+/// of the tile's `width` words. Writes `M` rows of `width` values at `out`.
 pub(super) type ProductTile =
     unsafe fn(x: *const f32, stride: usize, inputs: usize, panel: *const f32, out: *mut f32);
 
-/// Copies `M` channels at `first` after each of the `pixels` to `out`, one pixel after the other.
+/// Copies words of `M` channels at `first` after each of the `pixels` to `out`, one pixel, or two in the
+/// same words, after the other.
 pub(super) type PackTile = unsafe fn(pixels: &[*const f32], first: usize, out: *mut f32);
 
-/// Sums over `pixels` the outer products of `M` channels with the `width` values at `panel`, both of
-/// one pixel after the other. Writes `columns` values to each of the `M` rows at `out`, `stride`
+/// Writes words of `len` channels of a pixel, or of two, at `out`.
+pub(super) type JoinRows =
+    unsafe fn(first: *const f32, second: *const f32, len: usize, out: *mut f32);
+
+/// Writes `len` values as words: `len` / [`Tiles::numbers`] rounded up, the last one filled with zero.
+pub(super) type RoundRow = unsafe fn(values: *const f32, len: usize, out: *mut f32);
+
+/// Sums over `pixels` words the outer products of `M` channels with the `width` ones at `panel`, both of
+/// one pixel, or two, after the other. Writes `columns` values to each of the `M` rows at `out`, `stride`
 /// apart, or adds them to what is there.
 pub(super) type OuterTile = unsafe fn(
     pixels: usize,
@@ -43,14 +56,18 @@ pub(super) type OuterTile = unsafe fn(
 
 /// The tiles of one vector level.
 pub(super) struct Tiles {
-    /// Values in a vector; a tile has one or two vectors of columns.
+    /// Words in a vector; a tile has one or two vectors of columns.
     pub lanes: usize,
+    /// Numbers in a word.
+    pub numbers: usize,
     /// Tiles by vectors - 1 and rows - 1.
     pub gather: [&'static [GatherTile]; 2],
     /// Tiles by vectors - 1 and rows - 1.
     pub product: [&'static [ProductTile]; 2],
     /// Tiles by rows - 1.
     pub pack: &'static [PackTile],
+    pub join: JoinRows,
+    pub round: RoundRow,
     /// Tiles by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterTile]; 2],
 }
@@ -61,21 +78,30 @@ impl Tiles {
         self.gather[0].len()
     }
 
-    /// The tiles of a level, which the machine must have when they are called.
-    pub fn of(level: Level) -> &'static Tiles {
-        match level {
+    /// Words of so many numbers.
+    pub fn words(&self, numbers: usize) -> usize {
+        numbers.div_ceil(self.numbers)
+    }
+
+    /// The tiles of a level, which the machine must have when they are called. Without instructions for
+    /// bfloat16 they are plain code.
+    pub fn of(level: Level, precision: Precision) -> &'static Tiles {
+        match (precision, level) {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => &avx512::TILES,
+            (Precision::Bf16, Level::Avx512) if simd::has_bf16() => &avx512_bf16::TILES,
+            (Precision::Bf16, _) => &plain_bf16::TILES,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => &avx2::TILES,
+            (_, Level::Avx512) => &avx512::TILES,
+            #[cfg(target_arch = "x86_64")]
+            (_, Level::Avx2) => &avx2::TILES,
             _ => &plain::TILES,
         }
     }
 }
 
-/// Adds to a tile's sums the product of value `k` of every row, `step` apart, with that row of a panel.
+/// Adds to a tile's sums the product of word `k` of every row, `step` apart, with that row of a panel.
 #[inline(always)]
-unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
+unsafe fn add_product<V: Vector, O: Operand<V>, const M: usize, const N: usize>(
     sums: &mut [[V; N]; M],
     rows: [*const f32; M],
     step: usize,
@@ -88,15 +114,15 @@ unsafe fn add_product<V: Vector, const M: usize, const N: usize>(
         for (sums, row) in sums.iter_mut().zip(rows) {
             let x = V::splat(*row.add(k * step));
             for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = x.mul_add(w, *sum);
+                *sum = O::multiply_add(x, w, *sum);
             }
         }
     }
 }
 
-/// Adds to a tile's sums the product of `inputs` values of every row, `step` apart, with a panel.
+/// Adds to a tile's sums the product of `inputs` words of every row, `step` apart, with a panel.
 #[inline(always)]
-unsafe fn add_products<V: Vector, const M: usize, const N: usize>(
+unsafe fn add_products<V: Vector, O: Operand<V>, const M: usize, const N: usize>(
     sums: &mut [[V; N]; M],
     rows: [*const f32; M],
     step: usize,
@@ -106,23 +132,23 @@ unsafe fn add_products<V: Vector, const M: usize, const N: usize>(
     /// Inputs to a turn of the loop, so that counting and addresses cost little.
     const TURN: usize = 4;
     let turns = inputs / TURN;
-    // SAFETY: the caller has the level's instructions, `inputs` values in every row and as many
+    // SAFETY: the caller has the level's instructions, `inputs` words in every row and as many
     // rows of `N` vectors in the panel.
     unsafe {
         for turn in 0..turns {
             for k in 0..TURN {
-                add_product(sums, rows, step, panel, turn * TURN + k);
+                add_product::<V, O, M, N>(sums, rows, step, panel, turn * TURN + k);
             }
         }
         for k in turns * TURN..inputs {
-            add_product(sums, rows, step, panel, k);
+            add_product::<V, O, M, N>(sums, rows, step, panel, k);
         }
     }
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn gather<V: Vector, const M: usize, const N: usize>(
+unsafe fn gather<V: Vector, O: Operand<V>, const M: usize, const N: usize>(
     taps: &[usize],
     rows: *const *const f32,
     inputs: usize,
@@ -138,7 +164,7 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
         let mut sums: [[V; N]; M] = [std::array::from_fn(|n| V::load(bias.add(n * V::LANES))); M];
         for (t, tap) in taps.iter().enumerate() {
             let row: [*const f32; M] = std::array::from_fn(|m| *rows.add(t * M + m));
-            add_products(
+            add_products::<V, O, M, N>(
                 &mut sums,
                 row,
                 1,
@@ -162,7 +188,7 @@ unsafe fn gather<V: Vector, const M: usize, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn product<V: Vector, const M: usize, const N: usize>(
+unsafe fn product<V: Vector, O: Operand<V>, const M: usize, const N: usize>(
     x: *const f32,
     stride: usize,
     inputs: usize,
@@ -173,7 +199,7 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
         let rows = std::array::from_fn(|m| x.add(m * stride));
-        add_products(&mut sums, rows, 1, inputs, panel);
+        add_products::<V, O, M, N>(&mut sums, rows, 1, inputs, panel);
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
                 sum.store(out.add((m * N + n) * V::LANES));
@@ -183,15 +209,77 @@ unsafe fn product<V: Vector, const M: usize, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn pack<const M: usize>(pixels: &[*const f32], first: usize, out: *mut f32) {
-    for (p, pixel) in pixels.iter().enumerate() {
-        // SAFETY: the caller has memory as `PackTile` says.
-        unsafe { out.add(p * M).copy_from_nonoverlapping(pixel.add(first), M) };
+unsafe fn pack<V: Vector, O: Operand<V>, const M: usize>(
+    pixels: &[*const f32],
+    first: usize,
+    out: *mut f32,
+) {
+    for (p, pixels) in pixels.chunks(O::NUMBERS).enumerate() {
+        // SAFETY: the caller has the level's instructions, and memory as `PackTile` says.
+        unsafe {
+            let out = out.add(p * M);
+            match pixels {
+                [pixel] if O::NUMBERS == 1 => out.copy_from_nonoverlapping(pixel.add(first), M),
+                [pixel] => join::<V, O>(pixel.add(first), ZEROS.as_ptr(), M, out),
+                [pixel, next, ..] => join::<V, O>(pixel.add(first), next.add(first), M, out),
+                [] => {}
+            }
+        }
+    }
+}
+
+/// For the second pixel of words where there is none: as many as a tile has columns.
+pub(super) static ZEROS: [f32; 32] = [0.0; 32];
+
+#[inline(always)]
+unsafe fn join<V: Vector, O: Operand<V>>(
+    first: *const f32,
+    second: *const f32,
+    len: usize,
+    out: *mut f32,
+) {
+    for c in (0..len).step_by(V::LANES) {
+        // SAFETY: the caller has the level's instructions, and memory as `JoinRows` says.
+        unsafe {
+            let words = O::join(load(first, c, len), load(second, c, len));
+            write([words], out.add(c), len - c, false);
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn outer<V: Vector, const M: usize, const N: usize>(
+unsafe fn round<V: Vector, O: Operand<V>>(values: *const f32, len: usize, out: *mut f32) {
+    for c in (0..len).step_by(V::LANES) {
+        // SAFETY: the caller has the level's instructions, and memory as `RoundRow` says.
+        unsafe {
+            let values = load(values, c, len);
+            let out = out.add(c / O::NUMBERS);
+            if c + V::LANES <= len {
+                O::store(values, out);
+            } else {
+                let mut words = [0.0; 16];
+                O::store(values, words.as_mut_ptr());
+                out.copy_from_nonoverlapping(words.as_ptr(), (len - c).div_ceil(O::NUMBERS));
+            }
+        }
+    }
+}
+
+/// The vector at `from + c`, zeros beyond `len`.
+#[inline(always)]
+pub(super) unsafe fn load<V: Vector>(from: *const f32, c: usize, len: usize) -> V {
+    // SAFETY: the caller has the level's instructions and `len` values at `from`.
+    unsafe {
+        if c + V::LANES <= len {
+            V::load(from.add(c))
+        } else {
+            V::load_first(from.add(c), len - c)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn outer<V: Vector, O: Operand<V>, const M: usize, const N: usize>(
     pixels: usize,
     channels: *const f32,
     panel: *const f32,
@@ -208,7 +296,7 @@ unsafe fn outer<V: Vector, const M: usize, const N: usize>(
         let mut sums = [[V::splat(0.0); N]; M];
         // Beyond the memory where there are no pixels.
         let rows = std::array::from_fn(|m| channels.wrapping_add(m));
-        add_products(&mut sums, rows, M, pixels, panel);
+        add_products::<V, O, M, N>(&mut sums, rows, M, pixels, panel);
         for (m, sums) in sums.into_iter().enumerate() {
             write(sums, out.add(m * stride), columns, accumulate);
         }
@@ -276,9 +364,9 @@ pub(super) unsafe fn write<V: Vector, const N: usize>(
     }
 }
 
-/// Compiles the tiles of `$rows` rows for a vector with its target features.
+/// Compiles the tiles of `$rows` rows for a vector and what it multiplies, with their target features.
 macro_rules! tiles {
-    ($vector:ty, [$($features:meta)?], [$($rows:literal)*]) => {
+    ($vector:ty, $operand:ty, [$($features:meta)?], [$($rows:literal)*]) => {
         $(#[$features])?
         #[allow(clippy::too_many_arguments)]
         unsafe fn gather<const M: usize, const N: usize>(
@@ -294,7 +382,7 @@ macro_rules! tiles {
         ) {
             // SAFETY: the same as the caller's.
             unsafe {
-                super::gather::<$vector, M, N>(
+                super::gather::<$vector, $operand, M, N>(
                     taps, rows, inputs, panel, bias, outs, first, columns, accumulate,
                 )
             }
@@ -309,7 +397,7 @@ macro_rules! tiles {
             out: *mut f32,
         ) {
             // SAFETY: the same as the caller's.
-            unsafe { super::product::<$vector, M, N>(x, stride, inputs, panel, out) }
+            unsafe { super::product::<$vector, $operand, M, N>(x, stride, inputs, panel, out) }
         }
 
         $(#[$features])?
@@ -324,17 +412,38 @@ macro_rules! tiles {
         ) {
             // SAFETY: the same as the caller's.
             unsafe {
-                super::outer::<$vector, M, N>(
+                super::outer::<$vector, $operand, M, N>(
                     pixels, channels, panel, out, stride, columns, accumulate,
                 )
             }
         }
 
+        $(#[$features])?
+        unsafe fn pack<const M: usize>(pixels: &[*const f32], first: usize, out: *mut f32) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::pack::<$vector, $operand, M>(pixels, first, out) }
+        }
+
+        $(#[$features])?
+        unsafe fn join(first: *const f32, second: *const f32, len: usize, out: *mut f32) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::join::<$vector, $operand>(first, second, len, out) }
+        }
+
+        $(#[$features])?
+        unsafe fn round(values: *const f32, len: usize, out: *mut f32) {
+            // SAFETY: the same as the caller's.
+            unsafe { super::round::<$vector, $operand>(values, len, out) }
+        }
+
         pub(super) static TILES: Tiles = Tiles {
             lanes: <$vector>::LANES,
+            numbers: <$operand as Operand<$vector>>::NUMBERS,
             gather: [&[$(gather::<$rows, 1>),*], &[$(gather::<$rows, 2>),*]],
             product: [&[$(product::<$rows, 1>),*], &[$(product::<$rows, 2>),*]],
-            pack: &[$(super::pack::<$rows>),*],
+            pack: &[$(pack::<$rows>),*],
+            join,
+            round,
             outer: [&[$(outer::<$rows, 1>),*], &[$(outer::<$rows, 2>),*]],
         };
     };
@@ -343,12 +452,31 @@ macro_rules! tiles {
 /// 14 x 2 of the 32 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Tiles, Vector};
+    use super::{Operand, Tiles, Vector};
+    use crate::kernels::vector::Single;
     use std::arch::x86_64::__m512;
 
     tiles!(
         __m512,
+        Single,
         [target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")],
+        [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
+    );
+}
+
+/// The same.
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use super::{Operand, Tiles, Vector};
+    use crate::kernels::vector::Bf16;
+    use std::arch::x86_64::__m512;
+
+    tiles!(
+        __m512,
+        Bf16,
+        [target_feature(
+            enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma"
+        )],
         [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
     );
 }
@@ -356,16 +484,25 @@ mod avx512 {
 /// 6 x 2 of the 16 registers hold sums.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Tiles, Vector};
+    use super::{Operand, Tiles, Vector};
+    use crate::kernels::vector::Single;
     use std::arch::x86_64::__m256;
 
-    tiles!(__m256, [target_feature(enable = "avx2,fma")], [1 2 3 4 5 6]);
+    tiles!(__m256, Single, [target_feature(enable = "avx2,fma")], [1 2 3 4 5 6]);
 }
 
 /// Four lanes: a register of SSE2 or NEON, where the compiler finds them.
 mod plain {
-    use super::{Tiles, Vector};
-    use crate::kernels::vector::FourLanes;
+    use super::{Operand, Tiles, Vector};
+    use crate::kernels::vector::{FourLanes, Single};
 
-    tiles!(FourLanes<false>, [], [1 2 3 4 5 6]);
+    tiles!(FourLanes<false>, Single, [], [1 2 3 4 5 6]);
+}
+
+/// What the instructions for bfloat16 do, on machines without.
+mod plain_bf16 {
+    use super::{Operand, Tiles, Vector};
+    use crate::kernels::vector::{Bf16, FourLanes};
+
+    tiles!(FourLanes<false>, Bf16, [], [1 2 3 4 5 6]);
 }

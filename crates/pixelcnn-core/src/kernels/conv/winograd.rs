@@ -20,10 +20,11 @@
 
 use rayon::prelude::*;
 
-use super::tile::{self, Tiles};
+use super::tile::{self, Tiles, load};
 use super::{Conv, InputTiles, PIXELS, Panels, SharedMap, share, with_scratch};
-use crate::kernels::simd::Level;
-use crate::kernels::vector::Vector;
+use crate::engine::Precision;
+use crate::kernels::simd::{self, Level};
+use crate::kernels::vector::{Operand, Single, Vector};
 
 /// Rows of the kernels: the shift is down, by one.
 const ROWS: usize = 2;
@@ -46,6 +47,8 @@ const CHUNK: usize = 1 << 20;
 struct Transforms {
     /// `B^T d B` of the pixels that a tile reads.
     input: Spread,
+    /// The same, as words of what the [`Tiles`] multiply.
+    input_words: Spread,
     /// `G g G^T` of the taps.
     weight: Spread,
     /// `A dy A^T` of the pixels that a tile writes.
@@ -266,7 +269,7 @@ unsafe fn weight_gradient<V: Vector, const K: usize>(u: [V; POINTS[1]]) -> [V; 3
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Columns of one map, places in rows of another.
-unsafe fn spread_input<V: Vector, const K: usize>(
+unsafe fn spread_input<V: Vector, O: Operand<V>, const K: usize>(
     pixels: *const *const f32,
     channels: usize,
     out: *mut f32,
@@ -285,7 +288,8 @@ unsafe fn spread_input<V: Vector, const K: usize>(
             }
             for (i, point) in points.into_iter().enumerate() {
                 for (j, value) in input::<V, K>(point).into_iter().take(K + 3).enumerate() {
-                    value.store(out.add((i * (K + 3) + j) * stride + c));
+                    let out = out.add((i * (K + 3) + j) * stride + c / O::NUMBERS);
+                    O::store(value, out);
                 }
             }
         }
@@ -411,27 +415,14 @@ unsafe fn collect_weight_gradient<V: Vector, const K: usize>(
     }
 }
 
-/// The vector at `from + c`, zeros beyond `channels`.
-#[inline(always)]
-unsafe fn load<V: Vector>(from: *const f32, c: usize, channels: usize) -> V {
-    // SAFETY: the caller has the level's instructions and `channels` values at `from`.
-    unsafe {
-        if c + V::LANES <= channels {
-            V::load(from.add(c))
-        } else {
-            V::load_first(from.add(c), channels - c)
-        }
-    }
-}
-
 /// Compiles the transforms for a vector with its target features.
 macro_rules! transforms {
-    ($vector:ty, [$($features:meta)?]) => {
+    ($vector:ty, $operand:ty, [$($features:meta)?]) => {
         $(#[$features])?
         #[allow(clippy::too_many_arguments)]
-        unsafe fn input<const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
+        unsafe fn input<O: Operand<$vector>, const K: usize>(from: *const *const f32, channels: usize, out: *mut f32, stride: usize) {
             // SAFETY: the same as the caller's.
-            unsafe { super::spread_input::<$vector, K>(from, channels, out, stride) }
+            unsafe { super::spread_input::<$vector, O, K>(from, channels, out, stride) }
         }
 
         $(#[$features])?
@@ -464,7 +455,8 @@ macro_rules! transforms {
 
         const fn transforms<const K: usize>() -> Transforms {
             Transforms {
-                input: input::<K>,
+                input: input::<Single, K>,
+                input_words: input::<$operand, K>,
                 weight: weight::<K>,
                 output_gradient: output_gradient::<K>,
                 output: output::<K>,
@@ -479,11 +471,12 @@ macro_rules! transforms {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::Transforms;
+    use super::{Operand, Single, Transforms};
     use std::arch::x86_64::__m512;
 
     transforms!(
         __m512,
+        Single,
         [target_feature(
             enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
         )]
@@ -491,28 +484,53 @@ mod avx512 {
 }
 
 #[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use super::{Operand, Single, Transforms};
+    use crate::kernels::vector::Bf16;
+    use std::arch::x86_64::__m512;
+
+    transforms!(
+        __m512,
+        Bf16,
+        [target_feature(
+            enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma"
+        )]
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::Transforms;
+    use super::{Operand, Single, Transforms};
     use std::arch::x86_64::__m256;
 
-    transforms!(__m256, [target_feature(enable = "avx2,fma")]);
+    transforms!(__m256, Single, [target_feature(enable = "avx2,fma")]);
 }
 
 mod plain {
-    use super::Transforms;
+    use super::{Operand, Single, Transforms};
     use crate::kernels::vector::FourLanes;
 
-    transforms!(FourLanes<false>, []);
+    transforms!(FourLanes<false>, Single, []);
+}
+
+mod plain_bf16 {
+    use super::{Operand, Single, Transforms};
+    use crate::kernels::vector::{Bf16, FourLanes};
+
+    transforms!(FourLanes<false>, Bf16, []);
 }
 
 impl Transforms {
-    /// The transforms of a level, which the machine must have when they are called.
-    fn of(level: Level, taps: usize) -> &'static Transforms {
-        let transforms = match level {
+    /// The transforms to go with [`Tiles::of`].
+    fn of(level: Level, precision: Precision, taps: usize) -> &'static Transforms {
+        let transforms = match (precision, level) {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => &avx512::TRANSFORMS,
+            (Precision::Bf16, Level::Avx512) if simd::has_bf16() => &avx512_bf16::TRANSFORMS,
+            (Precision::Bf16, _) => &plain_bf16::TRANSFORMS,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => &avx2::TRANSFORMS,
+            (_, Level::Avx512) => &avx512::TRANSFORMS,
+            #[cfg(target_arch = "x86_64")]
+            (_, Level::Avx2) => &avx2::TRANSFORMS,
             _ => &plain::TRANSFORMS,
         };
         &transforms[taps - 2]
@@ -534,6 +552,7 @@ pub(super) struct Winograd {
     outputs: usize,
     /// The weight is that of the forward pass: \[taps, outputs, inputs\], taps in reverse.
     flipped: bool,
+    precision: Precision,
 }
 
 impl Winograd {
@@ -555,6 +574,7 @@ impl Winograd {
             inputs: conv.inputs,
             outputs: conv.outputs,
             flipped: false,
+            precision: conv.precision,
         })
     }
 
@@ -671,14 +691,15 @@ impl Winograd {
         out: &mut [f32],
     ) {
         let (inputs, outputs, points) = (self.inputs, self.outputs, self.points());
-        let tiles = Tiles::of(level);
+        let tiles = Tiles::of(level, self.precision);
         let panels = Panels::new(tiles, outputs);
         let padded_bias = panels.padded(bias);
         let zeros = vec![0.0; inputs];
-        let transforms = Transforms::of(level, self.taps);
+        let transforms = Transforms::of(level, self.precision, self.taps);
 
         // As many tasks as take `TASK` tiles, and as many for every thread, if each has a register tile.
-        let lanes = inputs.next_multiple_of(tiles.lanes);
+        let lanes = tiles.words(inputs.next_multiple_of(tiles.lanes));
+        let words = tiles.words(inputs);
         let parts = self.tiles().div_ceil(TASK);
         let parts = parts.next_multiple_of(rayon::current_num_threads());
         let parts = parts.min(self.tiles().div_ceil(tiles.rows()));
@@ -700,9 +721,14 @@ impl Winograd {
                     }
                     let to = &mut spread[(tile - first) * lanes..];
                     // SAFETY: the machine has the level. Each pointer is to `inputs` values, and
-                    // the last point's vectors end with the `count` tiles of `lanes` values.
+                    // the last point's words end with the `count` tiles of `lanes` words.
                     unsafe {
-                        (transforms.input)(pixels.as_ptr(), inputs, to.as_mut_ptr(), count * lanes)
+                        (transforms.input_words)(
+                            pixels.as_ptr(),
+                            inputs,
+                            to.as_mut_ptr(),
+                            count * lanes,
+                        )
                     };
                 }
                 let written: Vec<[*mut f32; OUTPUTS]> = range
@@ -719,22 +745,22 @@ impl Winograd {
                         let width = vectors * tiles.lanes;
                         let first = point * panels.lanes() + panel * panels.width;
                         let products = &mut products[first * count..];
-                        let weights = &packed[first * inputs..];
+                        let weights = &packed[first * words..];
                         // What follows is the next panel, of this point or the next one.
-                        let next = weights[inputs * width..].as_ptr();
+                        let next = weights[words * width..].as_ptr();
                         for number in 0..row_tiles {
                             let tile = share(count, number, row_tiles);
                             let row = point * count + tile.start;
-                            let ahead = share(inputs * width, number, row_tiles);
+                            let ahead = share(words * width, number, row_tiles);
                             tile::prefetch_all::<2>(next.wrapping_add(ahead.start), ahead.len());
                             // SAFETY: the machine has the level. From `row` on there are as many
-                            // rows as the tile has, of `lanes` values each and of `width`
-                            // products; `weights` has `width` values for every input.
+                            // rows as the tile has, of `lanes` words each and of `width`
+                            // products; `weights` has `width` words for every word of a row.
                             unsafe {
                                 tiles.product[vectors - 1][tile.len() - 1](
                                     spread[row * lanes..].as_ptr(),
                                     lanes,
-                                    inputs,
+                                    words,
                                     weights.as_ptr(),
                                     products[tile.start * width..].as_mut_ptr(),
                                 );
@@ -765,8 +791,8 @@ impl Winograd {
                 }
             });
         };
-        with_scratch(points * inputs * panels.lanes(), |packed| {
-            self.pack(transforms, tiles.lanes, &panels, weight, packed);
+        with_scratch(points * words * panels.lanes(), |packed| {
+            self.pack(transforms, tiles, &panels, weight, packed);
             let packed = &*packed;
             (0..parts)
                 .into_par_iter()
@@ -774,11 +800,12 @@ impl Winograd {
         });
     }
 
-    /// Packs the transformed weight: \[point, panel, input, column\], zeros beyond the last column.
+    /// Packs the transformed weight as words: \[point, panel, input, column\], zeros beyond the last
+    /// column.
     fn pack(
         &self,
         transforms: &Transforms,
-        lanes: usize,
+        tiles: &Tiles,
         panels: &Panels,
         weight: &[f32],
         packed: &mut [f32],
@@ -787,7 +814,8 @@ impl Winograd {
         const INPUTS: usize = 16;
         let (inputs, outputs) = (self.inputs, self.outputs);
         let taps = ROWS * self.taps;
-        let stride = inputs * panels.lanes();
+        let words = tiles.words(inputs);
+        let stride = words * panels.lanes();
         assert_eq!(packed.len(), self.points() * stride, "packed weights");
         let packed = SharedMap(packed.as_mut_ptr());
         let blocks = inputs.div_ceil(INPUTS);
@@ -795,7 +823,7 @@ impl Winograd {
             .into_par_iter()
             .for_each(|task| {
                 let (columns, vectors) = panels.get(task / blocks);
-                let width = vectors * lanes;
+                let width = vectors * tiles.lanes;
                 let first = task % blocks * INPUTS;
                 let block = first..inputs.min(first + INPUTS);
                 // In the forward pass's order: [tap, input, column].
@@ -812,7 +840,13 @@ impl Winograd {
                         }
                     }
                 }
-                for input in block {
+                let place = |word: usize| packed.at(words * columns.start + word * width);
+                // Where two inputs make a word: \[point, input, column\], zeros beyond the last input.
+                let mut exact = match tiles.numbers {
+                    1 => Vec::new(),
+                    _ => vec![0.0; self.points() * INPUTS * width],
+                };
+                for input in block.clone() {
                     let mut at = [std::ptr::null(); ROWS * 3];
                     for (tap, at) in at.iter_mut().take(taps).enumerate() {
                         *at = if self.flipped {
@@ -821,10 +855,26 @@ impl Winograd {
                             weight[(tap * inputs + input) * outputs + columns.start..].as_ptr()
                         };
                     }
-                    let to = packed.at(inputs * columns.start + input * width);
+                    let (to, stride) = match tiles.numbers {
+                        1 => (place(input), stride),
+                        _ => (
+                            exact[(input - first) * width..].as_mut_ptr(),
+                            INPUTS * width,
+                        ),
+                    };
                     // SAFETY: the machine has the level. Every tap has `columns` values. For every
                     // point the panel has `vectors` vectors for each input, which no other task writes.
                     unsafe { (transforms.weight)(at.as_ptr(), columns.len(), to, stride) };
+                }
+                for (point, exact) in exact.chunks_exact(INPUTS * width).enumerate() {
+                    let rows = exact.chunks_exact(2 * width).take(block.len().div_ceil(2));
+                    for (word, rows) in rows.enumerate() {
+                        let (a, b) = rows.split_at(width);
+                        let to = place(first / 2 + word).wrapping_add(point * stride);
+                        // SAFETY: the machine has the level; the rows are `width` long, and so is
+                        // that of the words, which no other task writes.
+                        unsafe { (tiles.join)(a.as_ptr(), b.as_ptr(), width, to) };
+                    }
                 }
             });
     }
@@ -836,9 +886,9 @@ impl Winograd {
             dweight.fill(0.0);
             return;
         }
-        let tiles = Tiles::of(level);
+        let tiles = Tiles::of(level, self.precision);
         let panels = Panels::new(tiles, outputs);
-        let transforms = Transforms::of(level, self.taps);
+        let transforms = Transforms::of(level, self.precision, self.taps);
         let zeros = vec![0.0; inputs.max(outputs)];
 
         // Tiles are taken in chunks: all their pixels are transformed, then summed up to the
@@ -897,21 +947,42 @@ impl Winograd {
                     let xs: Vec<*const f32> = xs.take(count).map(<[_]>::as_ptr).collect();
                     let dy = &spread_dy[point * count * panels.lanes()..];
                     let own = rows.part(part, parts);
-                    for (block, xs) in xs.chunks(PIXELS).enumerate() {
-                        let panel = |panel| {
-                            let (_, vectors) = panels.get(panel);
-                            let pixel = block * PIXELS * vectors * tiles.lanes;
-                            dy[count * panel * panels.width + pixel..].as_ptr()
-                        };
-                        // SAFETY: the machine has the level. `xs` point to `inputs` channels each,
-                        // and the panels have a row for each of them. This task alone has its rows
-                        // of this point's gradient.
-                        unsafe {
-                            let first = d_points.at(point * inputs * outputs);
-                            let accumulate = start > 0 || block > 0;
-                            own.add_outer_products(xs, &panels, panel, first, accumulate);
+                    let joined = match tiles.numbers {
+                        1 => 0,
+                        _ => tiles.words(PIXELS) * panels.width,
+                    };
+                    with_scratch(joined, |joined| {
+                        for (block, xs) in xs.chunks(PIXELS).enumerate() {
+                            let panel = |panel| {
+                                let (_, vectors) = panels.get(panel);
+                                let width = vectors * tiles.lanes;
+                                let first = count * panel * panels.width + block * PIXELS * width;
+                                if tiles.numbers == 1 {
+                                    return dy[first..].as_ptr();
+                                }
+                                let rows = dy[first..][..xs.len() * width].chunks(2 * width);
+                                for (rows, words) in rows.zip(joined.chunks_exact_mut(width)) {
+                                    let (row, next) = rows.split_at(width);
+                                    let next = if next.is_empty() { &tile::ZEROS } else { next };
+                                    // SAFETY: the machine has the level; all are `width` long, which
+                                    // `ZEROS` is at least.
+                                    unsafe {
+                                        let (row, next) = (row.as_ptr(), next.as_ptr());
+                                        (tiles.join)(row, next, width, words.as_mut_ptr());
+                                    }
+                                }
+                                joined.as_ptr()
+                            };
+                            // SAFETY: the machine has the level. `xs` point to `inputs` channels
+                            // each, and the panels have a row for each of them, or for two. This
+                            // task alone has its rows of this point's gradient.
+                            unsafe {
+                                let first = d_points.at(point * inputs * outputs);
+                                let accumulate = start > 0 || block > 0;
+                                own.add_outer_products(xs, &panels, panel, first, accumulate);
+                            }
                         }
-                    }
+                    });
                 });
             }
 
