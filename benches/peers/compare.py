@@ -20,6 +20,7 @@ SIZES = {
 }
 FORMS = ["eager", "channels_last", "compile", "compile channels_last"]
 WORK = ["training", "evaluation"]
+PRECISIONS = ["f32", "bf16"]
 # Cores used by other processes from which a measurement is taken again.
 BUSY = 0.3
 
@@ -94,8 +95,9 @@ def check(file, form):
     )
 
 
-def measure(work, form, file, runs, threads):
-    """Times PyTorch in this process; prints the seconds of each run and the peak memory."""
+def measure(work, form, precision, file, runs, threads):
+    """Times PyTorch in this process; prints the seconds of each run and the peak memory. In bf16 it runs
+    under its own autocast, which leaves the loss in single precision."""
     import torch
 
     from model import Adam, nats_per_image
@@ -106,7 +108,9 @@ def measure(work, form, file, runs, threads):
     compiled = "compile" in form
 
     def loss(x):
-        return nats_per_image(x, model(x))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(x)
+        return nats_per_image(x, logits.float())
 
     if compiled:
         loss = torch.compile(loss)
@@ -137,6 +141,13 @@ def measure(work, form, file, runs, threads):
         run()
         seconds.append(time.perf_counter() - start)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}))
+
+
+def has_bf16():
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def peak_bytes():
@@ -191,17 +202,18 @@ def undisturbed(command, environment):
     return result, others
 
 
-def rows(name, file, runs, arguments, forms):
-    """Lines of the table for one size: time and memory of training and evaluation."""
+def rows(name, precision, file, runs, arguments, forms):
+    """Lines of the table for one size and precision: time and memory of training and evaluation."""
     environment = dict(os.environ, RAYON_NUM_THREADS=str(arguments.threads))
     # Some machines force an old kernel on OpenBLAS and so on everything that uses it.
     environment.pop("OPENBLAS_CORETYPE", None)
     for work, runs in zip(WORK, runs):
         common = [file, str(runs)]
-        commands = {"ours": [arguments.ours, "--time", work, *common]}
+        flags = [] if precision == "f32" else ["--precision", precision]
+        commands = {"ours": [arguments.ours, *flags, "--time", work, *common]}
         for form in forms:
-            threads = str(arguments.threads)
-            commands[form] = [sys.executable, __file__, "measure", work, form, *common, threads]
+            what, threads = ["measure", work, form, precision], str(arguments.threads)
+            commands[form] = [sys.executable, __file__, *what, *common, threads]
         results = {form: [] for form in commands}
         for turn in range(arguments.turns):
             for form in list(commands):
@@ -214,7 +226,7 @@ def rows(name, file, runs, arguments, forms):
                 results[form].append(result)
                 memory = f"{result[1] / 1e6:.0f} MB" if result[1] else "unknown"
                 print(
-                    f"  {name} {work} turn {turn + 1} {form}: {result[0]:.4f} s, {memory} "
+                    f"  {name} {work} in {precision} turn {turn + 1} {form}: {result[0]:.4f} s, {memory} "
                     f"(others: {others:.2f} cores)",
                     file=sys.stderr,
                 )
@@ -229,7 +241,7 @@ def rows(name, file, runs, arguments, forms):
             best = min(results, key=lambda form: middle(results[form]))
             ratio = statistics.median(b[kind] / a[kind] for a, b in zip(ours, results[best]))
             yield (
-                f"| {name} | {what} | {show(middle(ours))} | {show(middle(results[best]))} "
+                f"| {name} | {what}{'' if precision == 'f32' else f', {precision}'} | {show(middle(ours))} | {show(middle(results[best]))} "
                 f"| {best} | {ratio:.2f} |"
             )
 
@@ -238,7 +250,10 @@ def main(arguments):
     import torch
 
     torch.set_num_threads(arguments.threads)
-    forms = arguments.forms.split(",")
+    forms, precisions = arguments.forms.split(","), arguments.precisions.split(",")
+    if "bf16" in precisions and not has_bf16():
+        print("this CPU has no AVX-512 BF16: in f32 alone", file=sys.stderr)
+        precisions.remove("bf16")
     with tempfile.TemporaryDirectory() as folder:
         table = []
         for name in arguments.sizes.split(","):
@@ -250,7 +265,8 @@ def main(arguments):
                 if not check(file, form):
                     sys.exit("PyTorch computes something else: nothing is timed")
             if arguments.turns:
-                table += rows(name, file, runs, arguments, forms)
+                for precision in precisions:
+                    table += rows(name, precision, file, runs, arguments, forms)
         if table:
             print("| size | what | ours | PyTorch's best | its form | PyTorch / ours |")
             print("|---|---|--:|--:|---|--:|")
@@ -259,13 +275,14 @@ def main(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
-        work, form, file, runs, threads = sys.argv[2:]
-        measure(work, form, file, int(runs), int(threads))
+        work, form, precision, file, runs, threads = sys.argv[2:]
+        measure(work, form, precision, file, int(runs), int(threads))
     else:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("ours", help="our benchmark's executable")
         parser.add_argument("--sizes", default=",".join(SIZES))
         parser.add_argument("--forms", default=",".join(FORMS))
+        parser.add_argument("--precisions", default=",".join(PRECISIONS))
         parser.add_argument("--turns", type=int, default=3, help="0 only checks")
         parser.add_argument("--threads", type=int, default=2)
         main(parser.parse_args())

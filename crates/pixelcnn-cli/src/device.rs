@@ -138,9 +138,7 @@ impl DeviceFlags {
                 precision: self.precision,
             }),
             Device::Cpu { .. } => self.cpu(),
-            #[cfg(feature = "wgpu")]
             device if self.precision == Precision::F32 => Ok(device),
-            #[cfg(feature = "wgpu")]
             device => self.refuse(format_args!("{device} computes in f32")),
         }
     }

@@ -121,6 +121,7 @@ fn wrong_usage_is_refused() {
     );
     contains(&misused("train run --resume run"), "cannot be used with");
     contains(&misused("train --from file"), "--resume");
+    contains(&misused("train --precision f16"), "f32, tf32 or bf16");
     for temperature in ["0", "-1", "nan", "inf", "warm"] {
         let error = misused(&format!("sample run --temperature {temperature}"));
         contains(&error, "must be a number above 0");
@@ -152,6 +153,10 @@ fn settings_out_of_range_are_one_line() {
             "36 training images do not fill a batch of 64",
         ),
         ("--device abacus", "device abacus"),
+        (
+            "--device cpu --precision tf32",
+            "--precision tf32: the CPU computes in f32 or bf16: leave it out",
+        ),
         ("--log pixelcnn=loud", "--log pixelcnn=loud"),
     ] {
         let data = if flags.starts_with("--data") {

@@ -72,6 +72,9 @@ fn train(folder: &Path, run: &str, threads: usize, minutes: &str) -> Command {
     command
 }
 
+/// The same in another precision, where the processor has it.
+const BF16: [&str; 2] = ["--precision", "bf16"];
+
 fn resume(folder: &Path, run: &str, threads: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pixelcnn"));
     command.args(["--threads", &threads.to_string(), "train", "--resume"]);
@@ -149,9 +152,9 @@ fn names(run: &Path) -> Vec<PathBuf> {
 }
 
 /// Makes the images and the run that is never interrupted.
-fn reference(folder: &Path, minutes: &str) -> PathBuf {
+fn reference(folder: &Path, minutes: &str, flags: &[&str]) -> PathBuf {
     write_images(&folder.join("images.npy"));
-    finish(&mut train(folder, "whole", 2, minutes));
+    finish(train(folder, "whole", 2, minutes).args(flags));
     let whole = folder.join("whole");
     let trained = last_tensors(&whole);
     assert!(
@@ -210,10 +213,14 @@ fn has_saved(run: &Path, step: u64) -> bool {
 
 #[test]
 fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
-    for (threads, minutes) in [(1, EVERY_EPOCH), (2, EVERY_STEP)] {
+    for (threads, minutes, flags) in [
+        (1, EVERY_EPOCH, &[][..]),
+        (2, EVERY_STEP, &[]),
+        (1, EVERY_EPOCH, &BF16),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let whole = reference(folder, minutes);
+        let whole = reference(folder, minutes, flags);
         let run = folder.join("killed");
         let mut kills = 0;
         loop {
@@ -223,7 +230,7 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
                 true => resume(folder, "killed", threads),
                 false => train(folder, "killed", threads, minutes),
             };
-            let mut child = quietly(&mut command);
+            let mut child = quietly(command.args(flags));
             wait_for_changes(&mut child, &run, kills + 1);
             child.kill().unwrap();
             let output = ended(child);
@@ -251,7 +258,7 @@ fn signal(child: &Child, signal: i32) {
 fn a_run_that_is_told_to_stop_saves_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let whole = reference(folder, EVERY_EPOCH);
+    let whole = reference(folder, EVERY_EPOCH, &[]);
     let run = folder.join("stopped");
     let mut command = train(folder, "stopped", 2, EVERY_EPOCH);
     // A terminal that closes may say so twice.
@@ -293,7 +300,7 @@ fn ignoring(signals: &'static [i32], command: &mut Command) -> Child {
 fn signals_ignored_at_the_start_stay_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let whole = reference(folder, EVERY_EPOCH);
+    let whole = reference(folder, EVERY_EPOCH, &[]);
     let mut train = train(folder, "protected", 2, EVERY_EPOCH);
     train.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = ignoring(&[libc::SIGHUP, libc::SIGINT], &mut train);
@@ -323,7 +330,7 @@ fn a_protected_run_outlives_its_terminal() {
     use std::os::fd::{AsRawFd, FromRawFd};
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let whole = reference(folder, EVERY_EPOCH);
+    let whole = reference(folder, EVERY_EPOCH, &[]);
     let (mut terminal, mut end) = (0, 0);
     let null = std::ptr::null_mut();
     // SAFETY: both numbers are written to; no name, settings or size are asked for.

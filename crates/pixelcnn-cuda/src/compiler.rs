@@ -25,7 +25,7 @@ pub(crate) fn compiled(
 ) -> Result<Vec<u8>, CudaError> {
     let defined = match precision {
         Precision::Bf16 => "#define BF16\n",
-        Precision::F32 | Precision::Tf32 => "",
+        _ => "",
     };
     let begin = [defined, include_str!("kernels/device.h")];
     let source = [&begin, &SOURCES[..]].concat().concat();

@@ -19,8 +19,6 @@ mod nccl;
 mod pass;
 mod raster;
 
-use std::fmt;
-
 pub use pixelcnn_core::engine::Precision;
 use pixelcnn_core::ranks::RankError;
 

@@ -140,39 +140,15 @@ fn what_is_not_the_models_is_refused() {
     suite::what_does_not_fit_is_refused(make);
 }
 
-/// With maps of 7 bits behind the point, everything is within a few percent.
 #[test]
 fn bf16_is_near_the_reference() {
     if !emulator::can_run() {
         return;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(3);
-    for config in kinds() {
-        let parameters = suite::parameters(&config, &mut random);
-        let images = suite::Images::random(&config, 4, &mut random);
-        let batch = suite::batch(&images);
-        let mut engine = on(1 << 30, Precision::Bf16, &config).unwrap();
-        engine.load(suite::state(&parameters)).unwrap();
-        let nats = engine.backward(batch, Some(suite::DROPOUT)).unwrap();
-        let gradients = engine.gradients().unwrap();
-        let wide = suite::widened(&parameters);
-        let want = reference::run(&config, &wide, batch, Some(suite::DROPOUT)).unwrap();
-        let wanted: f64 = want.nats.iter().sum();
-        assert!((nats / wanted - 1.0).abs() < 3e-3, "{nats}, {wanted}");
-        let length = suite::norm(want.gradients.iter().flatten().copied());
-        for (got, want) in gradients.iter().zip(&want.gradients) {
-            suite::assert_close("gradient", got, want, 2e-2, length);
-        }
-        engine.load_weights(&parameters).unwrap();
-        let logits = engine.logits(batch).unwrap();
-        let want = reference::run(&config, &wide, batch, None).unwrap();
-        let length = suite::norm(want.logits.iter().copied());
-        suite::assert_close("logits", &logits, &want.logits, 1e-2, length);
-        // And they are maps of fewer bits.
-        let mut exact = make(&config).unwrap();
-        exact.load_weights(&parameters).unwrap();
-        assert_ne!(exact.logits(batch).unwrap(), logits);
-    }
+    let rounded = |config: &ModelConfig| -> Result<Box<dyn Engine>, EngineError> {
+        Ok(Box::new(on(1 << 30, Precision::Bf16, config)?))
+    };
+    suite::bf16_is_near_the_reference(rounded, make, &kinds());
 }
 
 #[test]

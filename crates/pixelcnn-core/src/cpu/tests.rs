@@ -14,6 +14,10 @@ fn make(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(Cpu::new(config)?))
 }
 
+fn rounded(config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(Cpu::in_precision(config, Precision::Bf16)?))
+}
+
 fn all() -> Vec<ModelConfig> {
     [configs(), configs_of_codes(), configs_of_energy()].concat()
 }
@@ -29,8 +33,15 @@ fn every_shape_of_model_is_the_reference() {
 }
 
 #[test]
+fn bf16_is_near_the_reference() {
+    let configs = [configs(), configs_of_codes()].concat();
+    suite::bf16_is_near_the_reference(rounded, make, &configs);
+}
+
+#[test]
 fn steps_are_the_optimizers() {
     steps_move_the_state_by_the_gradients(make);
+    steps_move_the_state_by_the_gradients(rounded);
 }
 
 #[test]
@@ -96,7 +107,7 @@ fn parts_and_threads_do_not_change_the_results() {
         let pixels = config.height * config.width;
         let images = Images::random(config, 4 * PIXELS / pixels + 7, &mut random);
         let parameters = parameters(config, &mut random);
-        let run = |threads: usize| {
+        let run = |make: Make, threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             pool.build().unwrap().install(|| {
                 let mut engine = loaded(make, config, &parameters);
@@ -115,8 +126,10 @@ fn parts_and_threads_do_not_change_the_results() {
                 (evaluated, nats, gradients, engine.unload().unwrap())
             })
         };
-        let one = run(1);
-        assert!(one == run(2) && one == run(3) && one == run(7));
+        let one = run(make, 1);
+        assert!([2, 3, 7].iter().all(|threads| one == run(make, *threads)));
+        let of_bf16 = run(rounded, 1);
+        assert!(one != of_bf16 && of_bf16 == run(rounded, 3));
 
         let mut engine = loaded(make, config, &parameters);
         engine.backward(batch(&images), Some(DROPOUT)).unwrap();

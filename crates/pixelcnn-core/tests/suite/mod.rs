@@ -148,6 +148,35 @@ pub fn every_kind_is_the_reference(make: Make, configs: &[ModelConfig]) {
     }
 }
 
+/// With blocks whose convolutions multiply numbers of 7 bits behind the point, everything is within a few
+/// percent, and not what it is without.
+pub fn bf16_is_near_the_reference(rounded: Make, exact: Make, configs: &[ModelConfig]) {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    for config in configs {
+        let parameters = parameters(config, &mut random);
+        let images = Images::random(config, 4, &mut random);
+        let batch = batch(&images);
+        let mut engine = loaded(rounded, config, &parameters);
+        let wide = widened(&parameters);
+        let want = reference::run(config, &wide, batch, None).unwrap();
+        let logits = engine.logits(batch).unwrap();
+        let length = norm(want.logits.iter().copied());
+        assert_close("logits", &logits, &want.logits, 1e-2, length);
+        let exact = loaded(exact, config, &parameters);
+        assert_ne!(exact.logits(batch).unwrap(), logits);
+
+        let nats = engine.backward(batch, Some(DROPOUT)).unwrap();
+        let gradients = engine.gradients().unwrap();
+        let want = reference::run(config, &wide, batch, Some(DROPOUT)).unwrap();
+        let wanted: f64 = want.nats.iter().sum();
+        assert!((nats / wanted - 1.0).abs() < 3e-3, "{nats}, {wanted}");
+        let length = norm(want.gradients.iter().flatten().copied());
+        for (got, want) in gradients.iter().zip(&want.gradients) {
+            assert_close("gradient", got, want, 2e-2, length);
+        }
+    }
+}
+
 /// Models of random shapes.
 pub fn every_shape_is_the_reference(make: Make) {
     let nonlinearities = [
