@@ -1,6 +1,6 @@
 //! The flags that say where the network runs.
 
-use std::fmt;
+use std::error::Error;
 #[cfg(feature = "cuda")]
 use std::path::PathBuf;
 
@@ -26,8 +26,8 @@ pub struct DeviceFlags {
     )]
     #[arg(default_value = "auto")]
     device: String,
-    /// What the blocks' convolutions are computed with: f32; bf16 on CPUs that have its instructions and
-    /// on NVIDIA GPUs; tf32 on these
+    /// What networks are trained and evaluated with: f32; bf16 on CPUs that have its instructions and on
+    /// NVIDIA GPUs; tf32 on these
     #[arg(
         long,
         global = true,
@@ -59,9 +59,7 @@ impl DeviceFlags {
     pub fn expect_cpu(&self) -> Result {
         match (self.device.as_str(), self.precision) {
             ("auto" | "cpu", Precision::F32) => Ok(()),
-            ("auto" | "cpu", _) => self
-                .refuse(format_args!("this is computed in f32"))
-                .map(drop),
+            ("auto" | "cpu", _) => Err(self.refused("this is computed in f32")),
             (device, _) => {
                 Err(format!("--device {device}: this runs on the CPU: leave it out").into())
             }
@@ -139,14 +137,16 @@ impl DeviceFlags {
             }),
             Device::Cpu { .. } => self.cpu(),
             device if self.precision == Precision::F32 => Ok(device),
-            device => self.refuse(format_args!("{device} computes in f32")),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { .. } if self.device == "auto" => self.cpu(),
+            device => Err(self.refused(&format!("{device} computes in f32"))),
         }
     }
 
     /// The processor, with what it can of what is asked for.
     fn cpu(&self) -> Result<Device> {
         match self.precision {
-            Precision::Tf32 => self.refuse(format_args!("the CPU computes in f32 or bf16")),
+            Precision::Tf32 => Err(self.refused("the CPU computes in f32 or bf16")),
             Precision::Bf16 if !device::has_bf16() => {
                 note(
                     "this processor has no instructions for bf16 (AVX-512 BF16): it computes in f32",
@@ -157,8 +157,18 @@ impl DeviceFlags {
         }
     }
 
-    fn refuse(&self, why: fmt::Arguments) -> Result<Device> {
-        Err(format!("--precision {}: {why}: leave it out", self.precision).into())
+    fn refused(&self, why: &str) -> Box<dyn Error> {
+        format!("--precision {}: {why}: leave it out", self.precision).into()
+    }
+
+    /// Says what is not done as asked where images are drawn.
+    pub fn note_drawing(&self) {
+        if self.precision != Precision::F32 {
+            note(format_args!(
+                "images are drawn in f32, not in {}",
+                self.precision
+            ));
+        }
     }
 
     /// Checks that there is a GPU for each of so many processes.

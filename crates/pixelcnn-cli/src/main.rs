@@ -180,7 +180,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Train(train) => train.run(&cli.device),
         Command::Eval(eval) => eval.run(&cli.device),
         Command::Sample(sample) => sample.run(&cli.device),
-        Command::Complete(complete) => complete.run(cli.device.find()?),
+        Command::Complete(complete) => complete.run(&cli.device),
         Command::Compress(compress) => compress.run(),
         Command::Decompress(decompress) => decompress.run(),
         Command::Score(score) => score.run(&cli.device),

@@ -11,6 +11,7 @@ use std::thread::yield_now;
 use std::time::Instant;
 
 use npyz::WriterBuilder;
+use pixelcnn::device::has_bf16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
@@ -213,6 +214,7 @@ fn has_saved(run: &Path, step: u64) -> bool {
 
 #[test]
 fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
+    let mut single = Vec::new();
     for (threads, minutes, flags) in [
         (1, EVERY_EPOCH, &[][..]),
         (2, EVERY_STEP, &[]),
@@ -221,6 +223,11 @@ fn a_run_killed_at_any_moment_ends_as_if_it_never_was() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         let whole = reference(folder, minutes, flags);
+        let trained = last_tensors(&whole);
+        match flags {
+            [] => single = trained,
+            _ => assert_eq!(trained != single, has_bf16(), "another precision"),
+        }
         let run = folder.join("killed");
         let mut kills = 0;
         loop {

@@ -18,11 +18,11 @@ pub enum Precision {
     /// Single precision everywhere.
     #[default]
     F32,
-    /// On a GPU by CUDA convolutions, but the first layers' and the last one's, round what they multiply
-    /// to 10 bits behind the binary point.
+    /// On NVIDIA GPUs: convolutions, but the first layers' and the last one's, round what they multiply to
+    /// 10 bits behind the binary point.
     Tf32,
-    /// The blocks' convolutions round what they multiply to bfloat16, with 7 bits; by CUDA they give it
-    /// too, and the others are as with [`Precision::Tf32`].
+    /// The blocks' convolutions round what they multiply to bfloat16, with 7 bits. On NVIDIA GPUs their
+    /// results are rounded so as well, and the other convolutions are as with [`Precision::Tf32`].
     Bf16,
 }
 

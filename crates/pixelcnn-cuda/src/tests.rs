@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pixelcnn_core::engine::{Batch, Engine, EngineError, Update};
-use pixelcnn_core::{ModelConfig, reference};
+use pixelcnn_core::ModelConfig;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;

@@ -10,7 +10,7 @@
 //! - `… -- --time training|evaluation FILE RUNS` times the model of such a file and prints one line
 //!   of JSON: the seconds of every run, and the peak memory in bytes (on Linux).
 //!
-//! With `--precision bf16` before all that, where the CPU has its instructions.
+//! What is timed runs in bf16 with `--precision bf16` before all that, where the CPU has its instructions.
 //!
 //! `benches/peers` compares with PyTorch through the last three.
 
@@ -62,7 +62,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             let precision = Precision::Bf16;
             (Device::Cpu { precision }, arguments)
         }
-        ["--precision", ..] => return Err("bf16, where the CPU has AVX-512 BF16".into()),
+        ["--precision", ..] => return Err("--precision: bf16, on a CPU with AVX-512 BF16".into()),
         ref arguments => (Device::CPU, arguments),
     };
     match arguments[..] {

@@ -17,7 +17,8 @@ use pixelcnn_core::engine::{Engine, EngineError};
 pub enum Device {
     /// The processor, by the hand-written kernels.
     Cpu {
-        /// What it computes with: bfloat16 where it [has the instructions](has_bf16), else single precision.
+        /// What it is to compute with: bfloat16 where it [has the instructions](has_bf16), else single
+        /// precision.
         precision: Precision,
     },
     /// An NVIDIA GPU.
@@ -210,13 +211,27 @@ impl Device {
         }
     }
 
+    /// What networks are trained and evaluated with.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Device::Cpu {
+                precision: Precision::Bf16,
+            } if has_bf16() => Precision::Bf16,
+            Device::Cpu { .. } => Precision::F32,
+            #[cfg(feature = "cuda")]
+            Device::Cuda { precision, .. } => *precision,
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu { .. } => Precision::F32,
+        }
+    }
+
     /// What it is, whichever of its kind: ranks need the same.
     pub fn kind(&self) -> String {
         match self {
-            Device::Cpu {
-                precision: Precision::F32,
-            } => "cpu".into(),
-            Device::Cpu { precision } => format!("cpu {precision}"),
+            Device::Cpu { .. } => match self.precision() {
+                Precision::F32 => "cpu".into(),
+                precision => format!("cpu {precision}"),
+            },
             #[cfg(feature = "cuda")]
             Device::Cuda { precision, .. } => format!("cuda {precision}"),
             #[cfg(feature = "wgpu")]
@@ -256,7 +271,7 @@ impl Device {
     /// A configuration that no model can have, or a device that can't be used.
     pub fn engine(&self, config: &ModelConfig) -> Result<Box<dyn Engine>, EngineError> {
         match self {
-            Device::Cpu { precision } => Ok(Box::new(Cpu::in_precision(config, *precision)?)),
+            Device::Cpu { .. } => Ok(Box::new(Cpu::in_precision(config, self.precision())?)),
             #[cfg(feature = "cuda")]
             Device::Cuda { number, precision } => {
                 let cache = cuda_cache();
@@ -313,8 +328,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_processor_computes_in_what_it_can() {
+        let found = [Precision::F32, Precision::Tf32, Precision::Bf16]
+            .map(|precision| Device::Cpu { precision }.kind());
+        let bf16 = if has_bf16() { "cpu bf16" } else { "cpu" };
+        assert_eq!(found, ["cpu", "cpu", bf16]);
+    }
+
+    #[test]
     fn names_are_devices_or_say_what_there_is() {
-        assert_eq!(parse("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse("cpu"), Ok(Device::CPU));
         for found in devices().unwrap() {
             assert_eq!(parse(&found.device.to_string()), Ok(found.device));
         }

@@ -8,10 +8,10 @@ use clap::{Args, value_parser};
 use pixelcnn::ModelConfig;
 use pixelcnn::complete::{Completion, complete};
 use pixelcnn::data::CodeMaps;
-use pixelcnn::device::Device;
 use pixelcnn::picture::{DroppedCount, decode, grid, read, read_bytes, size, write_png};
 use pixelcnn::sample::Sampler;
 
+use crate::device::DeviceFlags;
 use crate::drawing::{Drawing, GAP, coarse_maps, png_or_npy, prepare, progress, write_singles};
 use crate::terminal::{Bar, Result, catch_interrupts, counted, note_dropped, say};
 use crate::trained::Trained;
@@ -119,7 +119,9 @@ impl Keep {
 
 impl Complete {
     /// Runs the command.
-    pub fn run(self, device: Device) -> Result<ExitCode> {
+    pub fn run(self, device: &DeviceFlags) -> Result<ExitCode> {
+        device.note_drawing();
+        let device = device.find()?;
         let (mut trained, files) = Trained::open_first(&self.files, "complete")?;
         let [first, ..] = files else {
             return Err("no image is named: name the pictures to complete".into());

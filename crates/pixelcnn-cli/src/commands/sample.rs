@@ -217,6 +217,9 @@ impl Sample {
     }
 
     fn prepare(&self, device: &DeviceFlags, team: &Team) -> Result<Prepared> {
+        if team.leads() {
+            device.note_drawing();
+        }
         let device = device.find_for(team)?;
         let mut trained = Trained::open(self.run.as_deref(), "sample")?;
         if let Some(size) = self.size {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use pixelcnn::data::{Baselines, DataConfig, Dataset, baselines};
-use pixelcnn::device::{self, Device};
+use pixelcnn::device::{self, Device, Precision};
 use pixelcnn::network::Layout;
 use pixelcnn::train::checkpoints::CheckpointError;
 use pixelcnn::train::config::{RunConfig, TrainConfig};
@@ -107,7 +107,7 @@ impl Train {
         let prepared = self.prepare(device, team);
         let (device, (run, config, start, train, test), baselines) =
             prepared.inspect_err(|_| dismiss(&*team.ranks))?;
-        let mut display = Display::new(&config, baselines);
+        let mut display = Display::new(&config, device.precision(), baselines);
         let mut observer = |event| {
             display.show(event);
             interrupted()
@@ -128,11 +128,9 @@ impl Train {
             .as_ref()
             .is_err_and(|error| error.of_rank().is_some());
         let outcome = outcome.map_err(|error| match error {
-            TrainError::Saved { .. } | TrainError::Lost { .. } => format!(
-                "{error}: to go on: pixelcnn train --resume {}",
-                quoted(&run)
-            )
-            .into(),
+            TrainError::Saved { .. } | TrainError::Lost { .. } => {
+                format!("{error}: to go on: {}", going_on(&run, device.precision())).into()
+            }
             error => Box::<dyn Error>::from(error),
         });
         if let (true, Err(error)) = (unreachable, &outcome) {
@@ -168,11 +166,15 @@ impl Train {
         let layout = Layout::new(&config.model);
         let name = device::devices()?
             .into_iter()
-            .find(|found| found.device == device);
+            .find(|found| found.device.to_string() == device.to_string());
         let name = name
             .map(|found| format!(", {}", found.name))
             .unwrap_or_default();
-        say(format_args!("device  {device}{name}"))?;
+        let precision = match device.precision() {
+            Precision::F32 => String::new(),
+            precision => format!(", in {precision}"),
+        };
+        say(format_args!("device  {device}{name}{precision}"))?;
         say(format_args!("data    {}", train.describe()))?;
         say(format_args!("        {}", test.describe()))?;
         say(format_args!(
@@ -370,6 +372,7 @@ pub fn expect_new(run: &Path) -> Result {
 /// What is seen of a training.
 struct Display<'a> {
     config: &'a TrainConfig,
+    precision: Precision,
     unit: &'static str,
     baseline: Baseline,
     bar: Bar,
@@ -387,9 +390,10 @@ struct Display<'a> {
 }
 
 impl Display<'_> {
-    fn new(config: &RunConfig, baseline: Baseline) -> Display<'_> {
+    fn new(config: &RunConfig, precision: Precision, baseline: Baseline) -> Display<'_> {
         Display {
             config: &config.train,
+            precision,
             unit: config.model.unit(),
             baseline,
             bar: Bar::new(),
@@ -476,10 +480,10 @@ impl Display<'_> {
 
     /// How it ended, and what can be done next.
     fn summary(&self, run: &Path, outcome: Outcome) -> String {
-        let folder = quoted(run);
+        let (folder, going_on) = (quoted(run), going_on(run, self.precision));
         if outcome == Outcome::Stopped {
             return format!(
-                "stopped after step {} and saved; to go on:\n  pixelcnn train --resume {folder}",
+                "stopped after step {} and saved; to go on:\n  {going_on}",
                 self.step
             );
         }
@@ -517,10 +521,19 @@ impl Display<'_> {
         };
         lines.push(format!(
             "next:\n  pixelcnn eval {folder}\n  pixelcnn sample {folder}\n  \
-             pixelcnn train --resume {folder} {longer}"
+             {going_on} {longer}"
         ));
         lines.join("\n")
     }
+}
+
+/// The command that goes on with a run as it was trained so far.
+fn going_on(run: &Path, precision: Precision) -> String {
+    let flag = match precision {
+        Precision::F32 => String::new(),
+        precision => format!(" --precision {precision}"),
+    };
+    format!("pixelcnn train --resume {}{flag}", quoted(run))
 }
 
 /// An exponential average over some 20 values, fair from the first one on.

@@ -298,7 +298,6 @@ fn word(first: f32, second: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn a_value_becomes_the_nearest_bfloat16_or_the_even_one() {
@@ -317,12 +316,12 @@ mod tests {
     }
 
     #[cfg(target_arch = "x86_64")]
-    proptest! {
+    proptest::proptest! {
         /// But for denormal values, which they take for zero.
         #[test]
         fn the_instructions_do_what_plain_code_does(
-            a in prop::array::uniform16(prop::num::f32::NORMAL | prop::num::f32::ZERO),
-            b in prop::array::uniform16(-1e9f32..1e9),
+            a in proptest::array::uniform16(proptest::num::f32::NORMAL | proptest::num::f32::ZERO),
+            b in proptest::array::uniform16(-1e9f32..1e9),
         ) {
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
             fn by_instructions(a: [f32; 16], b: [f32; 16], words: [f32; 16]) -> [[f32; 16]; 3] {
@@ -343,15 +342,15 @@ mod tests {
                 // SAFETY: the machine has the instructions.
                 let [joined, along, sums] = unsafe { by_instructions(a, b, words) };
                 for i in 0..16 {
-                    prop_assert_eq!(joined[i].to_bits(), word(a[i], b[i]).to_bits());
+                    proptest::prop_assert_eq!(joined[i].to_bits(), word(a[i], b[i]).to_bits());
                     let [x, w, sum] = [words[i], word(1.0, 0.5), b[i]].map(|v| FourLanes::<false>([v; 4]));
                     // SAFETY: plain code.
                     let plain = unsafe { Bf16::multiply_add(x, w, sum) }.0[0];
                     let size = b[i].abs() + b[15 - i].abs() + 1e-30;
-                    prop_assert!((sums[i] - plain).abs() <= 1e-6 * size, "{} {plain}", sums[i]);
+                    proptest::prop_assert!((sums[i] - plain).abs() <= 1e-6 * size, "{} {plain}", sums[i]);
                 }
                 for i in 0..8 {
-                    prop_assert_eq!(along[i].to_bits(), word(a[2 * i], a[2 * i + 1]).to_bits());
+                    proptest::prop_assert_eq!(along[i].to_bits(), word(a[2 * i], a[2 * i + 1]).to_bits());
                 }
             }
         }

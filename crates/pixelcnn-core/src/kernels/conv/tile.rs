@@ -6,7 +6,9 @@
 //! share a word: two inputs of a pixel and the weights of the two, or a channel of two pixels.
 
 use crate::engine::Precision;
-use crate::kernels::simd::{self, Level};
+use crate::kernels::simd::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::has_bf16;
 use crate::kernels::vector::{Operand, Vector};
 
 /// Sums, for every row `m` of the tile, `inputs` words of channels of every tap `t`: the row's are
@@ -88,7 +90,7 @@ impl Tiles {
     pub fn of(level: Level, precision: Precision) -> &'static Tiles {
         match (precision, level) {
             #[cfg(target_arch = "x86_64")]
-            (Precision::Bf16, Level::Avx512) if simd::has_bf16() => &avx512_bf16::TILES,
+            (Precision::Bf16, Level::Avx512) if has_bf16() => &avx512_bf16::TILES,
             (Precision::Bf16, _) => &plain_bf16::TILES,
             #[cfg(target_arch = "x86_64")]
             (_, Level::Avx512) => &avx512::TILES,

@@ -23,7 +23,9 @@ use rayon::prelude::*;
 use super::tile::{self, Tiles, load};
 use super::{Conv, InputTiles, PIXELS, Panels, SharedMap, share, with_scratch};
 use crate::engine::Precision;
-use crate::kernels::simd::{self, Level};
+use crate::kernels::simd::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::has_bf16;
 use crate::kernels::vector::{Operand, Single, Vector};
 
 /// Rows of the kernels: the shift is down, by one.
@@ -525,7 +527,7 @@ impl Transforms {
     fn of(level: Level, precision: Precision, taps: usize) -> &'static Transforms {
         let transforms = match (precision, level) {
             #[cfg(target_arch = "x86_64")]
-            (Precision::Bf16, Level::Avx512) if simd::has_bf16() => &avx512_bf16::TRANSFORMS,
+            (Precision::Bf16, Level::Avx512) if has_bf16() => &avx512_bf16::TRANSFORMS,
             (Precision::Bf16, _) => &plain_bf16::TRANSFORMS,
             #[cfg(target_arch = "x86_64")]
             (_, Level::Avx512) => &avx512::TRANSFORMS,
@@ -947,42 +949,41 @@ impl Winograd {
                     let xs: Vec<*const f32> = xs.take(count).map(<[_]>::as_ptr).collect();
                     let dy = &spread_dy[point * count * panels.lanes()..];
                     let own = rows.part(part, parts);
-                    let joined = match tiles.numbers {
-                        1 => 0,
-                        _ => tiles.words(PIXELS) * panels.width,
+                    // Where two tiles make a word: a panel of them.
+                    let mut joined = match tiles.numbers {
+                        1 => Vec::new(),
+                        _ => vec![0.0; tiles.words(PIXELS) * panels.width],
                     };
-                    with_scratch(joined, |joined| {
-                        for (block, xs) in xs.chunks(PIXELS).enumerate() {
-                            let panel = |panel| {
-                                let (_, vectors) = panels.get(panel);
-                                let width = vectors * tiles.lanes;
-                                let first = count * panel * panels.width + block * PIXELS * width;
-                                if tiles.numbers == 1 {
-                                    return dy[first..].as_ptr();
-                                }
-                                let rows = dy[first..][..xs.len() * width].chunks(2 * width);
-                                for (rows, words) in rows.zip(joined.chunks_exact_mut(width)) {
-                                    let (row, next) = rows.split_at(width);
-                                    let next = if next.is_empty() { &tile::ZEROS } else { next };
-                                    // SAFETY: the machine has the level; all are `width` long, which
-                                    // `ZEROS` is at least.
-                                    unsafe {
-                                        let (row, next) = (row.as_ptr(), next.as_ptr());
-                                        (tiles.join)(row, next, width, words.as_mut_ptr());
-                                    }
-                                }
-                                joined.as_ptr()
-                            };
-                            // SAFETY: the machine has the level. `xs` point to `inputs` channels
-                            // each, and the panels have a row for each of them, or for two. This
-                            // task alone has its rows of this point's gradient.
-                            unsafe {
-                                let first = d_points.at(point * inputs * outputs);
-                                let accumulate = start > 0 || block > 0;
-                                own.add_outer_products(xs, &panels, panel, first, accumulate);
+                    for (block, xs) in xs.chunks(PIXELS).enumerate() {
+                        let panel = |panel| {
+                            let (_, vectors) = panels.get(panel);
+                            let width = vectors * tiles.lanes;
+                            let first = count * panel * panels.width + block * PIXELS * width;
+                            if tiles.numbers == 1 {
+                                return dy[first..].as_ptr();
                             }
+                            let rows = dy[first..][..xs.len() * width].chunks(2 * width);
+                            for (rows, words) in rows.zip(joined.chunks_exact_mut(width)) {
+                                let (row, next) = rows.split_at(width);
+                                let next = if next.is_empty() { &tile::ZEROS } else { next };
+                                // SAFETY: the machine has the level; all are `width` long, which
+                                // `ZEROS` is at least.
+                                unsafe {
+                                    let (row, next) = (row.as_ptr(), next.as_ptr());
+                                    (tiles.join)(row, next, width, words.as_mut_ptr());
+                                }
+                            }
+                            joined.as_ptr()
+                        };
+                        // SAFETY: the machine has the level. `xs` point to `inputs` channels
+                        // each, and the panels have a row for each of them, or for two. This
+                        // task alone has its rows of this point's gradient.
+                        unsafe {
+                            let first = d_points.at(point * inputs * outputs);
+                            let accumulate = start > 0 || block > 0;
+                            own.add_outer_products(xs, &panels, panel, first, accumulate);
                         }
-                    });
+                    }
                 });
             }
 
