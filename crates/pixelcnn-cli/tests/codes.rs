@@ -51,7 +51,7 @@ fn codes(folder: &Path) {
 }
 
 const TRAIN: &str = "--data codes.npz --nr-codes 259 --nr-coarse-codes 3 --nr-filters 12 --batch-size 20 \
-                     --init-batch-size 20 --learning-rate 0.01 --polyak-start growing";
+                     --init-batch-size 20 --optimizer adam --learning-rate 0.01 --cooldown 0";
 
 /// The number after some words.
 fn after(text: &str, words: &str) -> f64 {

@@ -28,7 +28,7 @@ fn pictures(folder: &Path) {
 }
 
 const TRAIN: &str = "--data pictures --energy-distance --nr-filters 12 --batch-size 10 --init-batch-size 20 \
-                     --learning-rate 0.003 --polyak-start growing --epochs 1000";
+                     --learning-rate 0.003 --warmup-steps 0 --cooldown 0 --epochs 1000";
 
 #[test]
 fn samples_look_like_the_images() {
@@ -37,7 +37,9 @@ fn samples_look_like_the_images() {
     pictures(folder);
     let trained = succeeds(
         folder,
-        &format!("train run {TRAIN} --steps 300 --samples 4"),
+        &format!(
+            "train run {TRAIN} --optimizer adam --learning-rate-decay 0.999 --steps 300 --samples 4"
+        ),
     );
     contains(&trained, "energy");
     let measured = succeeds(folder, "eval run");
@@ -90,7 +92,7 @@ fn runs_go_on_where_they_stopped_and_move() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pictures(folder);
-    let train = format!("{TRAIN} --dropout 0 --optimizer muon --samples 2");
+    let train = format!("{TRAIN} --dropout 0 --samples 2");
     succeeds(folder, &format!("train whole {train} --steps 20"));
     succeeds(folder, &format!("train parts {train} --steps 9"));
     succeeds(folder, "train --resume parts --steps 20");
@@ -103,7 +105,10 @@ fn runs_go_on_where_they_stopped_and_move() {
     succeeds(folder, "export whole --out model");
     let card = fs::read_to_string(folder.join("model/README.md")).unwrap();
     contains(&card, "without a likelihood");
-    succeeds(folder, &format!("train adam {TRAIN} --steps 5 --samples 0"));
+    succeeds(
+        folder,
+        &format!("train adam {TRAIN} --optimizer adam --steps 5 --samples 0"),
+    );
     succeeds(folder, "export adam --format tensorflow --out original");
     let index = "original/params_cifar.ckpt.index";
     succeeds(folder, &format!("import {index} --out again {flags}"));

@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 use program::{contains, fails, last_state, open, pixelcnn, succeeds, text};
 
 const TRAIN: &str = "--nr-filters 6 --nr-resnet 1 --batch-size 4 --init-batch-size 8 --epochs 1000 \
-                     --samples 4 --polyak-start growing";
+                     --samples 4 --cooldown 0";
 
 /// Draws a picture of some width and height.
 fn draw(path: &Path, width: u32, height: u32, seed: u32) {

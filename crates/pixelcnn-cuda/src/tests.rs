@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use pixelcnn_core::engine::{Batch, Engine, EngineError, Update};
 use pixelcnn_core::ModelConfig;
+use pixelcnn_core::engine::{Batch, Engine, EngineError, Update};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
