@@ -15,7 +15,7 @@ use program::{
 };
 
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 \
-     --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --eval-interval 3 \
+     --batch-size 4 --shards 4 --init-batch-size 4 --epochs 1000 --cooldown 0 --eval-interval 3 \
      --save-interval 6 --samples 3 --held-out 0.2 --checkpoint-minutes 0.0001 --device cpu";
 
 /// The processes that a process has started.

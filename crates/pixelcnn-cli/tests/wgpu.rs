@@ -10,7 +10,7 @@ use std::path::Path;
 use program::{command, contains, fails, last_state, open, output, photos, succeeds, text};
 
 const TRAIN: &str = "train --data photos --nr-filters 4 --nr-resnet 1 --nr-logistic-mix 2 --batch-size 4 \
-     --init-batch-size 4 --epochs 1000 --eval-interval 3 --samples 3 --held-out 0.2 --optimizer muon";
+     --init-batch-size 4 --epochs 1000 --cooldown 0 --eval-interval 3 --samples 3 --held-out 0.2 --optimizer muon";
 
 /// The bits/dim of a table.
 fn numbers(table: &Path) -> Vec<f64> {
