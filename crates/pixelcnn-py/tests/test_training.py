@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(x, tiny, tmp_path):
 
 def test_what_a_run_is_made_of_stays(x, tiny, tmp_path):
     run = tmp_path / "run"
-    pixelcnn.train(x, run=run, progress=False, **tiny)
+    pixelcnn.train(x, run=run, progress=False, warmup_steps=0, cooldown=0, **tiny)
     with pytest.raises(ValueError, match="nr_filters: the run was begun with 6"):
         pixelcnn.resume(run, nr_filters=8)
     with pytest.raises(ValueError, match="not the folder of a run"):
@@ -170,7 +170,8 @@ def test_a_resumed_run_takes_what_it_is_given(x, tiny, tmp_path):
     assert model.card["step"] == step + 3
     # The rate that it was begun with, which has fallen since.
     run = tmp_path / "rate"
-    pixelcnn.train(x, run=run, progress=False, learning_rate=3e-3, learning_rate_decay=0.5, **tiny)
+    schedule = {"learning_rate": 3e-3, "learning_rate_decay": 0.5, "warmup_steps": 0, "cooldown": 0}
+    pixelcnn.train(x, run=run, progress=False, **schedule, **tiny)
     rates = []
     pixelcnn.resume(run, steps=13, learning_rate=3e-3, progress=False,
                     callback=lambda event: rates.append(event.get("learning_rate")))
