@@ -1,6 +1,7 @@
 """What the trainings that are compared here have in common: data, runs, and how they are measured."""
 
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -55,6 +56,17 @@ def seconds(run, step):
         if record["step"] == step and "train_bits_per_dim" in record:
             return record["seconds"]
     raise SystemExit(f"{run}: step {step} is not in metrics.jsonl")
+
+
+def seconds_per_step(program, output, images, flags):
+    """Of a run that is thrown away."""
+    run = output / "timing"
+    shutil.rmtree(run, ignore_errors=True)
+    command = new_run(program, run, images, 24, flags)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = seconds(run, 20) / 20
+    shutil.rmtree(run)
+    return found
 
 
 def bits_per_dim(program, run, *flags):

@@ -240,8 +240,10 @@ def rows(name, precision, file, runs, arguments, forms):
                 continue
             best = min(results, key=lambda form: middle(results[form]))
             ratio = statistics.median(b[kind] / a[kind] for a, b in zip(ours, results[best]))
+            if precision != "f32":
+                what += f", {precision}"
             yield (
-                f"| {name} | {what}{'' if precision == 'f32' else f', {precision}'} | {show(middle(ours))} | {show(middle(results[best]))} "
+                f"| {name} | {what} | {show(middle(ours))} | {show(middle(results[best]))} "
                 f"| {best} | {ratio:.2f} |"
             )
 

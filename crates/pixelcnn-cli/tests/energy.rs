@@ -92,7 +92,7 @@ fn runs_go_on_where_they_stopped_and_move() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pictures(folder);
-    let train = format!("{TRAIN} --dropout 0 --samples 2");
+    let train = format!("{TRAIN} --dropout 0 --optimizer muon --samples 2");
     succeeds(folder, &format!("train whole {train} --steps 20"));
     succeeds(folder, &format!("train parts {train} --steps 9"));
     succeeds(folder, "train --resume parts --steps 20");

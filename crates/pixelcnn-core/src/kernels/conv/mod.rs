@@ -610,18 +610,10 @@ impl Gather {
                     pack_tap(weight, packed);
                     continue;
                 }
-                with_scratch(2 * words * width, |exact| {
-                    pack_tap(weight, &mut exact[..inputs * width]);
-                    exact[inputs * width..].fill(0.0);
-                    let rows = exact.chunks_exact(2 * width);
-                    for (rows, packed) in rows.zip(packed.chunks_exact_mut(width)) {
-                        let (row, next) = rows.split_at(width);
-                        // SAFETY: the machine has the level, and all rows are `width` long.
-                        unsafe {
-                            let (row, next) = (row.as_ptr(), next.as_ptr());
-                            (tiles.join)(row, next, width, packed.as_mut_ptr());
-                        }
-                    }
+                with_scratch(inputs * width, |exact| {
+                    pack_tap(weight, exact);
+                    // SAFETY: the machine has the level, and there is a word for two inputs.
+                    unsafe { tiles.join_rows(exact, width, packed.as_mut_ptr()) };
                 });
             }
         };

@@ -85,6 +85,23 @@ impl Tiles {
         numbers.div_ceil(self.numbers)
     }
 
+    /// Writes rows of `width` values, no more than a tile has columns, as rows of words: two rows share one
+    /// where a word has two numbers, the last one with zeros where it is alone.
+    ///
+    /// # Safety
+    /// The machine has the tiles' level, and `out` has room for the words.
+    pub unsafe fn join_rows(&self, rows: &[f32], width: usize, out: *mut f32) {
+        for (number, rows) in rows.chunks(self.numbers * width).enumerate() {
+            let (row, next) = rows.split_at(width);
+            let next = if next.is_empty() { &ZEROS } else { next };
+            // SAFETY: as the caller says; all are `width` long, which `ZEROS` is at least.
+            unsafe {
+                let out = out.add(number * width);
+                (self.join)(row.as_ptr(), next.as_ptr(), width, out);
+            }
+        }
+    }
+
     /// The tiles of a level, which the machine must have when they are called. Without instructions for
     /// bfloat16 they are plain code.
     pub fn of(level: Level, precision: Precision) -> &'static Tiles {

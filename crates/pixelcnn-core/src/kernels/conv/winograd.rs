@@ -843,7 +843,7 @@ impl Winograd {
                     }
                 }
                 let place = |word: usize| packed.at(words * columns.start + word * width);
-                // Where two inputs make a word: \[point, input, column\], zeros beyond the last input.
+                // Where two inputs make a word, before they do: \[point, input, column\].
                 let mut exact = match tiles.numbers {
                     1 => Vec::new(),
                     _ => vec![0.0; self.points() * INPUTS * width],
@@ -869,14 +869,11 @@ impl Winograd {
                     unsafe { (transforms.weight)(at.as_ptr(), columns.len(), to, stride) };
                 }
                 for (point, exact) in exact.chunks_exact(INPUTS * width).enumerate() {
-                    let rows = exact.chunks_exact(2 * width).take(block.len().div_ceil(2));
-                    for (word, rows) in rows.enumerate() {
-                        let (a, b) = rows.split_at(width);
-                        let to = place(first / 2 + word).wrapping_add(point * stride);
-                        // SAFETY: the machine has the level; the rows are `width` long, and so is
-                        // that of the words, which no other task writes.
-                        unsafe { (tiles.join)(a.as_ptr(), b.as_ptr(), width, to) };
-                    }
+                    let rows = &exact[..block.len() * width];
+                    let to = place(first / 2).wrapping_add(point * stride);
+                    // SAFETY: the machine has the level. The panel has words for the block's inputs,
+                    // which no other task writes.
+                    unsafe { tiles.join_rows(rows, width, to) };
                 }
             });
     }
@@ -962,17 +959,9 @@ impl Winograd {
                             if tiles.numbers == 1 {
                                 return dy[first..].as_ptr();
                             }
-                            let rows = dy[first..][..xs.len() * width].chunks(2 * width);
-                            for (rows, words) in rows.zip(joined.chunks_exact_mut(width)) {
-                                let (row, next) = rows.split_at(width);
-                                let next = if next.is_empty() { &tile::ZEROS } else { next };
-                                // SAFETY: the machine has the level; all are `width` long, which
-                                // `ZEROS` is at least.
-                                unsafe {
-                                    let (row, next) = (row.as_ptr(), next.as_ptr());
-                                    (tiles.join)(row, next, width, words.as_mut_ptr());
-                                }
-                            }
+                            let rows = &dy[first..][..xs.len() * width];
+                            // SAFETY: the machine has the level, and there is room for a block's words.
+                            unsafe { tiles.join_rows(rows, width, joined.as_mut_ptr()) };
                             joined.as_ptr()
                         };
                         // SAFETY: the machine has the level. `xs` point to `inputs` channels
