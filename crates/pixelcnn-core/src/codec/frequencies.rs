@@ -102,6 +102,58 @@ impl Frequencies {
         }));
     }
 
+    /// Mean and standard deviation, in levels and within bounds: what lies far beyond all levels counts little.
+    pub fn moments(&self) -> [f64; 2] {
+        let components = || {
+            self.components.iter().map(|component| {
+                let mean = (component.mean * 127.5 + 127.5).clamp(-64.0, 320.0);
+                let scale = (127.5 * std::f64::consts::LOG2_E / component.rate).min(512.0);
+                (component.weight, mean, scale)
+            })
+        };
+        // A logistic's variance is this by its scale's square.
+        const VARIANCE: f64 = std::f64::consts::PI * std::f64::consts::PI / 3.0;
+        let mean: f64 = components().map(|(weight, mean, _)| weight * mean).sum();
+        let variance: f64 = components()
+            .map(|(weight, own, scale)| {
+                let off = own - mean;
+                weight * (scale * scale * VARIANCE + off * off)
+            })
+            .sum();
+        [mean, variance.sqrt().clamp(0.01, 128.0)]
+    }
+
+    /// Adds a logistic that has a share of the whole, of this mean and scale in levels.
+    pub fn add(&mut self, share: f64, mean: f64, scale: f64) {
+        for component in &mut self.components {
+            component.weight *= 1.0 - share;
+        }
+        self.components.push(Component {
+            weight: share,
+            mean: (mean - 127.5) / 127.5,
+            rate: 127.5 * std::f64::consts::LOG2_E / scale,
+        });
+    }
+
+    /// What the last component gives a level, and before that all others.
+    pub fn masses(&self, level: u8) -> [f64; 2] {
+        let level = usize::from(level);
+        let lower = if level == 0 { f64::MIN } else { EDGES[level] };
+        let upper = if level == 255 {
+            f64::MAX
+        } else {
+            EDGES[level + 1]
+        };
+        let mut edges = [upper; LEVELS];
+        edges[0] = lower;
+        let (last, others) = self.components.split_last().expect("a component");
+        [others, std::slice::from_ref(last)].map(|components| {
+            let mut sums = [0.0; LEVELS];
+            sum(components, &edges, &mut sums);
+            sums[1] - sums[0]
+        })
+    }
+
     /// C at a level and at the ones that follow it in steps of `step`; those beyond 256 are C(256).
     fn cumulative(&self, first: usize, step: usize) -> [u32; LEVELS] {
         let levels: [usize; LEVELS] = std::array::from_fn(|i| (first + i * step).min(256));

@@ -6,7 +6,9 @@
 //! before it. Frequencies are the same numbers wherever they are computed, so what one machine
 //! encodes, any other one decodes.
 
+mod adaptive;
 mod frequencies;
+mod least_squares;
 mod stream;
 mod strips;
 #[cfg(test)]
@@ -18,8 +20,9 @@ use crate::incremental::{Evaluator, EvaluatorError};
 use crate::kernels::simd::Level;
 use crate::likelihood::ChannelMixture;
 use crate::progress::Stopped;
+use adaptive::Adaptation;
 use frequencies::Frequencies;
-pub use strips::{Cut, Shape, TILE, Tile};
+pub use strips::{Coding, Cut, Shape, TILE, Tile};
 
 /// Why images are not coded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -65,7 +68,7 @@ impl Codec {
         let images = images.chunks_exact(dims);
         let pictures: Vec<(Shape, &[u8])> = self.shapes(labels).zip(images).collect();
         let mut rows = |done, _| progress(done);
-        let streams = self.encode_pictures(Cut::Whole, &pictures, &mut rows)?;
+        let streams = self.encode_pictures(Coding::WHOLE, &pictures, &mut rows)?;
         Ok(streams.into_iter().map(|tiles| tiles.concat()).collect())
     }
 
@@ -90,7 +93,7 @@ impl Codec {
         let shapes: Vec<Shape> = self.shapes(labels).collect();
         let mut rows = |done, _| progress(done);
         let mut stream = |image: usize, _| Some(streams[image].to_vec());
-        self.decode_pictures(Cut::Whole, &shapes, &mut stream, &mut rows)
+        self.decode_pictures(Coding::WHOLE, &shapes, &mut stream, &mut rows)
     }
 
     /// Images of the model's size.
@@ -116,4 +119,6 @@ struct Pixel {
     frequencies: Frequencies,
     /// The first channel's level.
     first: u8,
+    /// What the pixels before have taught, where it is taken into account.
+    adaptation: Option<Adaptation>,
 }

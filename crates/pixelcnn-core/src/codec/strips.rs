@@ -6,6 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
+use super::adaptive::Adaptation;
 use super::frequencies::Frequencies;
 use super::stream::{Decoder, Encoder};
 use super::{Codec, CodecError, Pixel};
@@ -23,6 +24,23 @@ pub enum Cut {
     Whole,
     /// [`TILE`] rows of a strip of the model's width.
     Strips,
+}
+
+/// How pictures are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coding {
+    /// Its streams.
+    pub cut: Cut,
+    /// Whether what a picture has taught so far is taken into account, beside the network.
+    pub adapts: bool,
+}
+
+impl Coding {
+    /// Pictures of the model's size, by the network alone.
+    pub const WHOLE: Coding = Coding {
+        cut: Cut::Whole,
+        adapts: false,
+    };
 }
 
 /// What is known of a picture before it is decoded.
@@ -199,7 +217,7 @@ impl Codec {
     /// [`Evaluator::begin_strips`](crate::incremental::Evaluator::begin_strips).
     pub fn encode_pictures(
         &self,
-        cut: Cut,
+        coding: Coding,
         pictures: &[(Shape, &[u8])],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<Vec<u8>>>, CodecError> {
@@ -207,11 +225,11 @@ impl Codec {
         for (shape, levels) in pictures {
             assert_eq!(levels.len(), shape.dims(), "levels of a picture");
         }
-        let strips = self.strips(cut, &shapes);
+        let strips = self.strips(coding.cut, &shapes);
         let levels: Vec<&[u8]> = pictures.iter().map(|(_, levels)| *levels).collect();
-        let raster = self.begin_strips(cut, &strips)?;
-        let mut coders = self.encode_strips(raster, &strips, &levels, progress)?;
-        if cut == Cut::Whole {
+        let raster = self.begin_strips(coding.cut, &strips)?;
+        let mut coders = self.encode_strips(coding, raster, &strips, &levels, progress)?;
+        if coding.cut == Cut::Whole {
             return Ok(coders.into_iter().map(|coder| coder.tiles).collect());
         }
         let mut streams: Vec<Vec<Vec<u8>>> = Vec::new();
@@ -238,14 +256,14 @@ impl Codec {
     /// As [`Self::encode_pictures`].
     pub fn decode_pictures(
         &self,
-        cut: Cut,
+        coding: Coding,
         shapes: &[Shape],
         stream: &mut dyn FnMut(usize, usize) -> Option<Vec<u8>>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<Option<Vec<u8>>>, CodecError> {
-        let strips = self.strips(cut, shapes);
-        let raster = self.begin_strips(cut, &strips)?;
-        let coders = self.decode_strips(raster, &strips, stream, progress)?;
+        let strips = self.strips(coding.cut, shapes);
+        let raster = self.begin_strips(coding.cut, &strips)?;
+        let coders = self.decode_strips(coding, raster, &strips, stream, progress)?;
         let mut pictures: Vec<Option<Vec<u8>>> = Vec::new();
         pictures.extend(shapes.iter().map(|shape| Some(vec![0; shape.dims()])));
         for (strip, coder) in strips.iter().zip(coders) {
@@ -288,6 +306,7 @@ impl Codec {
     /// Encodes strips of pictures of these `levels`.
     fn encode_strips(
         &self,
+        coding: Coding,
         raster: Raster,
         strips: &[Strip],
         levels: &[&[u8]],
@@ -304,6 +323,7 @@ impl Codec {
         };
         let begin = |_: &mut Encoding, _: &Strip| {};
         self.each_level(
+            coding,
             raster,
             strips,
             new,
@@ -317,6 +337,7 @@ impl Codec {
     /// Decodes strips; `stream` is as for [`Self::decode_pictures`].
     fn decode_strips(
         &self,
+        coding: Coding,
         raster: Raster,
         strips: &[Strip],
         stream: &mut dyn FnMut(usize, usize) -> Option<Vec<u8>>,
@@ -342,6 +363,7 @@ impl Codec {
             level
         };
         self.each_level(
+            coding,
             raster,
             strips,
             new,
@@ -358,6 +380,7 @@ impl Codec {
     #[allow(clippy::too_many_arguments)]
     fn each_level<T: Send>(
         &self,
+        coding: Coding,
         mut raster: Raster,
         strips: &[Strip],
         new: impl Fn(&Strip) -> T,
@@ -368,7 +391,13 @@ impl Codec {
     ) -> Result<Vec<T>, CodecError> {
         let mixture = Mixture::of(self.evaluator.config());
         let rows = raster.rows();
-        let coders = strips.iter().map(|strip| (new(strip), Pixel::default()));
+        let pixel = |strip: &Strip| Pixel {
+            adaptation: coding
+                .adapts
+                .then(|| Adaptation::new(strip.columns, &strip.shape)),
+            ..Pixel::default()
+        };
+        let coders = strips.iter().map(|strip| (new(strip), pixel(strip)));
         let mut coders: Vec<Mutex<(T, Pixel)>> = coders.map(Mutex::new).collect();
         while let Some([y, _]) = raster.position() {
             let each = |coders: &mut [Mutex<(T, Pixel)>],
@@ -384,6 +413,20 @@ impl Codec {
                     begin(coder, strip);
                 }
             });
+            for (number, strip) in strips.iter().enumerate().filter(|_| coding.adapts) {
+                let Some(row) = strip.row(y) else {
+                    continue;
+                };
+                let (before, rest) = coders.split_at_mut(number);
+                let left = strip
+                    .lane
+                    .left
+                    .map(|left| &*unlocked(before[left].get_mut()));
+                let left = left.and_then(|(_, left)| left.adaptation.as_ref());
+                if let Some(adaptation) = &mut unlocked(rest[0].get_mut()).1.adaptation {
+                    adaptation.begin_row(row, left);
+                }
+            }
             raster.code_row(&|turn| {
                 let strip = &strips[turn.image];
                 let Some(row) = strip.inside(turn.pixel) else {
@@ -397,16 +440,24 @@ impl Codec {
                     one,
                     frequencies,
                     first,
+                    adaptation,
                 } = pixel;
+                let [_, column] = turn.pixel;
                 let Shape {
                     width, channels, ..
                 } = strip.shape;
-                let place = (row * width + strip.first + turn.pixel[1]) * channels;
+                let place = (row * width + strip.first + column) * channels;
                 for (channel, level) in turn.channels.clone().zip(&mut *turn.levels) {
                     if channel < channels {
                         mixture.next_channel(turn.logits, &known[..channel], one);
                         frequencies.set(one);
+                        if let Some(adaptation) = adaptation {
+                            adaptation.expect(column, channel, frequencies);
+                        }
                         *level = code(coder, strip, place + channel, frequencies);
+                        if let Some(adaptation) = adaptation {
+                            adaptation.learn(column, channel, *level, frequencies);
+                        }
                         if channel == 0 {
                             *first = *level;
                         }

@@ -286,7 +286,11 @@ fn in_strips(config: &ModelConfig, columns: usize, seed: u64) -> Codec {
 fn pictures_of_any_size_come_back() {
     let mut random = ChaCha8Rng::seed_from_u64(8);
     // RGB, grey with classes, channels one after another.
-    for (kind, columns) in [(0, 12), (1, 4), (6, 32)] {
+    for (kind, columns, adapts) in [(0, 12, true), (1, 4, true), (6, 32, true), (0, 12, false)] {
+        let coding = Coding {
+            cut: Cut::Strips,
+            adapts,
+        };
         let config = &configs()[kind];
         let codec = in_strips(config, columns, 9);
         let pictures = pictures(&mut random, config);
@@ -297,7 +301,7 @@ fn pictures_of_any_size_come_back() {
             .collect();
         let encode = |codec: &Codec, given: &[(Shape, &[u8])]| {
             codec
-                .encode_pictures(Cut::Strips, given, &mut |_, _| ControlFlow::Continue(()))
+                .encode_pictures(coding, given, &mut |_, _| ControlFlow::Continue(()))
                 .unwrap()
         };
         let tiles = encode(&codec, &given);
@@ -322,7 +326,7 @@ fn pictures_of_any_size_come_back() {
             };
             let progress = &mut |_, _| ControlFlow::Continue(());
             codec
-                .decode_pictures(Cut::Strips, &shapes, &mut stream, progress)
+                .decode_pictures(coding, &shapes, &mut stream, progress)
                 .unwrap()
         };
         let whole = |picture: usize, tile: usize| Some(tiles[picture][tile].clone());
@@ -368,7 +372,10 @@ fn tiles_begin_in_the_order_of_the_wave() {
     // The seventeenth strip begins with the second tile of the first one.
     assert_eq!(tiles[15..19], [[0, 15], [1, 0], [0, 16], [1, 1]]);
     let stopped = in_strips(&configs()[0], 4, 1).encode_pictures(
-        Cut::Strips,
+        Coding {
+            cut: Cut::Strips,
+            adapts: true,
+        },
         &[(
             Shape {
                 height: 9,

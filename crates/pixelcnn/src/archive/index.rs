@@ -18,6 +18,8 @@ use super::names::{check_name, read_name, write_name};
 pub(super) const COLUMNS: usize = 64;
 /// And at least.
 const LEAST_COLUMNS: usize = LAG;
+/// Stands with them where pictures teach.
+const ADAPTS: usize = 256;
 /// The most pixels of a picture that is one stream: attention sees all before each.
 pub(super) const WHOLE: usize = 1 << 18;
 /// Items of a block at most, and bytes of all but the last: their files and samples.
@@ -183,7 +185,8 @@ pub(super) fn places(cutting: Cutting, parts: &[Part]) -> Option<Vec<Vec<Place>>
 pub(super) fn write(cutting: Cutting, parts: &[Part]) -> Vec<u8> {
     let mut index = Vec::new();
     varint(&mut index, parts.len() as u64);
-    varint(&mut index, cutting.columns.unwrap_or(0) as u64);
+    let adapts = if cutting.adapts { ADAPTS } else { 0 };
+    varint(&mut index, (cutting.columns.unwrap_or(0) + adapts) as u64);
     index.extend(parts.iter().flat_map(|part| part.sum.crc.to_le_bytes()));
     let mut deflated = DeflateEncoder::new(index, Compression::best());
     let deflated = deflated
@@ -226,12 +229,18 @@ fn head(parts: &[Part]) -> Vec<u8> {
 pub(super) fn read(index: &[u8], channels: usize) -> Option<(Cutting, Vec<Part>)> {
     let mut fields = Fields(index);
     let count = fields.number().filter(|count| *count <= ITEMS as u64)?;
-    let columns = match fields.number()? as usize {
+    let columns = fields.number()? as usize;
+    let adapts = columns >= ADAPTS;
+    let columns = match columns - if adapts { ADAPTS } else { 0 } {
         0 => None,
         n if n.is_power_of_two() && (LEAST_COLUMNS..=COLUMNS).contains(&n) => Some(n),
         _ => return None,
     };
-    let cutting = Cutting { columns, channels };
+    let cutting = Cutting {
+        columns,
+        channels,
+        adapts,
+    };
     let sums = fields.take(count as usize * SUM)?;
     let mut head = Vec::new();
     let inflated = DeflateDecoder::new(fields.0)

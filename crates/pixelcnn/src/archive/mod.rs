@@ -54,7 +54,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | n | length of the index: a varint |
-//! | n | the index: number of items (1,024 at most), columns of a strip, of each item the CRC-32C of its file, or of a picture's samples, 4 bytes; then the head, deflated |
+//! | n | the index: number of items (1,024 at most), columns of a strip (256 more where [what a picture has taught so far](pixelcnn_core::codec::Coding) counts), of each item the CRC-32C of its file, or of a picture's samples, 4 bytes; then the head, deflated |
 //! | 4 | sum of these |
 //! | n | the streams, to the block's end |
 //!

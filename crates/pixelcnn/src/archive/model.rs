@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pixelcnn_core::codec::{Codec, Cut, Shape};
+use pixelcnn_core::codec::{Codec, Coding, Cut, Shape};
 use pixelcnn_core::incremental::{Evaluator, EvaluatorError};
 use pixelcnn_core::kernels::simd::{self, Level};
 use pixelcnn_core::{ModelConfig, Nonlinearity};
@@ -103,13 +103,18 @@ pub(super) struct Cutting {
     /// Columns of a strip; none where each picture is one stream.
     pub columns: Option<usize>,
     pub channels: usize,
+    /// Whether what a picture has taught so far counts beside the network.
+    pub adapts: bool,
 }
 
 impl Cutting {
-    pub fn cut(self) -> Cut {
-        match self.columns {
-            None => Cut::Whole,
-            Some(_) => Cut::Strips,
+    pub fn coding(self) -> Coding {
+        Coding {
+            cut: match self.columns {
+                None => Cut::Whole,
+                Some(_) => Cut::Strips,
+            },
+            adapts: self.adapts,
         }
     }
 
@@ -252,7 +257,7 @@ impl CodingModel {
                 .iter()
                 .map(|&layer| (shapes[layer], &layers[layer].1[..]));
             let given: Vec<(Shape, &[u8])> = given.collect();
-            let encoded = codec.encode_pictures(cutting.cut(), &given, rows)?;
+            let encoded = codec.encode_pictures(cutting.coding(), &given, rows)?;
             for (&layer, encoded) in batch.iter().zip(encoded) {
                 streams[layer] = encoded;
             }
@@ -273,7 +278,7 @@ impl CodingModel {
         self.in_batches(cutting, shapes, progress, |codec, batch, rows| {
             let given: Vec<Shape> = batch.iter().map(|&layer| shapes[layer]).collect();
             let mut stream = |number: usize, tile| stream(batch[number], tile);
-            let decoded = codec.decode_pictures(cutting.cut(), &given, &mut stream, rows)?;
+            let decoded = codec.decode_pictures(cutting.coding(), &given, &mut stream, rows)?;
             for (&layer, decoded) in batch.iter().zip(decoded) {
                 layers[layer] = decoded;
             }

@@ -448,6 +448,7 @@ fn blocks_that_lie_are_passed_over() {
         let cutting = model::Cutting {
             columns,
             channels: 3,
+            adapts: true,
         };
         let written = index::write(cutting, parts);
         let mut index = Vec::new();

@@ -89,6 +89,7 @@ pub(super) fn read(source: &mut impl Source) -> Result<(Front, Vec<Block>, u64),
     let cutting = Cutting {
         columns: None,
         channels: front.shape[2],
+        adapts: false,
     };
     let (mut blocks, mut start) = (Vec::new(), checked + 4);
     for parts in parts.chunks(BLOCK) {

@@ -90,6 +90,7 @@ impl Grouping {
         Cutting {
             columns: (!self.attends).then(|| columns_for(widest)),
             channels: self.channels,
+            adapts: true,
         }
     }
 

@@ -1,0 +1,285 @@
+//! What a picture teaches while it is coded: beside the network's mixture stands one more logistic, whose mean,
+//! scale and share follow from the pixels just before. Its mean is the network's, corrected by
+//! [least squares](super::least_squares) from levels and errors around; its scale is the error that was seen where
+//! the network was as sure and errors around were as large; its share is how much likelier than the mixture it has
+//! made such pixels. As classical coders adapt (Wu and Memon 1997, Meyer and Tischer 2001), here to a network.
+//!
+//! As in [`Frequencies`] every number is a single operation in double precision, in one order: what one machine
+//! encodes, any other one decodes.
+
+use super::frequencies::Frequencies;
+use super::least_squares::{LANES, LeastSquares};
+use super::strips::Shape;
+
+/// Levels that are looked at, of the same channel: rows and columns from the pixel's place.
+const NEIGHBOURS: [[isize; 2]; 18] = [
+    [0, -1],
+    [-1, 0],
+    [-1, -1],
+    [-1, 1],
+    [0, -2],
+    [-2, 0],
+    [-2, -1],
+    [-2, 1],
+    [-1, -2],
+    [-1, 2],
+    [-2, -2],
+    [-2, 2],
+    [0, -3],
+    [-3, 0],
+    [-3, -1],
+    [-3, 1],
+    [-1, -3],
+    [-1, 3],
+];
+/// The nearest of them, whose errors are looked at; of other channels the first [`BESIDE`].
+const NEAREST: usize = 4;
+const BESIDE: usize = 2;
+/// Columns of a neighbour to the left and to the right at most.
+const MARGIN: usize = 3;
+/// Rows that are kept: those of the neighbours, and as many as a strip is before the one to its right.
+const ROWS: usize = 8;
+/// How the errors around are weighed.
+const AROUND: [([isize; 2], f64); 6] = [
+    ([0, -1], 2.0),
+    ([-1, 0], 2.0),
+    ([-1, 1], 1.0),
+    ([-1, -1], 1.0),
+    ([0, -2], 1.0),
+    ([-2, 0], 1.0),
+];
+/// Of the error of a channel before.
+const BEFORE: f64 = 2.0;
+
+/// The absolute error that a network's standard deviation lets one expect: photographs' tails are longer than a
+/// logistic's, where it would be 0.76.
+const EXPECTED: f64 = 0.55;
+/// Of a logistic, its scale by its mean absolute error: 1 / (2 ln 2).
+const SCALE: f64 = 0.721_347_520_444_481_7;
+/// No scale is smaller, in levels.
+const LEAST_SCALE: f64 = 0.08;
+/// Counts of a context's errors: what is left at the next one, and what stands for them before there are any.
+const MEMORY: f64 = 0.995;
+const BEFORE_ANY: f64 = 4.0;
+/// How fast shares follow, and how far they go.
+const RATE: f64 = 0.1;
+const SHARES: [f64; 2] = [0.002, 0.998];
+/// Where they begin: in a picture of so many pixels there is enough to learn from, in others the network is
+/// better trusted.
+const MANY: usize = 64 * 64;
+const FIRST_SHARES: [f64; 2] = [0.1, 0.5];
+/// What each side has at the least of a level, as shares are compared.
+const LEAST_MASS: f64 = 1e-6;
+
+/// Steps of a context.
+const STEPS: usize = 16;
+
+/// A channel of a pixel, as those after it see it.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    level: f64,
+    /// By how much it is above the network's mean.
+    residual: f64,
+    /// How far the corrected mean was off.
+    error: f64,
+}
+
+/// What a channel has learned.
+#[derive(Debug, Clone)]
+struct Learned {
+    correction: LeastSquares,
+    /// Sums of errors by the network's deviation, and their count: by the deviation's step and that of the errors around.
+    errors: [[[f64; 2]; STEPS]; STEPS],
+    /// The logistic's, by the deviation's step.
+    shares: [f64; STEPS],
+}
+
+/// What is to be learned from, once the level is known.
+#[derive(Debug, Clone, Default)]
+struct Pending {
+    inputs: Vec<f64>,
+    network: f64,
+    corrected: f64,
+    deviation: f64,
+    context: [usize; 2],
+}
+
+/// A strip's.
+#[derive(Debug, Clone)]
+pub(super) struct Adaptation {
+    columns: usize,
+    channels: usize,
+    /// The latest rows \[row modulo [`ROWS`], [`MARGIN`] + columns + [`MARGIN`], channels\].
+    seen: Vec<Option<Seen>>,
+    row: usize,
+    learned: Vec<Learned>,
+    pending: Pending,
+}
+
+/// In which step a number is: two to an octave, from `first` on.
+fn step(value: f64, first: f64) -> usize {
+    let value = (value / first).clamp(1.0, 1024.0) as f32;
+    let steps = (value.to_bits() >> 22) - (1f32.to_bits() >> 22);
+    (steps as usize).min(STEPS - 1)
+}
+
+impl Adaptation {
+    /// Of a strip of a picture that has so many columns, before its first row.
+    pub fn new(columns: usize, shape: &Shape) -> Adaptation {
+        let channels = shape.channels;
+        let first_share = FIRST_SHARES[usize::from(shape.height * shape.width >= MANY)];
+        let learned = |channel: usize| Learned {
+            correction: LeastSquares::new(inputs(channels, channel)),
+            errors: [[[0.0; 2]; STEPS]; STEPS],
+            shares: [first_share; STEPS],
+        };
+        Adaptation {
+            columns,
+            channels,
+            seen: vec![None; ROWS * (MARGIN + columns + MARGIN) * channels],
+            row: 0,
+            learned: (0..channels).map(learned).collect(),
+            pending: Pending::default(),
+        }
+    }
+
+    fn start(&self, row: usize) -> usize {
+        row % ROWS * (MARGIN + self.columns + MARGIN) * self.channels
+    }
+
+    /// Turns to a row, of which the strip to the left has coded its part.
+    pub fn begin_row(&mut self, row: usize, left: Option<&Adaptation>) {
+        let (start, channels) = (self.start(row), self.channels);
+        self.row = row;
+        let (margin, rest) = self.seen[start..][..(MARGIN + self.columns + MARGIN) * channels]
+            .split_at_mut(MARGIN * channels);
+        rest.fill(None);
+        match left {
+            Some(left) => {
+                let last = left.start(row) + left.columns * channels;
+                margin.copy_from_slice(&left.seen[last..][..MARGIN * channels]);
+            }
+            None => margin.fill(None),
+        }
+    }
+
+    fn at(&self, [dy, dx]: [isize; 2], column: usize, channel: usize) -> Option<Seen> {
+        let row = self.row.checked_add_signed(dy)?;
+        let column = (MARGIN + column).checked_add_signed(dx)?;
+        self.seen[self.start(row) + column * self.channels + channel]
+    }
+
+    /// Adds to the network's mixture what is known of it, before a level is coded.
+    pub fn expect(&mut self, column: usize, channel: usize, frequencies: &mut Frequencies) {
+        let [network, deviation] = frequencies.moments();
+        let mut inputs = std::mem::take(&mut self.pending.inputs);
+        self.look(column, channel, network, &mut inputs);
+        let learned = &self.learned[channel];
+        let correction = learned.correction.predict(&inputs).clamp(-64.0, 64.0);
+        let corrected = network + correction;
+        let expected = EXPECTED * deviation;
+        let around = self.around(column, channel).unwrap_or(expected);
+        let context = [step(deviation, 0.25), step(around, 0.125)];
+        let first = (expected + 0.5 * around) / (1.5 * expected);
+        let [sum, count] = learned.errors[context[0]][context[1]];
+        let ratio = (sum + BEFORE_ANY * first) / (count + BEFORE_ANY);
+        let scale = ratio.clamp(0.1, 4.0) * expected * SCALE;
+        let share = learned.shares[context[0]];
+        frequencies.add(share, corrected, scale.max(LEAST_SCALE));
+        self.pending = Pending {
+            inputs,
+            network,
+            corrected,
+            deviation,
+            context,
+        };
+    }
+
+    /// Learns from the level, which the frequencies were used for.
+    pub fn learn(&mut self, column: usize, channel: usize, level: u8, frequencies: &Frequencies) {
+        let Pending {
+            ref inputs,
+            network,
+            corrected,
+            deviation,
+            context: [by_deviation, by_errors],
+        } = self.pending;
+        let learned = &mut self.learned[channel];
+        let masses = frequencies.masses(level);
+        let share = &mut learned.shares[by_deviation];
+        let network_mass = masses[0] + (1.0 - *share) * LEAST_MASS;
+        let own_mass = masses[1] + *share * LEAST_MASS;
+        let wanted = own_mass / (network_mass + own_mass);
+        *share = (*share + RATE * (wanted - *share)).clamp(SHARES[0], SHARES[1]);
+
+        let level = f64::from(level);
+        let (residual, error) = (level - network, (level - corrected).abs());
+        for (sum, new) in learned.errors[by_deviation][by_errors]
+            .iter_mut()
+            .zip([error / (EXPECTED * deviation), 1.0])
+        {
+            *sum = *sum * MEMORY + new;
+        }
+        let weight = 1.0 / (deviation * deviation + 1.0);
+        learned.correction.learn(inputs, residual, weight);
+        let place = self.start(self.row) + (MARGIN + column) * self.channels + channel;
+        self.seen[place] = Some(Seen {
+            level,
+            residual,
+            error,
+        });
+    }
+
+    /// What the correction is predicted from.
+    fn look(&self, column: usize, channel: usize, network: f64, inputs: &mut Vec<f64>) {
+        inputs.clear();
+        let seen = |offset, channel| self.at(offset, column, channel);
+        let level = |offset, channel| seen(offset, channel).map(|seen: Seen| seen.level);
+        let residual = |offset, channel| seen(offset, channel).map_or(0.0, |seen| seen.residual);
+        // What isn't known is as expected.
+        let from = |base: f64, level: Option<f64>| level.map_or(0.0, |level| level - base);
+        inputs.extend(NEIGHBOURS.map(|offset| from(network, level(offset, channel))));
+        for other in 0..self.channels {
+            if other < channel {
+                inputs.push(residual([0, 0], other));
+            }
+            let near = if other == channel { NEAREST } else { BESIDE };
+            inputs.extend(
+                NEIGHBOURS[..near]
+                    .iter()
+                    .map(|offset| residual(*offset, other)),
+            );
+        }
+        for before in 0..channel {
+            let here = level([0, 0], before).unwrap_or_default();
+            let near = NEIGHBOURS[..NEAREST].iter();
+            inputs.extend(near.map(|offset| from(here, level(*offset, before))));
+        }
+        inputs.push(4.0);
+        inputs.resize(inputs.len().next_multiple_of(LANES), 0.0);
+    }
+
+    /// The mean of the errors around.
+    fn around(&self, column: usize, channel: usize) -> Option<f64> {
+        let (mut sum, mut weights) = (0.0, 0.0);
+        let mut take = |seen: Option<Seen>, weight: f64| {
+            if let Some(seen) = seen {
+                sum += weight * seen.error;
+                weights += weight;
+            }
+        };
+        for (offset, weight) in AROUND {
+            take(self.at(offset, column, channel), weight);
+        }
+        for before in 0..channel {
+            take(self.at([0, 0], column, before), BEFORE);
+        }
+        (weights > 0.0).then(|| sum / weights)
+    }
+}
+
+/// Inputs of a channel's correction.
+fn inputs(channels: usize, channel: usize) -> usize {
+    let residuals = NEAREST + BESIDE * (channels - 1) + channel;
+    NEIGHBOURS.len() + residuals + NEAREST * channel + 1
+}
