@@ -129,7 +129,7 @@ fn round_trip(config: &ModelConfig, pictures: &[Picture], levels: &[Level]) -> (
 }
 
 #[test]
-fn real_images_come_back_at_the_cost_of_their_likelihood() {
+fn real_images_come_back_at_no_more_than_their_likelihood() {
     let config = ModelConfig {
         nr_resnet: 1,
         nr_filters: 8,
@@ -138,14 +138,12 @@ fn real_images_come_back_at_the_cost_of_their_likelihood() {
     };
     let pictures = pictures(SAMPLE, 10);
     let (file, likelihood) = round_trip(&config, &pictures[..8], &LEVELS);
-    let over = file.len() as f64 - likelihood;
-    assert!(
-        (0.0..128.0 + 8.0 * 8.0).contains(&over),
-        "{over} over {likelihood}"
-    );
+    // A network that has learned nothing is helped by what the images teach.
+    let bytes = file.len() as f64;
+    assert!(bytes < 0.95 * likelihood, "{bytes} for {likelihood}");
     let (file, likelihood) = round_trip(&config, &pictures[9..], &LEVELS);
     let over = file.len() as f64 - likelihood;
-    assert!((0.0..128.0).contains(&over), "{over} over {likelihood}");
+    assert!(over < 128.0, "{over} over {likelihood}");
 }
 
 /// 1,000 test images of CIFAR-10, which are downloaded where they are not in the cache:
@@ -171,7 +169,7 @@ fn a_thousand_real_images_come_back() {
         "{} bytes, {over:.0} more than the likelihood's {likelihood:.0}",
         file.len()
     );
-    assert!((0.0..128.0 + 8.0 * 1000.0).contains(&over));
+    assert!(over < 128.0 + 8.0 * 1000.0);
 }
 
 /// A model that is the same on every machine and for ever: no library draws it.
