@@ -183,7 +183,7 @@ impl Adaptation {
         let first = (expected + 0.5 * around) / (1.5 * expected);
         let [sum, count] = learned.errors[context[0]][context[1]];
         let ratio = (sum + BEFORE_ANY * first) / (count + BEFORE_ANY);
-        let scale = ratio.clamp(0.1, 4.0) * expected * SCALE;
+        let scale = ratio.min(4.0) * expected * SCALE;
         let share = learned.shares[context[0]];
         frequencies.add(share, corrected, scale.max(LEAST_SCALE));
         self.pending = Pending {
@@ -282,4 +282,149 @@ impl Adaptation {
 fn inputs(channels: usize, channel: usize) -> usize {
     let residuals = NEAREST + BESIDE * (channels - 1) + channel;
     NEIGHBOURS.len() + residuals + NEAREST * channel + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::likelihood::ChannelMixture;
+    use constriction::stream::model::{DecoderModel, EncoderModel};
+
+    fn mixture(log_weight: f32, mean: f32, log_scale: f32) -> ChannelMixture {
+        ChannelMixture {
+            log_weights: vec![log_weight, -1.0],
+            means: vec![mean, 0.1],
+            log_scales: vec![log_scale, -2.0],
+        }
+    }
+
+    fn shape(channels: usize) -> Shape {
+        Shape {
+            height: 100,
+            width: 70,
+            channels,
+            class: 0,
+        }
+    }
+
+    /// Goes through a picture of 70 columns in two strips, of which the right one is some rows behind; gives the
+    /// bits of its last row in each.
+    fn bits(
+        channels: usize,
+        level: impl Fn(usize, usize, usize) -> u8,
+        mixture: impl Fn(usize, usize, usize) -> ChannelMixture,
+    ) -> [f64; 2] {
+        let shape = shape(channels);
+        let columns = [64, 6];
+        let mut strips = columns.map(|columns| Adaptation::new(columns, &shape));
+        let mut frequencies = Frequencies::default();
+        let mut bits = [0.0; 2];
+        for y in 0..shape.height + 4 {
+            let [left, right] = &mut strips;
+            let turns = [(left, None, Some(y)), (right, Some(()), y.checked_sub(4))];
+            let mut before: Option<Adaptation> = None;
+            for (strip, (own, has_left, row)) in turns.into_iter().enumerate() {
+                if let Some(row) = row.filter(|row| *row < shape.height) {
+                    own.begin_row(row, has_left.and(before.as_ref()));
+                    bits[strip] = 0.0;
+                    for x in 0..columns[strip] {
+                        for channel in 0..channels {
+                            let (x, column) = (64 * strip + x, x);
+                            frequencies.set(&mixture(row, x, channel));
+                            own.expect(column, channel, &mut frequencies);
+                            let level = level(row, x, channel);
+                            let coded = frequencies.left_cumulative_and_probability(level);
+                            let (from, frequency) = coded.unwrap();
+                            let found = frequencies.quantile_function(from);
+                            assert_eq!(found, (level, from, frequency));
+                            bits[strip] += 24.0 - f64::from(frequency.get()).log2();
+                            own.learn(column, channel, level, &frequencies);
+                        }
+                    }
+                }
+                before = Some(own.clone());
+            }
+        }
+        bits
+    }
+
+    /// A network that knows nothing, and a picture that is easy once it was looked at.
+    #[test]
+    fn what_is_around_teaches() {
+        let level = |y: usize, x: usize, channel: usize| {
+            let wave = 60.0 * (0.11 * x as f64 + 0.07 * y as f64).sin();
+            let noise = (x * 7919 + y * 104_729 + channel * 31) % 3;
+            (128.0 + wave * (1.0 - 0.2 * channel as f64)) as u8 + noise as u8
+        };
+        for channels in [1, 3] {
+            let [left, right] = bits(channels, level, |_, _, _| mixture(0.0, 0.0, -0.5));
+            let bits = [left, right].map(|bits| bits / channels as f64);
+            // The network alone needs more than 7 bits for each level. Three levels of noise take 1.6, and
+            // blur what is predicted from them.
+            assert!(bits[0] < 3.2 * 64.0 && bits[1] < 5.0 * 6.0, "{bits:?}");
+        }
+    }
+
+    /// Where the network knows best, little is lost.
+    #[test]
+    fn a_network_that_knows_is_left_alone() {
+        let level = |y: usize, x: usize, _: usize| {
+            ((x * 7919 + y * 104_729 + x * y * 31) % 211) as u8 // hardly to be predicted from around
+        };
+        let known = |y, x, channel| {
+            let mean = (f32::from(level(y, x, channel)) - 127.5) / 127.5;
+            ChannelMixture {
+                log_weights: vec![0.0],
+                means: vec![mean],
+                log_scales: vec![-5.0],
+            }
+        };
+        let [left, _] = bits(1, level, known);
+        // Of the network alone: a logistic of that scale.
+        let scale = (-5f64).exp() * 127.5;
+        let alone = 64.0 * -(0.25 / scale).tanh().log2();
+        assert!(left < 1.02 * alone, "{left} beside {alone}");
+    }
+
+    /// Whatever a network says, every level has a frequency, and the decoder finds it.
+    #[test]
+    fn no_mixture_leads_astray() {
+        let hostile = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            1e30,
+            -1e30,
+            0.0,
+            -7.0,
+            90.0,
+        ];
+        let of = |n: usize| hostile[n % hostile.len()];
+        let level = |y: usize, x: usize, channel: usize| (x * y * 17 + channel * 99) as u8;
+        let [left, right] = bits(3, level, |y, x, channel| {
+            mixture(of(x), of(x / 8 + y), of(y / 8 + channel))
+        });
+        assert!(left.is_finite() && right.is_finite());
+    }
+
+    #[test]
+    fn inputs_are_counted() {
+        for channels in [1, 3] {
+            let adaptation = Adaptation::new(64, &shape(channels));
+            for channel in 0..channels {
+                let mut looked = Vec::new();
+                adaptation.look(5, channel, 100.0, &mut looked);
+                let count = inputs(channels, channel);
+                assert_eq!(looked.len(), count.next_multiple_of(LANES));
+                assert_eq!(looked[count - 1], 4.0);
+            }
+        }
+    }
+
+    #[test]
+    fn steps_are_two_to_an_octave() {
+        let steps = [0.0, 0.25, 0.3, 0.375, 0.5, 0.75, 1.0, 1e9];
+        let steps = steps.map(|value| step(value, 0.25));
+        assert_eq!(steps, [0, 0, 0, 1, 2, 3, 4, STEPS - 1]);
+    }
 }
