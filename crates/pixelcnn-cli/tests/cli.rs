@@ -109,7 +109,7 @@ fn wrong_usage_is_refused() {
     let misused = |arguments: &str| misused(folder.path(), arguments);
     contains(
         &misused("train --preset huge"),
-        "[possible values: quick, small, cifar10]",
+        "[possible values: quick, small, cifar10, cifar10-best]",
     );
     contains(
         &misused("train --nonlinearity tanh"),

@@ -11,10 +11,14 @@ use crate::data::{DataConfig, DataError, Dataset};
 use crate::one_line;
 
 /// Name and text of every preset; each gives all values.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 4] = [
     ("quick", include_str!("../../presets/quick.toml")),
     ("small", include_str!("../../presets/small.toml")),
     ("cifar10", include_str!("../../presets/cifar10.toml")),
+    (
+        "cifar10-best",
+        include_str!("../../presets/cifar10-best.toml"),
+    ),
 ];
 
 /// Settings that no run can be made of.
@@ -399,7 +403,7 @@ mod tests {
             assert_eq!(preset["model"].as_table().unwrap().len(), 9, "{name}");
         }
         let error = Settings::preset("large").unwrap_err().to_string();
-        assert_eq!(error, "no preset large: choose quick, small, cifar10");
+        assert_eq!(error, "no preset large: choose quick, small, cifar10, cifar10-best");
     }
 
     #[test]
