@@ -403,7 +403,10 @@ mod tests {
             assert_eq!(preset["model"].as_table().unwrap().len(), 9, "{name}");
         }
         let error = Settings::preset("large").unwrap_err().to_string();
-        assert_eq!(error, "no preset large: choose quick, small, cifar10, cifar10-best");
+        assert_eq!(
+            error,
+            "no preset large: choose quick, small, cifar10, cifar10-best"
+        );
     }
 
     #[test]
