@@ -56,7 +56,7 @@ fn help_teaches() {
         contains(&help, &format!("--{flag}"));
     }
     // What a setting is in each preset is taken from the presets.
-    contains(&help, "cifar10 0.999995]");
+    contains(&help, "cifar10 0.999995");
 }
 
 #[test]

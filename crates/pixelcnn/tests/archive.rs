@@ -129,7 +129,7 @@ fn round_trip(config: &ModelConfig, pictures: &[Picture], levels: &[Level]) -> (
 }
 
 #[test]
-fn real_images_come_back_at_no_more_than_their_likelihood() {
+fn real_images_come_back_and_teach() {
     let config = ModelConfig {
         nr_resnet: 1,
         nr_filters: 8,

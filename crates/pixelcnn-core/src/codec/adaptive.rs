@@ -1,15 +1,17 @@
 //! What a picture teaches while it is coded: beside the network's mixture stands one more logistic, whose mean,
 //! scale and share follow from the pixels just before. Its mean is the network's, corrected by
 //! [least squares](super::least_squares) from levels and errors around; its scale is the error that was seen where
-//! the network was as sure and errors around were as large; its share is how much likelier than the mixture it has
-//! made such pixels. As classical coders adapt (Wu and Memon 1997, Meyer and Tischer 2001), here to a network.
+//! the network was as sure and errors around were as large; its share follows how often it was
+//! the likelier of the two. As classical coders adapt (Wu and Memon 1997, Meyer and Tischer 2001), here to a network.
 //!
 //! As in [`Frequencies`] every number is a single operation in double precision, in one order: what one machine
-//! encodes, any other one decodes.
+//! encodes, any other one decodes. All constants here are part of the `.pxc` format: others would make archives that
+//! exist unreadable.
 
 use super::frequencies::Frequencies;
 use super::least_squares::{LANES, LeastSquares};
 use super::strips::Shape;
+use crate::incremental::LAG;
 
 /// Levels that are looked at, of the same channel: rows and columns from the pixel's place.
 const NEIGHBOURS: [[isize; 2]; 18] = [
@@ -35,10 +37,12 @@ const NEIGHBOURS: [[isize; 2]; 18] = [
 /// The nearest of them, whose errors are looked at; of other channels the first [`BESIDE`].
 const NEAREST: usize = 4;
 const BESIDE: usize = 2;
-/// Columns of a neighbour to the left and to the right at most.
+/// Rows and columns between a pixel and its neighbours at most.
 const MARGIN: usize = 3;
-/// Rows that are kept: those of the neighbours, and as many as a strip is before the one to its right.
+/// Rows that are kept: a strip looks back by [`MARGIN`] rows, and the one to its right, [`LAG`] rows behind, still
+/// looks at the row that it is at.
 const ROWS: usize = 8;
+const _: () = assert!(ROWS > LAG && ROWS > MARGIN);
 /// How the errors around are weighed.
 const AROUND: [([isize; 2], f64); 6] = [
     ([0, -1], 2.0),
@@ -48,7 +52,7 @@ const AROUND: [([isize; 2], f64); 6] = [
     ([0, -2], 1.0),
     ([-2, 0], 1.0),
 ];
-/// Of the error of a channel before.
+/// And the same pixel's in a channel before.
 const BEFORE: f64 = 2.0;
 
 /// The absolute error that a network's standard deviation lets one expect: photographs' tails are longer than a
@@ -56,8 +60,13 @@ const BEFORE: f64 = 2.0;
 const EXPECTED: f64 = 0.55;
 /// Of a logistic, its scale by its mean absolute error: 1 / (2 ln 2).
 const SCALE: f64 = 0.721_347_520_444_481_7;
-/// No scale is smaller, in levels.
+/// No scale is smaller, in levels; none is larger beside the network's.
 const LEAST_SCALE: f64 = 0.08;
+const LARGEST_RATIO: f64 = 4.0;
+/// Levels that the mean is corrected by at most.
+const CORRECTION: f64 = 64.0;
+/// What the errors around weigh beside what the network lets one expect, where a context has no errors yet.
+const AROUND_WEIGHT: f64 = 0.5;
 /// Counts of a context's errors: what is left at the next one, and what stands for them before there are any.
 const MEMORY: f64 = 0.995;
 const BEFORE_ANY: f64 = 4.0;
@@ -71,8 +80,12 @@ const FIRST_SHARES: [f64; 2] = [0.1, 0.5];
 /// What each side has at the least of a level, as shares are compared.
 const LEAST_MASS: f64 = 1e-6;
 
-/// Steps of a context.
+/// Steps of a context, and where those of the deviation and of the errors around begin, in levels.
 const STEPS: usize = 16;
+const FIRST_DEVIATION: f64 = 0.25;
+const FIRST_ERROR: f64 = 0.125;
+/// The last input, so that the prediction can have an offset.
+const ONE: f64 = 4.0;
 
 /// A channel of a pixel, as those after it see it.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +101,8 @@ struct Seen {
 #[derive(Debug, Clone)]
 struct Learned {
     correction: LeastSquares,
-    /// Sums of errors by the network's deviation, and their count: by the deviation's step and that of the errors around.
+    /// Sums of errors, each divided by what the network let one expect, and their count: by the step of its
+    /// deviation and that of the errors around.
     errors: [[[f64; 2]; STEPS]; STEPS],
     /// The logistic's, by the deviation's step.
     shares: [f64; STEPS],
@@ -129,7 +143,7 @@ impl Adaptation {
         let channels = shape.channels;
         let first_share = FIRST_SHARES[usize::from(shape.height * shape.width >= MANY)];
         let learned = |channel: usize| Learned {
-            correction: LeastSquares::new(inputs(channels, channel)),
+            correction: LeastSquares::new(count_inputs(channels, channel)),
             errors: [[[0.0; 2]; STEPS]; STEPS],
             shares: [first_share; STEPS],
         };
@@ -175,15 +189,18 @@ impl Adaptation {
         let mut inputs = std::mem::take(&mut self.pending.inputs);
         self.look(column, channel, network, &mut inputs);
         let learned = &self.learned[channel];
-        let correction = learned.correction.predict(&inputs).clamp(-64.0, 64.0);
+        let correction = learned
+            .correction
+            .predict(&inputs)
+            .clamp(-CORRECTION, CORRECTION);
         let corrected = network + correction;
         let expected = EXPECTED * deviation;
         let around = self.around(column, channel).unwrap_or(expected);
-        let context = [step(deviation, 0.25), step(around, 0.125)];
-        let first = (expected + 0.5 * around) / (1.5 * expected);
+        let context = [step(deviation, FIRST_DEVIATION), step(around, FIRST_ERROR)];
+        let first = (expected + AROUND_WEIGHT * around) / ((1.0 + AROUND_WEIGHT) * expected);
         let [sum, count] = learned.errors[context[0]][context[1]];
         let ratio = (sum + BEFORE_ANY * first) / (count + BEFORE_ANY);
-        let scale = ratio.min(4.0) * expected * SCALE;
+        let scale = ratio.min(LARGEST_RATIO) * expected * SCALE;
         let share = learned.shares[context[0]];
         frequencies.add(share, corrected, scale.max(LEAST_SCALE));
         self.pending = Pending {
@@ -255,7 +272,7 @@ impl Adaptation {
             let near = NEIGHBOURS[..NEAREST].iter();
             inputs.extend(near.map(|offset| from(here, level(*offset, before))));
         }
-        inputs.push(4.0);
+        inputs.push(ONE);
         inputs.resize(inputs.len().next_multiple_of(LANES), 0.0);
     }
 
@@ -279,7 +296,7 @@ impl Adaptation {
 }
 
 /// Inputs of a channel's correction.
-fn inputs(channels: usize, channel: usize) -> usize {
+fn count_inputs(channels: usize, channel: usize) -> usize {
     let residuals = NEAREST + BESIDE * (channels - 1) + channel;
     NEIGHBOURS.len() + residuals + NEAREST * channel + 1
 }
@@ -307,45 +324,58 @@ mod tests {
         }
     }
 
-    /// Goes through a picture of 70 columns in two strips, of which the right one is some rows behind; gives the
-    /// bits of its last row in each.
-    fn bits(
+    /// A number like a random one, of three others.
+    fn hash(y: usize, x: usize, channel: usize) -> u32 {
+        let n = (y as u32 * 1009 + x as u32) * 3 + channel as u32 + 1;
+        let n = (n ^ n >> 15).wrapping_mul(0x2c1b_3c6d);
+        let n = (n ^ n >> 12).wrapping_mul(0x297a_2d39);
+        n ^ n >> 15
+    }
+
+    const COLUMNS: [usize; 2] = [64, 6];
+
+    /// Goes through a picture of 70 columns in two strips, of which the right one is some rows behind: gives them,
+    /// and the bits of a level in the lower half of each.
+    fn run(
         channels: usize,
         level: impl Fn(usize, usize, usize) -> u8,
         mixture: impl Fn(usize, usize, usize) -> ChannelMixture,
-    ) -> [f64; 2] {
+    ) -> ([Adaptation; 2], [f64; 2]) {
         let shape = shape(channels);
-        let columns = [64, 6];
-        let mut strips = columns.map(|columns| Adaptation::new(columns, &shape));
+        let mut strips = COLUMNS.map(|columns| Adaptation::new(columns, &shape));
         let mut frequencies = Frequencies::default();
         let mut bits = [0.0; 2];
-        for y in 0..shape.height + 4 {
-            let [left, right] = &mut strips;
-            let turns = [(left, None, Some(y)), (right, Some(()), y.checked_sub(4))];
-            let mut before: Option<Adaptation> = None;
-            for (strip, (own, has_left, row)) in turns.into_iter().enumerate() {
-                if let Some(row) = row.filter(|row| *row < shape.height) {
-                    own.begin_row(row, has_left.and(before.as_ref()));
-                    bits[strip] = 0.0;
-                    for x in 0..columns[strip] {
-                        for channel in 0..channels {
-                            let (x, column) = (64 * strip + x, x);
-                            frequencies.set(&mixture(row, x, channel));
-                            own.expect(column, channel, &mut frequencies);
-                            let level = level(row, x, channel);
-                            let coded = frequencies.left_cumulative_and_probability(level);
-                            let (from, frequency) = coded.unwrap();
-                            let found = frequencies.quantile_function(from);
-                            assert_eq!(found, (level, from, frequency));
-                            bits[strip] += 24.0 - f64::from(frequency.get()).log2();
-                            own.learn(column, channel, level, &frequencies);
-                        }
+        for y in 0..shape.height + LAG {
+            for strip in 0..2 {
+                let row = y.checked_sub(LAG * strip);
+                let Some(row) = row.filter(|row| *row < shape.height) else {
+                    continue;
+                };
+                let (before, rest) = strips.split_at_mut(strip);
+                let own = &mut rest[0];
+                own.begin_row(row, before.last());
+                for (column, channel) in
+                    (0..COLUMNS[strip]).flat_map(|x| (0..channels).map(move |c| (x, c)))
+                {
+                    let x = 64 * strip + column;
+                    frequencies.set(&mixture(row, x, channel));
+                    own.expect(column, channel, &mut frequencies);
+                    let level = level(row, x, channel);
+                    let coded = frequencies.left_cumulative_and_probability(level);
+                    let (from, frequency) = coded.unwrap();
+                    for quantile in [from, from + frequency.get() - 1] {
+                        let found = frequencies.quantile_function(quantile);
+                        assert_eq!(found, (level, from, frequency));
                     }
+                    if row >= shape.height / 2 {
+                        bits[strip] += 24.0 - f64::from(frequency.get()).log2();
+                    }
+                    own.learn(column, channel, level, &frequencies);
                 }
-                before = Some(own.clone());
             }
         }
-        bits
+        let levels = COLUMNS.map(|columns| (columns * channels * shape.height / 2) as f64);
+        (strips, [bits[0] / levels[0], bits[1] / levels[1]])
     }
 
     /// A network that knows nothing, and a picture that is easy once it was looked at.
@@ -353,37 +383,60 @@ mod tests {
     fn what_is_around_teaches() {
         let level = |y: usize, x: usize, channel: usize| {
             let wave = 60.0 * (0.11 * x as f64 + 0.07 * y as f64).sin();
-            let noise = (x * 7919 + y * 104_729 + channel * 31) % 3;
-            (128.0 + wave * (1.0 - 0.2 * channel as f64)) as u8 + noise as u8
+            (128.0 + wave * (1.0 - 0.2 * channel as f64)) as u8 + (hash(y, x, channel) % 3) as u8
         };
         for channels in [1, 3] {
-            let [left, right] = bits(channels, level, |_, _, _| mixture(0.0, 0.0, -0.5));
-            let bits = [left, right].map(|bits| bits / channels as f64);
-            // The network alone needs more than 7 bits for each level. Three levels of noise take 1.6, and
-            // blur what is predicted from them.
-            assert!(bits[0] < 3.2 * 64.0 && bits[1] < 5.0 * 6.0, "{bits:?}");
+            let (_, bits) = run(channels, level, |_, _, _| mixture(0.0, 0.0, -0.5));
+            // The network alone needs more than 7 bits. Three levels of noise take 1.6, and blur what is
+            // predicted from them.
+            assert!(bits[0] < 3.2 && bits[1] < 5.0, "{bits:?}");
         }
     }
 
-    /// Where the network knows best, little is lost.
+    /// Where the network is right, nothing is to be gained, and little is lost.
     #[test]
-    fn a_network_that_knows_is_left_alone() {
-        let level = |y: usize, x: usize, _: usize| {
-            ((x * 7919 + y * 104_729 + x * y * 31) % 211) as u8 // hardly to be predicted from around
-        };
+    fn a_network_that_is_right_is_left_alone() {
         let known = |y, x, channel| {
-            let mean = (f32::from(level(y, x, channel)) - 127.5) / 127.5;
-            ChannelMixture {
-                log_weights: vec![0.0],
-                means: vec![mean],
-                log_scales: vec![-5.0],
-            }
+            let mean = hash(y, x, channel + 7) as i32 as f32 / 2f32.powi(31);
+            mixture(1.0, mean, -3.0)
         };
-        let [left, _] = bits(1, level, known);
-        // Of the network alone: a logistic of that scale.
-        let scale = (-5f64).exp() * 127.5;
-        let alone = 64.0 * -(0.25 / scale).tanh().log2();
-        assert!(left < 1.02 * alone, "{left} beside {alone}");
+        let drawn = |y, x, channel| {
+            let mut frequencies = Frequencies::default();
+            frequencies.set(&known(y, x, channel));
+            let (level, _, frequency) = frequencies.quantile_function(hash(y, x, channel) >> 8);
+            (level, 24.0 - f64::from(frequency.get()).log2())
+        };
+        let (_, [bits, _]) = run(3, |y, x, channel| drawn(y, x, channel).0, known);
+        let places =
+            (50..100).flat_map(|y| (0..64).flat_map(move |x| (0..3).map(move |c| (y, x, c))));
+        let alone: f64 = places.map(|(y, x, c)| drawn(y, x, c).1).sum();
+        let alone = alone / (50.0 * 64.0 * 3.0);
+        assert!(alone > 5.0, "{alone}");
+        assert!(
+            (0.995 * alone..1.01 * alone).contains(&bits),
+            "{bits} beside {alone}"
+        );
+    }
+
+    #[test]
+    fn a_strip_sees_the_one_to_its_left() {
+        let level = |y: usize, x: usize, channel: usize| hash(y, x, channel) as u8;
+        let ([left, right], _) = run(3, level, |_, _, _| mixture(0.0, 0.0, -0.5));
+        for channel in 0..3 {
+            let seen = |strip: &Adaptation, offset, column| {
+                strip.at(offset, column, channel).map(|seen| seen.level)
+            };
+            for [dy, dx] in NEIGHBOURS {
+                let [y, x] = [99 + dy, 64 + dx].map(|n| n as usize);
+                let want = Some(f64::from(level(y, x, channel)));
+                assert_eq!(seen(&right, [dy, dx], 0), want.filter(|_| x < 70));
+                // Beyond its right edge it sees nothing, nor left of the picture.
+                let at_edge = Some(f64::from(level(y, (63 + dx) as usize, channel)));
+                assert_eq!(seen(&left, [dy, dx], 63), at_edge.filter(|_| dx <= 0));
+                let first = (dx >= 0).then(|| f64::from(level(y, dx as usize, channel)));
+                assert_eq!(seen(&left, [dy, dx], 0), first);
+            }
+        }
     }
 
     /// Whatever a network says, every level has a frequency, and the decoder finds it.
@@ -401,10 +454,10 @@ mod tests {
         ];
         let of = |n: usize| hostile[n % hostile.len()];
         let level = |y: usize, x: usize, channel: usize| (x * y * 17 + channel * 99) as u8;
-        let [left, right] = bits(3, level, |y, x, channel| {
+        let (_, bits) = run(3, level, |y, x, channel| {
             mixture(of(x), of(x / 8 + y), of(y / 8 + channel))
         });
-        assert!(left.is_finite() && right.is_finite());
+        assert!(bits.iter().all(|bits| bits.is_finite()));
     }
 
     #[test]
@@ -414,9 +467,9 @@ mod tests {
             for channel in 0..channels {
                 let mut looked = Vec::new();
                 adaptation.look(5, channel, 100.0, &mut looked);
-                let count = inputs(channels, channel);
+                let count = count_inputs(channels, channel);
                 assert_eq!(looked.len(), count.next_multiple_of(LANES));
-                assert_eq!(looked[count - 1], 4.0);
+                assert_eq!(looked[count - 1], ONE);
             }
         }
     }

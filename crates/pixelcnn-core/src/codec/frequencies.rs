@@ -378,6 +378,54 @@ mod tests {
         }
     }
 
+    #[test]
+    fn one_more_logistic_has_its_share() {
+        let mut random = ChaCha8Rng::seed_from_u64(4);
+        for _ in 0..100 {
+            let mixture = mixture(5, || {
+                let [w, m, s] = [(); 3].map(|()| uniform(&mut random));
+                [w, m, 2.0 * s - 3.0]
+            });
+            let mut frequencies = Frequencies::default();
+            frequencies.set(&mixture);
+            let alone = frequencies.clone();
+            let share = 0.5 + 0.5 * f64::from(uniform(&mut random));
+            let [mean, scale] = [130.0 + 90.0 * f64::from(uniform(&mut random)), 7.0];
+            frequencies.add(share, mean, scale);
+            let logistic = |edge: f64| 1.0 / (1.0 + ((mean - edge) / scale).exp());
+            for level in 0..=255u8 {
+                let masses = frequencies.masses(level);
+                let [lower, upper] = [0.0, 1.0].map(|up| logistic(f64::from(level) + up - 0.5));
+                let lower = if level == 0 { 0.0 } else { lower };
+                let upper = if level == 255 { 1.0 } else { upper };
+                assert!((masses[1] - share * (upper - lower)).abs() < 1e-9);
+                let [others, last] = alone.masses(level);
+                let others = (1.0 - share) * (others + last);
+                assert!((masses[0] - others).abs() < 1e-9, "{level}");
+                let coded = frequencies.left_cumulative_and_probability(level);
+                let (_, frequency) = coded.unwrap();
+                let wanted = (masses[0] + masses[1]) * SHARED + 1.0;
+                assert!((f64::from(frequency.get()) - wanted).abs() < 1.1);
+            }
+        }
+    }
+
+    #[test]
+    fn moments_are_the_mixtures() {
+        let mut frequencies = Frequencies::default();
+        let scale = 5.0 / 127.5;
+        let at = |level: f32| (level - 127.5) / 127.5;
+        frequencies.set(&ChannelMixture {
+            log_weights: vec![0.0, 0.0],
+            means: vec![at(100.0), at(140.0)],
+            log_scales: vec![f32::ln(scale); 2],
+        });
+        let [mean, deviation] = frequencies.moments();
+        let variance: f64 = 400.0 + 25.0 * std::f64::consts::PI.powi(2) / 3.0;
+        assert!((mean - 120.0).abs() < 1e-4, "{mean}");
+        assert!((deviation - variance.sqrt()).abs() < 1e-4, "{deviation}");
+    }
+
     /// Compiled without this machine's vectors, the sums are the same bits.
     #[test]
     fn vectors_do_not_change_a_bit() {

@@ -1,4 +1,5 @@
 //! Least squares over samples as they come, of which the latest count most: the same bits on every machine.
+//! All numbers here are part of the `.pxc` format: others would make archives that exist unreadable.
 
 use crate::kernels::vectorized;
 
@@ -17,12 +18,14 @@ pub(super) const LANES: usize = 8;
 /// fused) and in one order: so it is the same on all machines.
 #[derive(Debug, Clone)]
 pub(super) struct LeastSquares {
-    inputs: usize,
     /// Sums of the weighted products of inputs, and as a last row those with the target: of each row the part
     /// up to the diagonal is used. Rows are whole [`LANES`].
     products: Vec<f64>,
     coefficients: Vec<f64>,
     samples: usize,
+    /// Where the equations are solved.
+    rows: Vec<f64>,
+    column: Vec<f64>,
 }
 
 impl LeastSquares {
@@ -30,10 +33,11 @@ impl LeastSquares {
     pub fn new(inputs: usize) -> LeastSquares {
         let width = inputs.next_multiple_of(LANES);
         LeastSquares {
-            inputs,
             products: vec![0.0; (inputs + 1) * width],
             coefficients: vec![0.0; width],
             samples: 0,
+            rows: Vec::new(),
+            column: vec![0.0; inputs + 1],
         }
     }
 
@@ -54,7 +58,8 @@ impl LeastSquares {
         add(inputs, target, weight, &mut self.products);
         self.samples += 1;
         if self.samples.is_multiple_of(EVERY) {
-            solve(self.inputs, &self.products, &mut self.coefficients);
+            self.rows.clone_from(&self.products);
+            solve(&mut self.rows, &mut self.column, &mut self.coefficients);
         }
     }
 }
@@ -80,11 +85,10 @@ vectorized! {
 }
 
 vectorized! {
-    /// Solves the normal equations by Cholesky's factors; where rounding leaves none, the coefficients stay.
-    fn solve(inputs: usize, products: &[f64], coefficients: &mut [f64]) {
-        let width = coefficients.len();
-        let mut rows = products.to_vec();
-        let mut column = vec![0.0; inputs + 1];
+    /// Solves the normal equations of these sums, which it spoils, by Cholesky's factors; where rounding leaves
+    /// none, the coefficients stay.
+    fn solve(rows: &mut [f64], column: &mut [f64], coefficients: &mut [f64]) {
+        let (inputs, width) = (column.len() - 1, coefficients.len());
         for k in 0..inputs {
             let pivot = rows[k * width + k] + RIDGE;
             if !(pivot > 0.0 && pivot.is_finite()) {

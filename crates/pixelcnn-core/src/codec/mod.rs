@@ -1,6 +1,9 @@
 //! Lossless coding of images on top of the incremental evaluator: the likelier the model finds an
 //! image, the fewer bytes it takes, log2 of its probability to within a byte.
 //!
+//! [Where it is wanted](Coding), a picture also teaches the codec while it is coded, so that it can take fewer
+//! bytes than the network's likelihood.
+//!
 //! Each image has a stream of its own: pixels in raster order, a pixel's channels one after the
 //! other, each value coded by the range coder with the frequencies that its mixture has given all
 //! before it. Frequencies are the same numbers wherever they are computed, so what one machine
@@ -68,7 +71,7 @@ impl Codec {
         let images = images.chunks_exact(dims);
         let pictures: Vec<(Shape, &[u8])> = self.shapes(labels).zip(images).collect();
         let mut rows = |done, _| progress(done);
-        let streams = self.encode_pictures(Coding::WHOLE, &pictures, &mut rows)?;
+        let streams = self.encode_pictures(Coding::BY_NETWORK, &pictures, &mut rows)?;
         Ok(streams.into_iter().map(|tiles| tiles.concat()).collect())
     }
 
@@ -93,7 +96,7 @@ impl Codec {
         let shapes: Vec<Shape> = self.shapes(labels).collect();
         let mut rows = |done, _| progress(done);
         let mut stream = |image: usize, _| Some(streams[image].to_vec());
-        self.decode_pictures(Coding::WHOLE, &shapes, &mut stream, &mut rows)
+        self.decode_pictures(Coding::BY_NETWORK, &shapes, &mut stream, &mut rows)
     }
 
     /// Images of the model's size.

@@ -37,7 +37,7 @@ pub struct Coding {
 
 impl Coding {
     /// Pictures of the model's size, by the network alone.
-    pub const WHOLE: Coding = Coding {
+    pub const BY_NETWORK: Coding = Coding {
         cut: Cut::Whole,
         adapts: false,
     };
@@ -413,18 +413,16 @@ impl Codec {
                     begin(coder, strip);
                 }
             });
-            for (number, strip) in strips.iter().enumerate().filter(|_| coding.adapts) {
-                let Some(row) = strip.row(y) else {
-                    continue;
-                };
+            // The strip to the left is some rows ahead, and still has this one.
+            for (number, strip) in strips.iter().enumerate() {
                 let (before, rest) = coders.split_at_mut(number);
-                let left = strip
-                    .lane
-                    .left
-                    .map(|left| &*unlocked(before[left].get_mut()));
-                let left = left.and_then(|(_, left)| left.adaptation.as_ref());
-                if let Some(adaptation) = &mut unlocked(rest[0].get_mut()).1.adaptation {
-                    adaptation.begin_row(row, left);
+                let (_, pixel) = unlocked(rest[0].get_mut());
+                if let (Some(row), Some(adaptation)) = (strip.row(y), &mut pixel.adaptation) {
+                    let left = strip
+                        .lane
+                        .left
+                        .map(|left| &*unlocked(before[left].get_mut()));
+                    adaptation.begin_row(row, left.and_then(|(_, left)| left.adaptation.as_ref()));
                 }
             }
             raster.code_row(&|turn| {

@@ -55,7 +55,7 @@ def train(
         for that.
     coarse, test_coarse : int [N, h, w], optional
         The coarser maps that a model of codes is to be given (``nr_coarse_codes=512``).
-    preset : {"quick", "small", "cifar10"}
+    preset : {"quick", "small", "cifar10", "cifar10-best"}
         The settings to begin with.
     run : str or os.PathLike, optional
         The run's folder; by default ``runs/PRESET-N``, the first that is not there yet.

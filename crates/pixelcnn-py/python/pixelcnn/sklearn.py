@@ -24,7 +24,7 @@ class PixelCNN(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    preset : {"quick", "small", "cifar10"}
+    preset : {"quick", "small", "cifar10", "cifar10-best"}
         The settings to begin with, as of :func:`pixelcnn.train`.
     nr_resnet, nr_filters, nr_logistic_mix, optimizer, learning_rate, batch_size, dropout, epochs, steps, hours, \
     held_out, seed : optional

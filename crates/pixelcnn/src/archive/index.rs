@@ -18,7 +18,7 @@ use super::names::{check_name, read_name, write_name};
 pub(super) const COLUMNS: usize = 64;
 /// And at least.
 const LEAST_COLUMNS: usize = LAG;
-/// Stands with them where pictures teach.
+/// Added to a block's columns where its pictures adapt.
 const ADAPTS: usize = 256;
 /// The most pixels of a picture that is one stream: attention sees all before each.
 pub(super) const WHOLE: usize = 1 << 18;
@@ -230,8 +230,11 @@ pub(super) fn read(index: &[u8], channels: usize) -> Option<(Cutting, Vec<Part>)
     let mut fields = Fields(index);
     let count = fields.number().filter(|count| *count <= ITEMS as u64)?;
     let columns = fields.number()? as usize;
-    let adapts = columns >= ADAPTS;
-    let columns = match columns - if adapts { ADAPTS } else { 0 } {
+    let (adapts, columns) = match columns.checked_sub(ADAPTS) {
+        Some(columns) => (true, columns),
+        None => (false, columns),
+    };
+    let columns = match columns {
         0 => None,
         n if n.is_power_of_two() && (LEAST_COLUMNS..=COLUMNS).contains(&n) => Some(n),
         _ => return None,

@@ -75,7 +75,7 @@
 //! the same. Each layer is coded by itself as [`Codec`](pixelcnn_core::codec::Codec) does it: in strips of so many
 //! columns, 64, or a power of two from 4 on that is no less than the widest picture of the block has, each
 //! [4 rows](pixelcnn_core::incremental::LAG) behind the one to its left, and these in tiles of
-//! [64 rows](pixelcnn_core::codec::TILE), a stream each. A model with attention has 0 columns and codes a layer in
+//! [64 rows](pixelcnn_core::codec::TILE), a stream each. A model with attention has 0 columns (or 256) and codes a layer in
 //! one stream, of 2^18 pixels at most. All pictures of a block but the last have together 64 MiB of samples at most.
 //!
 //! The streams of a block lie in the order in which a decoder wants them: files first, then tiles in the order in

@@ -97,7 +97,7 @@ pub struct CodingModel {
     hash_with_size: ModelHash,
 }
 
-/// What pictures are cut into, by a model of so many channels.
+/// How the pictures of a block are cut and coded, by a model of so many channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cutting {
     /// Columns of a strip; none where each picture is one stream.

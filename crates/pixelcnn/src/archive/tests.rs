@@ -468,6 +468,11 @@ fn blocks_that_lie_are_passed_over() {
         archive.entries().len()
     };
     assert_eq!(found(Some(64), &[part("a", None, vec![3])], 3), 1);
+    // Other columns than any that are written.
+    for columns in [1, 63, 128, 192, 256, 512] {
+        let nothing = found(Some(columns), &[part("a", None, vec![3])], 3);
+        assert_eq!(nothing, 0, "{columns}");
+    }
     assert_eq!(
         found(Some(64), &[part("a", wide(64, 64), vec![0; 4])], 0),
         1
