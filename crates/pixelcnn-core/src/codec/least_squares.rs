@@ -210,9 +210,9 @@ mod tests {
                 for k in (0..inputs).rev() {
                     let want = rows[inputs][k] / rows[k][k];
                     assert_eq!(squares.coefficients[k].to_bits(), want.to_bits());
-                    for j in 0..k {
-                        let factor = rows[k][j];
-                        rows[inputs][j] -= factor * want;
+                    let (rows, last) = rows.split_at_mut(inputs);
+                    for (value, factor) in last[0][..k].iter_mut().zip(&rows[k]) {
+                        *value -= factor * want;
                     }
                 }
             }
