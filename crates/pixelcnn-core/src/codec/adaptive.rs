@@ -8,6 +8,8 @@
 //! encodes, any other one decodes. All constants here are part of the `.pxc` format: others would make archives that
 //! exist unreadable.
 
+use std::ops::Range;
+
 use super::frequencies::Frequencies;
 use super::least_squares::{LANES, LeastSquares};
 use super::strips::Shape;
@@ -157,30 +159,33 @@ impl Adaptation {
         }
     }
 
-    fn start(&self, row: usize) -> usize {
-        row % ROWS * (MARGIN + self.columns + MARGIN) * self.channels
+    /// Where the part of a row is that is kept: both margins, and the columns between them.
+    fn kept(&self, row: usize) -> Range<usize> {
+        let len = self.seen.len() / ROWS;
+        row % ROWS * len..(row % ROWS + 1) * len
+    }
+
+    /// Where a channel is in it, at a column counted from the left margin.
+    fn place(&self, row: usize, column: usize, channel: usize) -> usize {
+        self.kept(row).start + column * self.channels + channel
     }
 
     /// Turns to a row, of which the strip to the left has coded its part.
     pub fn begin_row(&mut self, row: usize, left: Option<&Adaptation>) {
-        let (start, channels) = (self.start(row), self.channels);
         self.row = row;
-        let (margin, rest) = self.seen[start..][..(MARGIN + self.columns + MARGIN) * channels]
-            .split_at_mut(MARGIN * channels);
-        rest.fill(None);
-        match left {
-            Some(left) => {
-                let last = left.start(row) + left.columns * channels;
-                margin.copy_from_slice(&left.seen[last..][..MARGIN * channels]);
-            }
-            None => margin.fill(None),
+        let kept = self.kept(row);
+        self.seen[kept.clone()].fill(None);
+        if let Some(left) = left {
+            let margin = MARGIN * self.channels;
+            let last = left.place(row, left.columns, 0);
+            self.seen[kept][..margin].copy_from_slice(&left.seen[last..][..margin]);
         }
     }
 
     fn at(&self, [dy, dx]: [isize; 2], column: usize, channel: usize) -> Option<Seen> {
         let row = self.row.checked_add_signed(dy)?;
         let column = (MARGIN + column).checked_add_signed(dx)?;
-        self.seen[self.start(row) + column * self.channels + channel]
+        self.seen[self.place(row, column, channel)]
     }
 
     /// Adds to the network's mixture what is known of it, before a level is coded.
@@ -239,7 +244,7 @@ impl Adaptation {
         }
         let weight = 1.0 / (deviation * deviation + 1.0);
         learned.correction.learn(inputs, residual, weight);
-        let place = self.start(self.row) + (MARGIN + column) * self.channels + channel;
+        let place = self.place(self.row, MARGIN + column, channel);
         self.seen[place] = Some(Seen {
             level,
             residual,
