@@ -245,8 +245,15 @@ impl Trained {
         }
     }
 
-    /// The names of the classes in the data that it was trained on, none where they have none.
+    /// The names of its classes, as it knows them or the data that it was trained on; none where they have none.
     pub fn class_names(&self) -> Result<Vec<String>> {
+        let known = match self {
+            Trained::Run(run) => &run.state.class_names,
+            Trained::Exported(exported) => &exported.model.card.class_names,
+        };
+        if !known.is_empty() && known.len() == self.model().nr_classes {
+            return Ok(known.clone());
+        }
         Ok(match self.data() {
             Some(data) => Dataset::open_with(data, Split::Test, &mut opening())?
                 .class_names()

@@ -90,6 +90,26 @@ fn the_model_tells_dark_from_light() {
     contains(&said, "40 images classified");
     contains(&said, "night/00.png: dark");
 
+    // The names go with the model, wherever its data are.
+    succeeds(folder, "export classes -o exported");
+    let card = std::fs::read_to_string(folder.join("exported/README.md")).unwrap();
+    contains(&card, "| classes | 2: dark, light |");
+    std::fs::rename(folder.join("photos"), folder.join("elsewhere")).unwrap();
+    let drawn = |name: &str, model: &str, class: &str| {
+        succeeds(
+            folder,
+            &format!("sample {model} --class {class} --num 1 --singles {name}"),
+        );
+        std::fs::read(folder.join(name).join("0000.png")).unwrap()
+    };
+    let by_number = drawn("one", "classes", "1");
+    assert_eq!(drawn("two", "classes", "light"), by_number);
+    let exported = "exported/model.safetensors";
+    assert_eq!(drawn("three", exported, "light"), by_number);
+    let error = fails(folder, &format!("sample {exported} --class grey"));
+    contains(&error, "choose dark, light");
+    std::fs::rename(folder.join("elsewhere"), folder.join("photos")).unwrap();
+
     contains(&fails(folder, "classify classes -o out"), "there already");
     succeeds(folder, &format!("train plain {train} --steps 1"));
     let error = fails(folder, "classify plain -o plain-out");

@@ -4,8 +4,8 @@ use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
 };
-use pixelcnn::ModelConfig;
 use pixelcnn::data::CodeMaps;
+use pixelcnn::{Model, ModelConfig};
 use pyo3::prelude::*;
 
 use crate::errors::{of_type, value};
@@ -267,16 +267,17 @@ pub fn drawn<'py>(
     })
 }
 
-/// The class of each of some images, from one number for all or one for each; 0 where the model knows none.
+/// The class of each of some images, from one number or name for all or a number for each; 0 where the model
+/// knows none.
 ///
 /// # Errors
 /// Where there are not as many, or no such classes.
 pub fn classes(
     given: Option<&Bound<'_, PyAny>>,
     count: usize,
-    config: &ModelConfig,
+    model: &Model,
 ) -> PyResult<Option<Vec<u32>>> {
-    let nr_classes = config.nr_classes;
+    let nr_classes = model.config.nr_classes;
     let Some(given) = given else {
         return Ok((nr_classes == 0).then(|| vec![0; count]));
     };
@@ -296,10 +297,24 @@ pub fn classes(
     if let Ok(one) = given.extract::<i64>() {
         return Ok(Some(vec![class(one)?; count]));
     }
+    if let Ok(name) = given.extract::<String>() {
+        let names = &model.card.class_names;
+        let found = names.iter().position(|known| *known == name);
+        let found = found.ok_or_else(|| {
+            value(format!(
+                "class {name:?}: there is no such class: choose {}",
+                match names.is_empty() {
+                    true => format!("a number from 0 to {}", nr_classes - 1),
+                    false => names.join(", "),
+                }
+            ))
+        })?;
+        return Ok(Some(vec![class(found as i64)?; count]));
+    }
     let array = as_array(given)?;
     if array.ndim() != 1 || !b"iu".contains(&array.dtype().kind()) {
         return Err(of_type(
-            "classes is a whole number, or an array of one for each image",
+            "classes is a whole number or a name, or an array of a number for each image",
         ));
     }
     if array.shape() != [count] {

@@ -166,7 +166,7 @@ impl Model {
     ) -> PyResult<(Images<'py>, Vec<u32>)> {
         let config = &self.model.config;
         let images = Images::of(x, coarse, config)?;
-        let labels = arrays::classes(classes, images.count, config)?;
+        let labels = arrays::classes(classes, images.count, &self.model)?;
         let labels = labels.ok_or_else(|| {
             errors::value("the model is class-conditional: give classes, one for each image")
         })?;
@@ -229,7 +229,7 @@ impl Model {
     fn labels(&self, given: Option<&Bound<'_, PyAny>>, count: usize) -> PyResult<Vec<u32>> {
         let config = &self.model.config;
         let in_turn = || (0..config.nr_classes as u32).cycle().take(count).collect();
-        Ok(classes(given, count, config)?.unwrap_or_else(in_turn))
+        Ok(classes(given, count, &self.model)?.unwrap_or_else(in_turn))
     }
 
     /// What it is, in a word or two: `name`, `value`.
@@ -308,8 +308,8 @@ impl Model {
     /// ----------
     /// x : uint8 [N, H, W, C]
     ///     Images; taken where they lie if they are contiguous. Of a model of codes, whole numbers [N, H, W].
-    /// classes : int or int [N], optional
-    ///     The class of each image; for class-conditional models alone.
+    /// classes : int, str or int [N], optional
+    ///     The class of each image, or the number or name of one for all; for class-conditional models alone.
     /// coarse : int [N, h, w], optional
     ///     The coarser maps of codes that the model is given, where it is.
     ///
@@ -471,8 +471,9 @@ impl Model {
     ///     How many; 16 if nothing is said.
     /// size : (int, int), optional
     ///     Their height and width; by default those that the model was trained on.
-    /// classes : int or int [n], optional
-    ///     The class of each, of a class-conditional model; by default each class in turn.
+    /// classes : int, str or int [n], optional
+    ///     The class of each, or the number or name of one for all, of a class-conditional model; by default
+    ///     each class in turn.
     /// temperature : float
     ///     1 draws from the model, less than 1 likelier, smoother images.
     /// seed : int
@@ -600,7 +601,7 @@ impl Model {
         classes: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let mut items = archive::items(images)?;
-        let labels = arrays::classes(classes, items.len(), &self.model.config)?;
+        let labels = arrays::classes(classes, items.len(), &self.model)?;
         let labels = labels.ok_or_else(|| {
             errors::value("the model is class-conditional: give classes, one for each picture")
         })?;

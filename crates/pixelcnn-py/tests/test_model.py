@@ -204,6 +204,25 @@ def test_classes(classes, few):
             classes.bits_per_dim(few, classes=wrong)
     with pytest.raises(ValueError, match="give classes"):
         classes.bits_per_dim(few)
+    with pytest.raises(ValueError, match="choose a number from 0 to 9"):
+        classes.sample(1, classes="horse")
+
+
+def test_names_of_classes(tiny, tmp_path):
+    from PIL import Image
+
+    for name, level in [("dark", 20), ("light", 200)]:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for image in range(20):
+            Image.new("RGB", (8, 8), (level, level, image)).save(tmp_path / "photos" / name / f"{image}.png")
+    model = pixelcnn.train(tmp_path / "photos", class_conditional=True, run=tmp_path / "run", progress=False, **tiny)
+    assert model.card["class_names"] == ["dark", "light"]
+    model.save(tmp_path / "saved")
+    for path in ["run", "saved"]:
+        found = pixelcnn.load(tmp_path / path)
+        assert np.array_equal(found.sample(2, classes="light"), model.sample(2, classes=1))
+    with pytest.raises(ValueError, match="choose dark, light"):
+        model.sample(1, classes="grey")
 
 
 def test_codes(tmp_path):

@@ -116,7 +116,7 @@ impl Loaded {
         }
         let data = data.filter(is_here);
         Ok(Loaded {
-            classes: class_names(config, data.as_ref()),
+            classes: class_names(&model, data.as_ref()),
             cost: Layout::new(config).multiply_adds / (config.height * config.width) as u64,
             reference: reference(source),
             data,
@@ -306,8 +306,12 @@ fn is_here(data: &DataConfig) -> bool {
     Path::new(&data.data).exists() || cached.is_some_and(named)
 }
 
-fn class_names(config: &ModelConfig, data: Option<&DataConfig>) -> Vec<String> {
-    let data = data.filter(|_| config.nr_classes > 0);
+/// The names of a model's classes, as it knows them or its data.
+fn class_names(model: &Model, data: Option<&DataConfig>) -> Vec<String> {
+    let (known, count) = (&model.card.class_names, model.config.nr_classes);
+    if known.len() == count {
+        return known.clone();
+    }
     let data = data.and_then(|data| Dataset::open(data, Split::Test).ok());
     data.map_or(Vec::new(), |data| data.class_names().to_vec())
 }

@@ -60,6 +60,7 @@ impl Model {
                 images_seen: 0,
                 seconds: 0.0,
                 data: "unknown".into(),
+                class_names: Vec::new(),
                 measured: None,
             },
         })

@@ -107,6 +107,7 @@ fn random_state(config: &ModelConfig, step: u64) -> TrainState {
         best: None,
         unrecorded: Unrecorded::default(),
         run: None,
+        class_names: Vec::new(),
         parameters: array(),
         average: array(),
         moments: Some(Moments {
@@ -1020,6 +1021,7 @@ fn card() -> hub::Card {
         images_seen: 192,
         seconds: 5400.0,
         data: "cifar10".into(),
+        class_names: vec!["horse".into(), "a|b\n".into()],
         measured: Some(hub::Measured {
             bits_per_dim: 2.9213,
             standard_error: Some(0.004),
@@ -1085,6 +1087,20 @@ fn the_hubs_layout_comes_back() {
         let error = said(Unsaid::default());
         assert!(!error.contains('\n'), "{error}");
     }
+}
+
+#[test]
+fn a_card_names_the_classes() {
+    let config = ModelConfig {
+        nr_classes: 2,
+        ..tiny()
+    };
+    let text = card().text(&config);
+    assert!(
+        text.contains("\n| classes | 2: horse, a\\|b  |\n"),
+        "{text}"
+    );
+    assert!(card().text(&tiny()).contains("| classes | none: "));
 }
 
 #[test]

@@ -9,7 +9,7 @@ __all__ = ["Distribution", "Model", "__version__", "expect_images", "expect_new"
 
 __version__: str
 
-_Classes = Union[int, Sequence[int], NDArray[np.integer[Any]]]
+_Classes = Union[int, str, Sequence[int], NDArray[np.integer[Any]]]
 _Path = Union[str, "os.PathLike[str]"]
 _Bytes = Union[bytes, bytearray, memoryview]
 _Picture = Union[NDArray[np.uint8], _Bytes]

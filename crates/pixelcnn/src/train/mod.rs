@@ -36,7 +36,7 @@ use metrics::{Damaged, Metrics, MetricsError, ResumeAt};
 use ranks::{Order, common, order};
 use review::{Review, remove_samples_after};
 use state::{OtherModel, TrainState, Unrecorded};
-use step::{Trainer, new_state};
+use step::{Trainer, class_names, new_state};
 
 pub use schedule::next_step;
 
@@ -402,6 +402,10 @@ fn train(
     if let Some(state) = &mut start {
         let newest = checkpoints.list()?.into_iter().next();
         let known = state.run.replace(config.clone());
+        let names = class_names(&config.model, images);
+        if !names.is_empty() {
+            state.class_names = names;
+        }
         // The newest checkpoint is the place that the run goes on from, before anything that was
         // written after it is cleared away.
         match newest == Some(checkpoints.of(state.step)) && known == state.run {

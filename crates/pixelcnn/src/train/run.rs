@@ -103,6 +103,7 @@ impl Run {
             seconds: state.seconds,
             measured: self.measured(data.as_deref()).filter(|_| !raw),
             data: data.unwrap_or_else(|| "unknown".into()),
+            class_names: state.class_names.clone(),
         }
     }
 

@@ -57,6 +57,9 @@ pub struct TrainState {
     pub unrecorded: Unrecorded,
     /// All settings of the run that saved it; none in a file of an earlier version.
     pub run: Option<RunConfig>,
+    /// The names of the classes of a class-conditional model; none where the data have none, or in a file of
+    /// an earlier version.
+    pub class_names: Vec<String>,
     /// The parameters.
     pub parameters: Vec<Vec<f32>>,
     /// Their Polyak average.
@@ -141,6 +144,7 @@ impl TrainState {
             best: None,
             unrecorded: Unrecorded::default(),
             run: None,
+            class_names: Vec::new(),
             parameters,
             average,
             moments: Some(Moments::zeros(&Layout::new(config))),
@@ -272,6 +276,11 @@ impl TrainState {
             })?),
             None => None,
         };
+        let class_names = match file.metadata.get("class_names") {
+            Some(names) => serde_json::from_str(names)
+                .map_err(|_| malformed("its metadata lack valid `class_names`".into()))?,
+            None => Vec::new(),
+        };
         Ok(TrainState {
             config,
             step: file.scalar("step").map_err(malformed)?,
@@ -286,6 +295,7 @@ impl TrainState {
             best: evaluation("best").map_err(malformed)?,
             unrecorded: unrecorded().map_err(malformed)?,
             run,
+            class_names,
             parameters,
             average,
             moments,
@@ -401,6 +411,9 @@ impl TrainState {
         if let Some(run) = &self.run {
             let run = toml::to_string(run).map_err(|error| writing(path)(io::Error::other(error)));
             metadata.insert("run".into(), run?);
+        }
+        if !self.class_names.is_empty() {
+            metadata.insert("class_names".into(), json!(self.class_names).to_string());
         }
 
         let mut arrays = vec![(PARAMETER, &self.parameters), (AVERAGE, &self.average)];

@@ -15,6 +15,7 @@ use super::metrics::Record;
 use super::schedule::next_step;
 use super::state::{TrainState, Unrecorded};
 use super::{Event, TrainError, augment};
+use crate::ModelConfig;
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network, draw_parameters, initialise};
@@ -47,8 +48,17 @@ pub(super) fn new_state(
     };
     Ok(TrainState {
         run: Some(config.clone()),
+        class_names: class_names(model, data),
         ..TrainState::new(model, train, parameters, average)
     })
+}
+
+/// The names of a model's classes in its data; none of an unconditional one.
+pub(super) fn class_names(model: &ModelConfig, data: &Dataset) -> Vec<String> {
+    match data.class_names() {
+        names if names.len() == model.nr_classes => names.to_vec(),
+        _ => Vec::new(),
+    }
 }
 
 /// Dropout of a step: the initialisation pass is step 0. The noise of the energy distance has its seed too.

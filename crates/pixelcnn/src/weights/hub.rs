@@ -65,6 +65,9 @@ pub struct Card {
     pub seconds: f64,
     /// The data that its run is for.
     pub data: String,
+    /// The names of its classes; none where it is unconditional or they have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
     /// How good it is.
     pub measured: Option<Measured>,
 }
@@ -204,7 +207,8 @@ impl Card {
         };
         let classes = match nr_classes {
             0 => "none: unconditional".into(),
-            n => n.to_string(),
+            n if self.class_names.is_empty() => n.to_string(),
+            n => format!("{n}: {}", in_a_line(&self.class_names)),
         };
         let data = match self.data.as_str() {
             "cifar10" | "imagenet32" | "imagenet64" => "",
@@ -280,6 +284,15 @@ pixelcnn import model.safetensors -o run{data}    # to train it on
             parameters = Layout::new(config).size(),
         )
     }
+}
+
+/// Names in a cell of a table.
+fn in_a_line(names: &[String]) -> String {
+    let names = names.iter().map(|name| {
+        let name = name.replace(|c: char| c.is_control(), " ");
+        name.replace('|', "\\|")
+    });
+    names.collect::<Vec<String>>().join(", ")
 }
 
 /// Reads weights and the `config.json` beside them, or where there is none what a file of [`export`]

@@ -77,6 +77,10 @@ pub(in crate::train) fn state(config: ModelConfig, seed: u64, training: bool) ->
             },
         },
         run: seed.is_multiple_of(2).then(|| run(config.clone())),
+        class_names: match seed.is_multiple_of(2) {
+            true => vec!["a \"cat\"".into(), String::new(), "犬\n".into()],
+            false => Vec::new(),
+        },
         parameters,
         average,
         moments,
@@ -108,6 +112,7 @@ fn run(model: ModelConfig) -> RunConfig {
 pub(in crate::train) type Bits = (
     ModelConfig,
     Option<RunConfig>,
+    Vec<String>,
     [u64; 15],
     Vec<Vec<Vec<u32>>>,
 );
@@ -141,7 +146,8 @@ pub(in crate::train) fn bits(state: &TrainState) -> Bits {
         state.unrecorded.seconds.to_bits(),
     ];
     let arrays = arrays.into_iter().map(array).collect();
-    (state.config.clone(), state.run.clone(), numbers, arrays)
+    let (run, names) = (state.run.clone(), state.class_names.clone());
+    (state.config.clone(), run, names, numbers, arrays)
 }
 
 fn file(state: &TrainState) -> Vec<u8> {
