@@ -1,9 +1,12 @@
 //! The trained model that a command is given: a run folder, of which the newest checkpoint is
-//! taken, a checkpoint file, or a file of exported weights; the shipped model where none is named.
+//! taken, a checkpoint file, a file of exported weights, or `shipped:NAME` for one that is part of this
+//! program; where none is named, that of CIFAR-10.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "pretrained")]
+use pixelcnn::Shipped;
 use pixelcnn::archive::CodingModel;
 use pixelcnn::data::{DataConfig, DataError, Dataset, Listener, Split};
 use pixelcnn::device::Device;
@@ -61,8 +64,12 @@ impl Trained {
     /// Opens a run folder or a file for `pixelcnn COMMAND`, or the shipped model.
     pub fn open(path: Option<&Path>, command: &str) -> Result<Trained> {
         let Some(path) = path else {
-            return shipped();
+            return unnamed();
         };
+        #[cfg(feature = "pretrained")]
+        if let Some(shipped) = Shipped::of_path(path)? {
+            return Ok(Trained::exported(shipped.model()?));
+        }
         if !path.exists() {
             return Err(no_such_file(path));
         }
@@ -245,20 +252,24 @@ impl Trained {
         }
     }
 
-    /// The names of its classes, as it knows them or the data that it was trained on; none where they have none.
-    pub fn class_names(&self) -> Result<Vec<String>> {
-        let known = match self {
+    /// The names of its classes, as far as it knows them itself.
+    pub fn known_class_names(&self) -> &[String] {
+        match self {
             Trained::Run(run) => &run.state.class_names,
             Trained::Exported(exported) => &exported.model.card.class_names,
-        };
-        if !known.is_empty() && known.len() == self.model().nr_classes {
-            return Ok(known.clone());
         }
-        Ok(match self.data() {
-            Some(data) => Dataset::open_with(data, Split::Test, &mut opening())?
-                .class_names()
-                .to_vec(),
-            None => Vec::new(),
+    }
+
+    /// The names of its classes, as it knows them or the data that it was trained on; none where they have none.
+    pub fn class_names(&self) -> Result<Vec<String>> {
+        let known = self.known_class_names();
+        let (None, Some(data)) = (known.first(), self.data()) else {
+            return Ok(known.to_vec());
+        };
+        let data = Dataset::open_with(data, Split::Test, &mut opening())?;
+        Ok(match data.class_names() {
+            names if names.len() == self.model().nr_classes => names.to_vec(),
+            _ => Vec::new(),
         })
     }
 
@@ -292,18 +303,22 @@ impl Trained {
 
 /// Says which model it is, since none was named.
 #[cfg(feature = "pretrained")]
-fn shipped() -> Result<Trained> {
+fn unnamed() -> Result<Trained> {
     note("using the shipped CIFAR-10 model (name a run to use another)");
-    Ok(Trained::exported(Model::pretrained()?))
+    Ok(Trained::exported(Shipped::Cifar10.model()?))
 }
 
 #[cfg(not(feature = "pretrained"))]
-fn shipped() -> Result<Trained> {
+fn unnamed() -> Result<Trained> {
     Err("this program was built without a model: name a run: `pixelcnn train` makes one".into())
 }
 
-/// Whether a file is meant as a model: a run folder, a checkpoint or exported weights.
+/// Whether a file is meant as a model: a run folder, a checkpoint, exported weights or a shipped one.
 fn is_model(path: &Path) -> bool {
+    #[cfg(feature = "pretrained")]
+    if !matches!(Shipped::of_path(path), Ok(None)) {
+        return true;
+    }
     is_run(path) || path.extension().is_some_and(|ext| ext == "safetensors")
 }
 

@@ -108,7 +108,21 @@ fn the_model_tells_dark_from_light() {
     assert_eq!(drawn("three", exported, "light"), by_number);
     let error = fails(folder, &format!("sample {exported} --class grey"));
     contains(&error, "choose dark, light");
+    succeeds(folder, &format!("import {exported} --out imported"));
+    assert_eq!(drawn("four", "imported", "light"), by_number);
+    // Pictures of other classes are not taken for them.
+    let (light, noon) = (
+        folder.join("elsewhere/light"),
+        folder.join("elsewhere/noon"),
+    );
+    std::fs::rename(&light, &noon).unwrap();
     std::fs::rename(folder.join("elsewhere"), folder.join("photos")).unwrap();
+    let said = succeeds(folder, "classify classes -o renamed");
+    contains(&said, "8 images classified");
+    let error = fails(folder, "train --resume classes --steps 301");
+    contains(&error, "classes of other names");
+    std::fs::rename(folder.join("photos/noon"), folder.join("photos/light")).unwrap();
+    succeeds(folder, "train --resume classes --steps 301");
 
     contains(&fails(folder, "classify classes -o out"), "there already");
     succeeds(folder, &format!("train plain {train} --steps 1"));

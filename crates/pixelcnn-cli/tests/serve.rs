@@ -7,6 +7,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use pixelcnn::Model;
 use pixelcnn::complete::Completion;
 use pixelcnn::sample::Sampling;
@@ -381,6 +383,32 @@ fn what_cannot_be_done_is_said() {
     let description: Value = serde_json::from_str(&text).unwrap();
     assert!(description["paths"]["/v1/sample"]["post"].is_object());
     assert!(description["components"]["schemas"]["Problem"].is_object());
+}
+
+/// An archive of a shipped model is taken apart without naming it, and the model can be named.
+#[test]
+fn archives_find_their_model() {
+    let server = Server::start(&["shipped:cifar10"]);
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../pixelcnn/tests/data/vector-2-cifar10.pxc"
+    );
+    let file = std::fs::read(path).unwrap();
+    let request = json!({ "archive": BASE64.encode(file) });
+    let (status, answer) = server.post("/v1/decompress", &request);
+    assert_eq!(status, 200, "{answer}");
+    let files = answer["files"].as_array().unwrap();
+    assert_eq!(files.len(), 5);
+    assert!(files.iter().all(|file| file["data"].is_string()));
+    let (_, _, models) = server.get("/v1/models", "");
+    let models: Value = serde_json::from_str(&models).unwrap();
+    let names: Vec<&str> = models
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["shipped:cifar10"]);
 }
 
 /// Pages of other sites get nothing out of a server on their visitor's machine.

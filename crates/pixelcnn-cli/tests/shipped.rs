@@ -1,4 +1,4 @@
-//! The shipped model, where a command is given none.
+//! The shipped model, where a command is given none or its name.
 #![cfg(feature = "pretrained")]
 
 mod program;
@@ -109,11 +109,31 @@ fn images_are_compressed_and_scored() {
     ships(folder, "sample --num 2 --singles images");
     let told = ships(folder, "compress images -o images.pxc");
     contains(&told, "2 files in images.pxc: ");
+    let told = succeeds(
+        folder,
+        "compress shipped:cifar10 images -o small.pxc --verify",
+    );
+    contains(&told, "2 files in small.pxc: ");
+    // Named or not it is the same, and is found without a name.
+    let [unnamed, named] =
+        ["images", "small"].map(|name| fs::read(folder.join(format!("{name}.pxc"))).unwrap());
+    assert_eq!(unnamed.len(), named.len());
+    for archive in ["images", "small"] {
+        succeeds(
+            folder,
+            &format!("decompress {archive}.pxc -o {archive}-back"),
+        );
+        for name in ["0000.png", "0001.png"] {
+            let [before, after] = ["images", &format!("{archive}-back")]
+                .map(|of| image::open(folder.join(of).join(name)).unwrap());
+            assert_eq!(before, after, "{archive} {name}");
+        }
+    }
     // A copy of the model takes its place.
     ships(folder, "export --out kept");
     succeeds(
         folder,
-        "decompress kept/model.safetensors images.pxc -o again",
+        "decompress kept/model.safetensors small.pxc -o again",
     );
     for name in ["0000.png", "0001.png"] {
         let [before, after] =
@@ -164,6 +184,10 @@ fn what_it_cannot_do_is_said() {
             "no checkpoint in `run/checkpoints`",
         ),
         ("sample rnu", "rnu: no such file, run folder"),
+        (
+            "info shipped:photo",
+            "shipped:photo: there is no such model: choose shipped:cifar10",
+        ),
     ] {
         contains(&fails(folder, arguments), part);
     }

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use numpy::{PyArrayDescrMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
-use pixelcnn::archive::{Archive, Item, Samples};
+use pixelcnn::archive::{Archive, ArchiveError, Item, Samples};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString};
 
@@ -96,7 +96,7 @@ enum Thing {
 /// All that is in an archive, in its order.
 ///
 /// # Errors
-/// Where it is of another model, or damaged anywhere.
+/// Where it is of another model that is neither in it nor in the library, or damaged anywhere.
 pub fn decompress<'py>(
     model: &Model,
     py: Python<'py>,
@@ -117,6 +117,14 @@ pub fn decompress<'py>(
             .map(|entry| entry.name.clone())
             .collect();
         let all: Vec<usize> = (0..names.len()).collect();
+        let has_pictures = archive.entries().iter().any(|entry| entry.size.is_some());
+        let own = match archive.reader().expect_model(coder) {
+            Err(ArchiveError::WrongModel { .. }) if has_pictures => archive.reader().find_model(),
+            _ => Ok(None),
+        };
+        let own = own.map_err(errors::of)?.map(|own| own.coder());
+        let own = own.transpose().map_err(errors::of)?;
+        let coder = own.as_ref().unwrap_or(coder);
         let taken = archive.read(coder, &all, &mut |_| stop.flow());
         let things = names.into_iter().zip(taken.map_err(errors::of)?);
         let things = things.map(|(name, found)| match found {

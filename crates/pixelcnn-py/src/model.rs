@@ -7,7 +7,6 @@ use std::{mem, process};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use numpy::PyArrayDyn;
-use pixelcnn::ModelConfig;
 use pixelcnn::archive::CodingModel;
 use pixelcnn::classify::Classification;
 use pixelcnn::complete::{self, Completion};
@@ -21,6 +20,7 @@ use pixelcnn::sample::{self, Sampler, Sampling};
 use pixelcnn::train::run::is_run;
 use pixelcnn::weights::safetensors::Precision;
 use pixelcnn::weights::{hub, port};
+use pixelcnn::{ModelConfig, Shipped};
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -69,8 +69,9 @@ type State<'py> = (Bound<'py, PyBytes>, String, Option<PathBuf>);
 /// ----------
 /// path : str or os.PathLike, optional
 ///     A run folder, of which the newest checkpoint is taken; a checkpoint; what :meth:`Model.save` wrote; a
-///     checkpoint of the original TensorFlow code; a state dict of its PyTorch port (``.pth``). Without it, the
-///     model that comes with the package: of 32x32 images in RGB, trained on CIFAR-10.
+///     checkpoint of the original TensorFlow code; a state dict of its PyTorch port (``.pth``); or
+///     ``"shipped:cifar10"``, the model that comes with the package, of 32x32 images in RGB, which is also taken
+///     where nothing is named.
 /// device : str
 ///     ``"cpu"``, ``"cuda:N"`` or ``"wgpu:N"`` where the package was built for it, or ``"auto"``, the best
 ///     that is there.
@@ -90,7 +91,10 @@ pub fn load(py: Python<'_>, path: Option<PathBuf>, device: &str) -> PyResult<Mod
     let read = path.clone();
     let model = py.detach(|| match read {
         None => pixelcnn::Model::pretrained().map_err(errors::of),
-        Some(path) => pixelcnn::Model::open(&path).map_err(errors::of),
+        Some(path) => match Shipped::of_path(&path).map_err(errors::value)? {
+            Some(shipped) => shipped.model().map_err(errors::of),
+            None => pixelcnn::Model::open(&path).map_err(errors::of),
+        },
     })?;
     Ok(Model::new(model, device, path.filter(|path| is_run(path))))
 }
@@ -614,7 +618,8 @@ impl Model {
         Ok(PyBytes::new(images.py(), &file))
     }
 
-    /// Decompresses all that is in a ``.pxc`` file that was made with this model.
+    /// Decompresses all that is in a ``.pxc`` file that was made with this model, or with one that is in the file
+    /// or comes with the package.
     ///
     /// Parameters
     /// ----------
@@ -632,7 +637,7 @@ impl Model {
     /// Raises
     /// ------
     /// ValueError
-    ///     Where it is of another model, or anything of it is damaged.
+    ///     Where it is of a model that is none of these, or anything of it is damaged.
     #[pyo3(signature = (data, *, names=false))]
     fn decompress<'py>(
         &self,

@@ -133,6 +133,8 @@ def test_archives(model, few):
     for given in [bytearray(data), memoryview(data)]:
         assert len(model.decompress(given)) == 4
     assert model.compress([bytearray(data)]) == model.compress([data])
+    with pytest.raises(ValueError, match="choose shipped:cifar10"):
+        pixelcnn.load("shipped:none")
     (turned,) = model.decompress(model.compress([np.asfortranarray(few[0])]))
     assert np.array_equal(turned, few[0])
     for single in [few[0], grey[0]]:
@@ -206,6 +208,15 @@ def test_classes(classes, few):
         classes.bits_per_dim(few)
     with pytest.raises(ValueError, match="choose a number from 0 to 9"):
         classes.sample(1, classes="horse")
+
+
+def test_archives_find_their_model(model, few, tiny, sample, tmp_path):
+    """Those of a shipped model are read by any, those of others by theirs alone."""
+    other = pixelcnn.train(sample["trainx"], run=tmp_path / "run", progress=False, **tiny)
+    named = pixelcnn.load("shipped:cifar10")
+    assert np.array_equal(other.decompress(named.compress([few[0]]))[0], few[0])
+    with pytest.raises(ValueError, match="made with the model"):
+        model.decompress(other.compress([few[0]]))
 
 
 def test_names_of_classes(tiny, tmp_path):

@@ -52,7 +52,7 @@ def test_archives(many, program, tmp_path):
     (tmp_path / "pictures").mkdir()
     for number, image in enumerate(many):
         Image.fromarray(image).save(tmp_path / f"pictures/{number:04}.png")
-    program("compress", "pictures", "-o", "pictures.pxc", cwd=tmp_path)
+    program("compress", "shipped:cifar10", "pictures", "-o", "pictures.pxc", cwd=tmp_path)
     archive = (tmp_path / "pictures.pxc").read_bytes()
     model = pixelcnn.load()
     found = model.decompress(archive, names=True)

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
+#[cfg(feature = "pretrained")]
+use pixelcnn::Shipped;
 use pixelcnn::archive::CodingModel;
 use pixelcnn::data::{DataConfig, Dataset, Split, cache_dir};
 use pixelcnn::device::Device;
@@ -29,7 +31,7 @@ const REFERENCE: usize = 500;
 pub enum Source {
     /// It is part of the program.
     #[cfg(feature = "pretrained")]
-    Shipped,
+    Shipped(Shipped),
     /// A file of weights, or a run's checkpoint.
     File(PathBuf),
     /// The newest checkpoint of a run's folder.
@@ -40,14 +42,6 @@ pub enum Source {
 type Stamp = Option<(PathBuf, SystemTime)>;
 
 impl Source {
-    fn path(&self) -> Option<&Path> {
-        match self {
-            #[cfg(feature = "pretrained")]
-            Source::Shipped => None,
-            Source::File(path) | Source::Run(path) => Some(path),
-        }
-    }
-
     fn stamp(&self) -> Stamp {
         let Source::Run(path) = self else {
             return None;
@@ -100,7 +94,7 @@ impl Loaded {
         let unfit = |error: &dyn std::fmt::Display| Problem::unfit(format!("{name}: {error}"));
         let (model, data) = match source {
             #[cfg(feature = "pretrained")]
-            Source::Shipped => (Model::pretrained().map_err(|error| unfit(&error))?, None),
+            Source::Shipped(shipped) => (shipped.model().map_err(|error| unfit(&error))?, None),
             Source::File(path) => (Model::open(path).map_err(|error| unfit(&error))?, None),
             Source::Run(path) => {
                 let run = Run::open(path).map_err(|error| unfit(&error))?;
@@ -293,7 +287,7 @@ impl Loaded {
 fn reference(source: &Source) -> OnceLock<Option<Reference>> {
     match source {
         #[cfg(feature = "pretrained")]
-        Source::Shipped => OnceLock::from(Reference::pretrained().ok()),
+        Source::Shipped(shipped) => OnceLock::from(shipped.reference().ok()),
         Source::File(_) => OnceLock::from(None),
         Source::Run(_) => OnceLock::new(),
     }
@@ -313,7 +307,11 @@ fn class_names(model: &Model, data: Option<&DataConfig>) -> Vec<String> {
         return known.clone();
     }
     let data = data.and_then(|data| Dataset::open(data, Split::Test).ok());
-    data.map_or(Vec::new(), |data| data.class_names().to_vec())
+    let names = data.map_or(Vec::new(), |data| data.class_names().to_vec());
+    match names.len() == count {
+        true => names,
+        false => Vec::new(),
+    }
 }
 
 struct Entry {
@@ -355,9 +353,10 @@ impl Models {
                 continue;
             }
             let is_taken = |name: &str| entries.iter().any(|entry| entry.name == name);
-            let name = match source.path() {
-                None => "shipped".into(),
-                Some(path) => name_of(path, is_taken),
+            let name = match &source {
+                #[cfg(feature = "pretrained")]
+                Source::Shipped(shipped) => shipped.to_string(),
+                Source::File(path) | Source::Run(path) => name_of(path, is_taken),
             };
             entries.push(Entry {
                 name,

@@ -231,7 +231,7 @@ class Page:
         part.get_by_label("Pictures").fill("2")
         part.get_by_role("button", name="Draw", exact=True).click()
         expect(part.get_by_role("status")).to_contain_text("2 pictures in", timeout=60_000)
-        chosen.select_option("shipped")
+        chosen.select_option("shipped:cifar10")
 
     def stops(self):
         part = self.part("Draw")

@@ -31,8 +31,8 @@
 //! ```
 //!
 //! A program that trains calls [`train::Training::begin`] and is told of everything as [`train::Event`]s.
-//! The trained model that comes with the library is under the cargo feature `pretrained`, which is
-//! on by default.
+//! The trained models that come with the library ([`Shipped`]) are under the cargo feature `pretrained`,
+//! which is on by default.
 
 pub mod archive;
 pub mod atomic;
@@ -64,6 +64,8 @@ pub use pixelcnn_core::{
     Augmentation, ConfigError, ModelConfig, Nonlinearity, Stopped, codec, config, cpu, engine,
     incremental, kernels, likelihood, plan, ranks, reference,
 };
+#[cfg(feature = "pretrained")]
+pub use pretrained::{NoSuchModel, Shipped};
 
 /// Bytes in hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {

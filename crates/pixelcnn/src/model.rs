@@ -149,7 +149,7 @@ impl Model {
     }
 
     /// Decompresses all that is in a `.pxc` file that was made with this model: names, and files or why they
-    /// are lost.
+    /// are lost. Of others [`find_model`](archive::Reader::find_model) may know the model.
     ///
     /// # Errors
     /// As [`Archive::new`](archive::Archive::new) and [`Archive::read`](archive::Archive::read).

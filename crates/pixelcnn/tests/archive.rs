@@ -2,6 +2,8 @@
 
 use std::io::Cursor;
 use std::ops::ControlFlow;
+#[cfg(feature = "pretrained")]
+use std::path::Path;
 
 use pixelcnn::ModelConfig;
 use pixelcnn::archive::{Archive, ArchiveError, CodingModel, Found, Item, compress};
@@ -299,6 +301,42 @@ fn files_made_once_are_read_and_made_again() {
     let newer = [&b"pxc\x03"[..], &file[4..]].concat();
     let refused = Archive::new(Cursor::new(newer)).unwrap_err();
     assert!(matches!(refused, ArchiveError::Version(3)));
+}
+
+/// Of all models that ever were shipped.
+#[cfg(feature = "pretrained")]
+const HASHES: [&str; 1] = ["7e4176e6fe68a679895a459e8f36c8e0"];
+
+/// What was compressed by a model that ever was shipped is read for ever, and nobody has to name it.
+#[test]
+#[cfg(feature = "pretrained")]
+fn files_of_shipped_models_need_no_other() {
+    let (config, _) = fixed_model();
+    let mut pictures = fixed_pictures(&config);
+    pictures.iter_mut().for_each(|picture| picture.class = 0);
+    let items: Vec<Item> = pictures.iter().map(|picture| picture.item(16)).collect();
+    for shipped in pixelcnn::Shipped::ALL {
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+        let path = format!("{data}/vector-2-{}.pxc", shipped.name());
+        // Those that are there are never made anew.
+        if std::env::var_os("PIXELCNN_MAKE_VECTOR").is_some() && !Path::new(&path).exists() {
+            let model = shipped.model().unwrap().coder().unwrap();
+            std::fs::write(&path, compress(&model, items.clone(), &mut go_on).unwrap()).unwrap();
+        }
+        let file = std::fs::read(path).unwrap();
+        let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
+        let hash = archive.reader().model();
+        let model = archive.reader().find_model().unwrap().expect("shipped");
+        assert_eq!(shipped.model().unwrap().coder().unwrap().hash(), hash);
+        assert!(HASHES.contains(&hash.to_string().as_str()), "{hash}");
+        let all: Vec<usize> = (0..items.len()).collect();
+        let coder = model.coder().unwrap();
+        let found = archive.read(&coder, &all, &mut go_on).unwrap();
+        for (found, item) in found.iter().zip(&items) {
+            let found = found.as_ref().unwrap();
+            assert!(found.is_made && found.is_of(&item.bytes), "{}", item.name);
+        }
+    }
 }
 
 /// Those by the network alone, which were written before, are read for ever.

@@ -1021,7 +1021,7 @@ fn card() -> hub::Card {
         images_seen: 192,
         seconds: 5400.0,
         data: "cifar10".into(),
-        class_names: vec!["horse".into(), "a|b\n".into()],
+        class_names: vec!["horse".into(), "a|b <i>".into()],
         measured: Some(hub::Measured {
             bits_per_dim: 2.9213,
             standard_error: Some(0.004),
@@ -1046,6 +1046,13 @@ fn the_hubs_layout_comes_back() {
         assert_eq!(again.config, config);
         assert_eq!(again.parameters, state.average);
         assert_eq!(again.average, state.average);
+        // Names are kept where they are as many as the classes.
+        let names = match config.nr_classes {
+            0 => Vec::new(),
+            _ => card().class_names,
+        };
+        assert_eq!(again.class_names, names);
+        assert_eq!(hub::read(&path).unwrap().card.class_names, names);
         let text = fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(
             text.contains("| bits/dim | 2.9213 ± 0.0040 on 10000 images |"),
@@ -1059,6 +1066,7 @@ fn the_hubs_layout_comes_back() {
         fs::write(&path, plain).unwrap();
         let again = import(&path, &Unsaid::default()).unwrap();
         assert_eq!(again.parameters, state.average);
+        assert!(again.class_names.is_empty());
         // A flipped bit is then nobody's to find, but is with the metadata.
         let mut flipped = file.clone();
         *flipped.last_mut().unwrap() ^= 1;
@@ -1097,7 +1105,7 @@ fn a_card_names_the_classes() {
     };
     let text = card().text(&config);
     assert!(
-        text.contains("\n| classes | 2: horse, a\\|b  |\n"),
+        text.contains("\n| classes | 2: horse, a\\|b \\<i\\> |\n"),
         "{text}"
     );
     assert!(card().text(&tiny()).contains("| classes | none: "));
@@ -1109,6 +1117,7 @@ fn half_precision_comes_back_rounded() {
     let path = folder.path().join("model.safetensors");
     let card = hub::Card {
         precision: Precision::Half,
+        class_names: Vec::new(),
         ..card()
     };
     let config = tiny();

@@ -246,7 +246,7 @@ impl Classify {
 /// `data` are those.
 fn class_names(trained: &Trained, config: &DataConfig, data: &Dataset) -> (Vec<String>, bool) {
     let model = trained.model();
-    let own = match trained.is_own(config) {
+    let own = match trained.is_own(config) && trained.known_class_names().is_empty() {
         true => data.class_names().to_vec(),
         false => trained.class_names().unwrap_or_else(|error| {
             note(format_args!(

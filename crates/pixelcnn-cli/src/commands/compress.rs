@@ -35,9 +35,8 @@ use crate::trained::Trained;
 /// Hidden files, what systems put beside people's files (Thumbs.db), empty folders, times and permissions
 /// are not kept.
 ///
-/// Reading takes the same model: keep it, or let --embed-model put it into the archive. Later versions
-/// of this program may come with another shipped model; `pixelcnn export -o DIR` keeps this one, as a
-/// file that takes its place.
+/// Reading takes the same model. The shipped one stays in all later versions of this program; keep one of your
+/// own, or let --embed-model put it into the archive.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "pixelcnn compress [OPTIONS] [RUN|FILE] <FILE|DIR>... -o <FILE.pxc>")]
@@ -68,9 +67,10 @@ const EXAMPLES: &str = "\
 Examples:
   pixelcnn compress photos -o photos.pxc
       all files in the folder and in those in it, pictures by the shipped model
-  pixelcnn compress photos -o photos.pxc --verify --embed-model
-      to be read by anyone and for ever, and checked
-  pixelcnn compress runs/quick-1/checkpoints/best.safetensors a.png b.png -o two.pxc
+  pixelcnn compress photos -o photos.pxc --verify
+      read back and compared before it says done
+  pixelcnn compress runs/quick-1/checkpoints/best.safetensors a.png b.png -o two.pxc --embed-model
+      by a model of your own, which goes into the archive
   pixelcnn compress runs/classes horses --class horse -o horses.pxc
       as pictures of a class, where the model was trained with --class-conditional";
 

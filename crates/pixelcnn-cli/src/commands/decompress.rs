@@ -21,9 +21,9 @@ use crate::trained::Trained;
 
 /// Get the files back that `pixelcnn compress` made an archive of.
 ///
-/// It takes the same model, unless that is in the archive. Pictures that the model coded are written as
-/// PNG files, all else as it was. Where the archive is damaged, what is whole is written and the rest
-/// named.
+/// The model that coded the pictures is found where it is part of this program or in the archive; any other
+/// is to be named. Pictures that the model coded are written as PNG files, all else as it was. Where the
+/// archive is damaged, what is whole is written and the rest named.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(
@@ -32,7 +32,8 @@ use crate::trained::Trained;
 )]
 pub struct Decompress {
     /// Run folder, checkpoint file or exported weights, the same model as in compressing [default:
-    /// the one in the archive, or the shipped model]; then the archive, or - for standard input
+    /// found by the archive's hash, in the archive or in this program]; then the archive, or - for
+    /// standard input
     #[arg(value_name = "FILES", required = true)]
     files: Vec<PathBuf>,
     /// Folder for the files; those that an earlier run has written there are not written again.
@@ -326,7 +327,7 @@ impl Unpacking<'_> {
         Ok(all)
     }
 
-    /// The model that was named, or is in the archive, or the shipped one.
+    /// The model that was named, or is in the archive or in this program.
     fn find_model(&mut self) -> std::result::Result<(), String> {
         if self.model.is_none() {
             self.model = Some(self.unnamed_model());
@@ -340,19 +341,16 @@ impl Unpacking<'_> {
     }
 
     fn unnamed_model(&self) -> std::result::Result<CodingModel, String> {
-        let embedded = self.reader.embedded();
-        if let Ok(Some(model)) = embedded {
-            return coder(&Trained::exported(model)).map_err(|error| error.to_string());
-        }
-        let shipped = Trained::open(None, "decompress").and_then(|trained| coder(&trained));
-        let shipped = shipped.map_err(|error| error.to_string());
-        let fits = |model: &CodingModel| self.reader.expect_model(model).is_ok();
-        match embedded {
-            Err(error) if !shipped.as_ref().is_ok_and(fits) => {
-                Err(format!("{}: {error}", self.path))
-            }
-            _ => shipped,
-        }
+        let found = self.reader.find_model();
+        let found = found.map_err(|error| format!("{}: {error}", self.path))?;
+        let model = found.ok_or_else(|| {
+            format!(
+                "{}: made with the model {}, which is neither in it nor in this program: name that model first",
+                self.path,
+                self.reader.model()
+            )
+        })?;
+        coder(&Trained::exported(model)).map_err(|error| error.to_string())
     }
 
     fn save(&self, found: &Found, target: &Path) -> Result {

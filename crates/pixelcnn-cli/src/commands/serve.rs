@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+#[cfg(feature = "pretrained")]
+use pixelcnn::Shipped;
 use pixelcnn::train::run::is_run;
 use pixelcnn_web::{Options, Server, Source, runs_in};
 
@@ -110,6 +112,11 @@ impl Serve {
     fn sources(&self) -> Result<(Vec<Source>, Vec<PathBuf>)> {
         let (mut models, mut runs) = (Vec::new(), Vec::new());
         for path in &self.files {
+            #[cfg(feature = "pretrained")]
+            if let Some(shipped) = Shipped::of_path(path)? {
+                models.push(Source::Shipped(shipped));
+                continue;
+            }
             if !path.exists() {
                 return Err(format!(
                     "{}: no such file or folder: name a run, a folder of runs or a model",
@@ -134,7 +141,7 @@ impl Serve {
             runs.push(absolute(Path::new(RUNS))?);
         }
         #[cfg(feature = "pretrained")]
-        models.push(Source::Shipped);
+        models.extend(Shipped::ALL.iter().copied().map(Source::Shipped));
         Ok((models, runs))
     }
 }

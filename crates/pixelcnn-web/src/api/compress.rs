@@ -92,7 +92,7 @@ pub struct DecompressRequest {
     /// The bytes of a .pxc file, in base64.
     #[schema(content_encoding = "base64")]
     archive: String,
-    /// The name of the model that made it, where it is not one that is in memory.
+    /// The name of the model that made it, where that is neither in it nor shipped nor in memory.
     model: Option<String>,
     /// Send events: `queue`, `progress`, `done`.
     #[serde(default)]
@@ -317,19 +317,13 @@ fn taken((entry, found): (&Entry, archive::Taken)) -> Taken {
     }
 }
 
-/// The model that an archive's pictures were coded with: it is in the archive, or named, or in memory, or the
-/// first one.
+/// The model that an archive's pictures were coded with: it is named, or in memory, or the first one, or is in the
+/// archive or in the program.
 fn coder_of(
     app: &App,
     reader: &mut Reader<Cursor<&[u8]>>,
     name: Option<&str>,
 ) -> Result<Arc<CodingModel>> {
-    if let Some(model) = reader.embedded().map_err(unfit)? {
-        let coder = model.coder();
-        return Ok(Arc::new(
-            coder.map_err(|error| Problem::unfit(error.to_string()))?,
-        ));
-    }
     let named = match name {
         Some(name) => Some(app.models.get(Some(name))?),
         None => app.models.get(None).ok(),
@@ -337,13 +331,19 @@ fn coder_of(
     let models = named.into_iter().chain(app.models.in_memory());
     // Those without a likelihood code nothing.
     let mut coders = models.filter_map(|model| model.coder().ok());
-    let coder = coders.find(|coder| reader.expect_model(coder).is_ok());
-    coder.ok_or_else(|| {
+    if let Some(coder) = coders.find(|coder| reader.expect_model(coder).is_ok()) {
+        return Ok(coder);
+    }
+    let model = reader.find_model().map_err(unfit)?.ok_or_else(|| {
         Problem::unfit(format!(
             "the archive was made with another model, whose hash is {}: name it",
             reader.model()
         ))
-    })
+    })?;
+    let coder = model.coder();
+    Ok(Arc::new(
+        coder.map_err(|error| Problem::unfit(error.to_string()))?,
+    ))
 }
 
 fn expect_few(pixels: u64) -> Result<()> {

@@ -423,11 +423,21 @@ impl<S: Source> Reader<S> {
     /// [`ArchiveError::Read`].
     pub fn next_block(&mut self) -> Result<Option<Block>, ArchiveError> {
         let found = match &mut self.version {
-            Version::One(_, blocks) => {
-                let next = blocks.pop_front();
-                let start = next.as_ref().map_or(self.at, |block| block.start);
-                self.source.forget(start).map(|()| next)
-            }
+            Version::One(_, blocks) => match blocks.pop_front() {
+                Some(block) => self.source.forget(block.start).map(|()| Some(block)),
+                // Of a pipe it shows no earlier whether all of the last one is there.
+                None => {
+                    let last = self.at.saturating_sub(1);
+                    let last = self
+                        .source
+                        .forget(last)
+                        .and_then(|()| self.source.bytes(last, 1));
+                    last.map(|last| {
+                        self.is_damaged |= last.is_empty();
+                        None
+                    })
+                }
+            },
             Version::Two(front) => {
                 let front = *front;
                 self.find_block(front)
@@ -572,6 +582,32 @@ impl<S: Source> Reader<S> {
         Ok(Some(embedded::model(
             front.unsummed(bytes).ok_or(damaged)?,
         )?))
+    }
+
+    /// The model that coded the pictures, where it is in the archive or is part of the library
+    /// ([`Shipped`](crate::Shipped)): once the first block was found. None where it is neither.
+    ///
+    /// # Errors
+    /// Those of [`Reader::embedded`], where the model is not part of the library.
+    pub fn find_model(&self) -> Result<Option<Model>, ArchiveError> {
+        let fits = |model: &Model| {
+            let hash = match &self.version {
+                Version::One(..) => ModelHash::of(&model.config, &model.weights),
+                Version::Two(_) => ModelHash::of_any_size(&model.config, &model.weights),
+            };
+            hash == self.model()
+        };
+        let embedded = self.embedded().map(|model| model.filter(fits));
+        if let Ok(Some(_)) = embedded {
+            return embedded;
+        }
+        #[cfg(feature = "pretrained")]
+        for shipped in crate::Shipped::ALL {
+            if let Some(model) = shipped.model().ok().filter(fits) {
+                return Ok(Some(model));
+            }
+        }
+        embedded
     }
 
     /// Whether all of the blocks were found, once there is no next one: their streams may still be damaged, and

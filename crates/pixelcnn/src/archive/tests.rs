@@ -74,6 +74,7 @@ fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 }
 
 /// Without compression, of what PNM knows.
+#[cfg(feature = "pretrained")]
 fn plain(image: &DynamicImage) -> Option<Vec<u8>> {
     let deep = |samples: &[u16]| samples.iter().flat_map(|s| s.to_be_bytes()).collect();
     let (kind, most, samples): (u8, u32, Vec<u8>) = match image {
@@ -679,6 +680,7 @@ fn a_model_travels_with_what_it_coded() {
         let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
         let taken = archive.reader().embedded().unwrap().unwrap();
         assert_eq!(taken.weights, model.weights);
+        assert_eq!(archive.reader().find_model().unwrap(), Some(taken.clone()));
         let found = archive
             .read(&taken.coder().unwrap(), &[0], &mut go_on)
             .unwrap();
@@ -692,6 +694,7 @@ fn a_model_travels_with_what_it_coded() {
             Err(ArchiveError::Damaged(_))
         ));
         assert_eq!(archive.read(&coder, &[0], &mut go_on).unwrap(), found);
+        assert!(archive.reader().find_model().is_err());
         config.nr_filters += 1;
         let other = CodingModel::new(&config, &draw_parameters(&config, 1)).unwrap();
         let refused = Writer::new(&other, Vec::new()).embed(&model);
@@ -710,6 +713,28 @@ fn card() -> crate::weights::hub::Card {
         data: "none".into(),
         class_names: Vec::new(),
         measured: None,
+    }
+}
+
+/// Where the model in an archive is damaged, the library may have it.
+#[test]
+#[cfg(feature = "pretrained")]
+fn a_shipped_model_takes_the_place_of_a_damaged_one() {
+    for shipped in crate::Shipped::ALL {
+        let model = shipped.model().unwrap();
+        let coder = model.coder().unwrap();
+        let mut writer = Writer::new(&coder, Vec::new()).embed(&model).unwrap();
+        let mut grouping = Grouping::new(&coder);
+        assert!(grouping.push(item("a.ppm", in_letters(9, 5, 1))).is_none());
+        let group = grouping.finish().unwrap();
+        writer
+            .write(&group.encode(&coder, &mut go_on).unwrap())
+            .unwrap();
+        let (mut file, _) = writer.finish().unwrap();
+        file[5000] ^= 4;
+        let mut archive = Archive::new(Cursor::new(&file[..])).unwrap();
+        assert!(archive.reader().embedded().is_err());
+        assert_eq!(archive.reader().find_model().unwrap(), Some(model));
     }
 }
 

@@ -15,6 +15,8 @@ use super::fields::{Fields, varint};
 use super::frame::MAGIC;
 use super::names::{read_name, successor, write_name};
 use super::*;
+#[cfg(feature = "pretrained")]
+use crate::Model;
 use crate::network::draw_parameters;
 use crate::{Augmentation, ModelConfig, Nonlinearity};
 
@@ -121,6 +123,39 @@ fn decompressed(file: &[u8]) -> Result<Images, ArchiveError> {
     let all: Vec<usize> = (0..archive.entries().len()).collect();
     let found = archive.read(&model(1), &all, &mut go_on)?;
     Ok(found.into_iter().map(levels).collect())
+}
+
+/// A pipe, whose length nobody knows, is listed with a word of what it lacks.
+#[test]
+fn a_pipe_that_ends_early_is_no_whole_archive() {
+    let (file, _) = compressed(&pictures(&["a.png", "b.png"]));
+    for (cut, is_whole) in [(0, true), (1, false), (9, false)] {
+        let pipe = Pipe::new(&file[..file.len() - cut]);
+        let mut reader = Reader::new(pipe).unwrap();
+        let mut listed = 0;
+        while let Some(block) = reader.next_block().unwrap() {
+            listed += block.entries().len();
+        }
+        assert_eq!((listed, reader.is_whole()), (2, is_whole), "{cut}");
+    }
+}
+
+/// Whatever was compressed by a shipped model is read without naming it.
+#[test]
+#[cfg(feature = "pretrained")]
+fn a_shipped_model_is_found() {
+    for shipped in crate::Shipped::ALL {
+        let Model {
+            config, weights, ..
+        } = shipped.model().unwrap();
+        let (file, _) = compressed(&[]);
+        let mut head = file[..file.len() - 4].to_vec();
+        head[4..20].copy_from_slice(&ModelHash::of(&config, &weights).0);
+        head.extend(crc32c::crc32c(&head).to_le_bytes());
+        let found = open(&head).unwrap().reader().find_model().unwrap();
+        assert!(found.is_some_and(|found| found.weights == weights));
+        assert_eq!(open(&file).unwrap().reader().find_model().unwrap(), None);
+    }
 }
 
 #[test]

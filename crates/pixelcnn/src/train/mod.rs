@@ -365,8 +365,15 @@ fn train(
             batch_size: config.train.batch_size,
         });
     }
+    let names = class_names(&config.model, images);
     if let Some(state) = &start {
         state.expect_config(&config.model)?;
+        let is_named = !names.is_empty() && !state.class_names.is_empty();
+        if is_named && names != state.class_names {
+            return Err(TrainError::Start(
+                "was trained on classes of other names than these images have",
+            ));
+        }
         if state.moments.is_none() {
             return Err(TrainError::Start(
                 "has weights alone, without the optimizer's state",
@@ -402,13 +409,13 @@ fn train(
     if let Some(state) = &mut start {
         let newest = checkpoints.list()?.into_iter().next();
         let known = state.run.replace(config.clone());
-        let names = class_names(&config.model, images);
-        if !names.is_empty() {
+        let was_named = names.is_empty() || names == state.class_names;
+        if !was_named {
             state.class_names = names;
         }
         // The newest checkpoint is the place that the run goes on from, before anything that was
         // written after it is cleared away.
-        match newest == Some(checkpoints.of(state.step)) && known == state.run {
+        match newest == Some(checkpoints.of(state.step)) && known == state.run && was_named {
             true => checkpoints.prune(state.step)?,
             false => drop(checkpoints.save(state)?),
         }

@@ -21,7 +21,7 @@ use crate::weights::original::{AVERAGE, Optimized};
 use crate::weights::safetensors::{
     Encoded, FORMAT, FileError, Named, PARAMETER, Precision, SafetensorsFile, name, writing,
 };
-use crate::weights::{Imported, WeightsError};
+use crate::weights::{Imported, WeightsError, hub};
 
 /// Everything that the next training step depends on.
 ///
@@ -158,6 +158,7 @@ impl TrainState {
             config,
             step,
             arrays,
+            class_names,
             ..
         } = imported;
         // As the original computes it, a product at a time.
@@ -172,6 +173,7 @@ impl TrainState {
                 first: arrays.first,
                 second: arrays.second,
             }),
+            class_names,
             ..TrainState::new(&config, train, arrays.parameters, arrays.average)
         }
     }
@@ -281,6 +283,7 @@ impl TrainState {
                 .map_err(|_| malformed("its metadata lack valid `class_names`".into()))?,
             None => Vec::new(),
         };
+        let class_names = hub::class_names(class_names, &config);
         Ok(TrainState {
             config,
             step: file.scalar("step").map_err(malformed)?,

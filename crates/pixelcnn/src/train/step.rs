@@ -20,6 +20,7 @@ use crate::data::Dataset;
 use crate::device::Device;
 use crate::network::{Batch, EngineError, Network, draw_parameters, initialise};
 use crate::random::{Purpose, generator};
+use crate::weights::hub;
 
 /// The state before the first step.
 pub(super) fn new_state(
@@ -55,10 +56,7 @@ pub(super) fn new_state(
 
 /// The names of a model's classes in its data; none of an unconditional one.
 pub(super) fn class_names(model: &ModelConfig, data: &Dataset) -> Vec<String> {
-    match data.class_names() {
-        names if names.len() == model.nr_classes => names.to_vec(),
-        _ => Vec::new(),
-    }
+    hub::class_names(data.class_names().to_vec(), model)
 }
 
 /// Dropout of a step: the initialisation pass is step 0. The noise of the energy distance has its seed too.

@@ -152,10 +152,11 @@ pub fn parse(file: &[u8], name: &str) -> Result<Model, FileError> {
 }
 
 fn model((config, weights, card): Described, path: &Path) -> Result<Model, FileError> {
-    let card = serde_json::from_str(&card).map_err(|_| FileError::NotACheckpoint {
+    let mut card: Card = serde_json::from_str(&card).map_err(|_| FileError::NotACheckpoint {
         path: path.into(),
         reason: "its metadata lack a valid `description`".into(),
     })?;
+    card.class_names = class_names(card.class_names, &config);
     Ok(Model {
         config,
         weights,
@@ -208,7 +209,7 @@ impl Card {
         let classes = match nr_classes {
             0 => "none: unconditional".into(),
             n if self.class_names.is_empty() => n.to_string(),
-            n => format!("{n}: {}", in_a_line(&self.class_names)),
+            n => format!("{n}: {}", in_a_cell(&self.class_names)),
         };
         let data = match self.data.as_str() {
             "cifar10" | "imagenet32" | "imagenet64" => "",
@@ -286,13 +287,25 @@ pixelcnn import model.safetensors -o run{data}    # to train it on
     }
 }
 
-/// Names in a cell of a table.
-fn in_a_line(names: &[String]) -> String {
-    let names = names.iter().map(|name| {
-        let name = name.replace(|c: char| c.is_control(), " ");
-        name.replace('|', "\\|")
-    });
-    names.collect::<Vec<String>>().join(", ")
+/// The names of a model's classes; none where they are not as many, or can't be shown in a line.
+pub(crate) fn class_names(names: Vec<String>, config: &ModelConfig) -> Vec<String> {
+    let shows = |name: &String| !name.contains(|c: char| c.is_control());
+    match names.len() == config.nr_classes && names.iter().all(shows) {
+        true => names,
+        false => Vec::new(),
+    }
+}
+
+/// Names in Markdown, in a cell of a table.
+fn in_a_cell(names: &[String]) -> String {
+    let mut cell = String::new();
+    for c in names.join(", ").chars() {
+        if r"\|<>[]*`&".contains(c) {
+            cell.push('\\');
+        }
+        cell.push(c);
+    }
+    cell
 }
 
 /// Reads weights and the `config.json` beside them, or where there is none what a file of [`export`]
@@ -302,24 +315,28 @@ fn in_a_line(names: &[String]) -> String {
 /// [`WeightsError`] where one of the files can't be used, or they don't fit each other or `unsaid`.
 pub fn import(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
     let beside = path.with_file_name("config.json");
-    let alone = match beside.exists() {
-        true => None,
-        false => match read(path) {
-            // Someone else's: its config.json is missing.
-            Err(FileError::NotACheckpoint { .. }) => None,
-            read => Some(read?),
-        },
+    let is_described = beside.exists();
+    let own = match read(path) {
+        // Someone else's: its config.json says all, or is missing.
+        Err(FileError::NotACheckpoint { .. }) => None,
+        Err(_) if is_described => None,
+        own => Some(own?),
     };
-    let (config, parameters) = match alone {
-        Some(model) => (model.config, model.weights),
-        None => {
+    let (config, parameters, names) = match own {
+        Some(own) if !is_described => (own.config, own.weights, own.card.class_names),
+        own => {
             let config = read_config(&beside).map_err(WeightsError::file(&beside))?;
             let parameters = read_weights(path, &config)?;
-            (config, parameters)
+            let names = own.map(|own| own.card.class_names);
+            (config, parameters, names.unwrap_or_default())
         }
     };
     expect(&config, unsaid).map_err(WeightsError::file(&beside))?;
-    Ok(original::assemble(config, parameters, None, None))
+    let class_names = class_names(names, &config);
+    Ok(Imported {
+        class_names,
+        ..original::assemble(config, parameters, None, None)
+    })
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig, Fault> {

@@ -255,6 +255,8 @@ pub struct Imported {
     pub step: u64,
     /// The parameters, their averages and the optimizer's moments.
     pub arrays: State,
+    /// The names of the classes that the model knows; none where the file tells none.
+    pub class_names: Vec<String>,
     /// What else there is in the file, by name: an epoch, another optimizer's state, settings.
     pub unused: Vec<String>,
 }

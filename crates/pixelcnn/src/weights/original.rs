@@ -260,6 +260,7 @@ pub(super) fn assemble(
             first,
             second,
         },
+        class_names: Vec::new(),
         unused: Vec::new(),
     }
 }

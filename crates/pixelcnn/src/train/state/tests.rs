@@ -78,7 +78,9 @@ pub(in crate::train) fn state(config: ModelConfig, seed: u64, training: bool) ->
         },
         run: seed.is_multiple_of(2).then(|| run(config.clone())),
         class_names: match seed.is_multiple_of(2) {
-            true => vec!["a \"cat\"".into(), String::new(), "犬\n".into()],
+            true => (0..config.nr_classes)
+                .map(|n| format!("\"犬\", \\{n}"))
+                .collect(),
             false => Vec::new(),
         },
         parameters,
