@@ -322,17 +322,15 @@ pub fn import(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
         Err(_) if is_described => None,
         own => Some(own?),
     };
-    let (config, parameters, names) = match own {
-        Some(own) if !is_described => (own.config, own.weights, own.card.class_names),
-        own => {
-            let config = read_config(&beside).map_err(WeightsError::file(&beside))?;
-            let parameters = read_weights(path, &config)?;
-            let names = own.map(|own| own.card.class_names);
-            (config, parameters, names.unwrap_or_default())
-        }
+    let config = match &own {
+        Some(own) if !is_described => own.config.clone(),
+        _ => read_config(&beside).map_err(WeightsError::file(&beside))?,
+    };
+    let (parameters, class_names) = match own {
+        Some(own) if own.config == config => (own.weights, own.card.class_names),
+        _ => (read_weights(path, &config)?, Vec::new()),
     };
     expect(&config, unsaid).map_err(WeightsError::file(&beside))?;
-    let class_names = class_names(names, &config);
     Ok(Imported {
         class_names,
         ..original::assemble(config, parameters, None, None)
