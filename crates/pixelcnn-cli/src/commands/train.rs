@@ -14,8 +14,8 @@ use pixelcnn::train::folder;
 use pixelcnn::train::metrics::Damaged;
 use pixelcnn::train::ranks::{announce, announced, dismiss};
 use pixelcnn::train::resume::{ResumeError, Resumed, newest, remedy, resume};
-use pixelcnn::train::settings::Settings;
-use pixelcnn::train::state::TrainState;
+use pixelcnn::train::settings::{ModelSettings, Settings};
+use pixelcnn::train::state::{OtherModel, TrainState};
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
 use crate::device::DeviceFlags;
@@ -25,7 +25,7 @@ use crate::terminal::{
     Bar, INTERRUPTED, Result, catch_interrupts, counted, duration, grouped, interrupted, listed,
     note, note_dropped, opening, quoted, say,
 };
-use crate::trained::offer;
+use crate::trained::{Trained, offer};
 
 /// Train a model, or go on with a run that stopped.
 ///
@@ -54,6 +54,11 @@ pub struct Train {
     /// leaves out is as in the original
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "resume"])]
     config: Option<PathBuf>,
+    /// Begin with the weights of a trained model and with its shape: a run folder (its newest checkpoint), a
+    /// checkpoint file, exported weights or shipped:cifar10. Other classes than its own begin as the mean of
+    /// those; augmentation may differ, too
+    #[arg(long, value_name = "RUN|FILE", conflicts_with = "resume")]
+    init_from: Option<PathBuf>,
     /// Go on with a run: with its own settings, of which those for learning rates, length, shards,
     /// saving and measuring can be overridden, and the place of images that have moved
     #[arg(long, value_name = "RUN")]
@@ -88,6 +93,8 @@ Examples:
       on a folder of pictures, each cropped and resized to 32x32
   pixelcnn train --data photos --crop 64 --epochs 50 --steps 0
       on parts of them, as large as they are
+  pixelcnn train --init-from shipped:cifar10 --data photos --size 32 --learning-rate 0.001
+      what the shipped model knows, and then what is in these pictures
   pixelcnn train --resume runs/quick-1 --steps 5000
       further than it was to go at first
   pixelcnn train --resume runs/small-1 --cooldown-steps 4000 --output runs/small-1-cooled
@@ -191,9 +198,11 @@ impl Train {
                 grouped(config.model.nr_codes as u64)
             ))?;
         }
-        let from = start.as_ref().map_or_else(String::new, |state| {
-            format!(", on from step {}", grouped(state.step))
-        });
+        let from = match (&start, &self.init_from) {
+            (_, Some(model)) => format!(", with the weights of {}", model.display()),
+            (Some(state), None) => format!(", on from step {}", grouped(state.step)),
+            (None, None) => String::new(),
+        };
         say(format_args!("run     {}{from}", run.display()))?;
 
         if ranks > 1 {
@@ -218,6 +227,13 @@ impl Train {
             Some(path) => Settings::read(path)?,
             None => Settings::preset(&self.preset)?,
         };
+        let model = match &self.init_from {
+            Some(path) => Some(Trained::open(Some(path), "train --init-from")?.averaged()),
+            None => None,
+        };
+        if let (Some(model), None) = (&model, &self.config) {
+            settings.model = ModelSettings::of(&model.config);
+        }
         self.flags.apply(&mut settings);
         self.data.apply(&mut settings.data);
         settings.validate()?;
@@ -229,6 +245,13 @@ impl Train {
 
         let (train, test) = open_splits(&settings.data)?;
         let config = settings.run(&train)?;
+        let start = match (&model, &self.init_from) {
+            (Some(model), Some(path)) => {
+                let start = TrainState::of_model(model, &config, &train);
+                Some(start.map_err(|error| unlike(path, &error))?)
+            }
+            _ => None,
+        };
         let run = match (chosen, &self.config) {
             (Some(run), _) => run.clone(),
             (None, Some(file)) => {
@@ -236,7 +259,7 @@ impl Train {
             }
             (None, None) => folder::first_free(&self.preset),
         };
-        Ok((run, config, None, train, test))
+        Ok((run, config, start, train, test))
     }
 
     /// A run that goes on.
@@ -319,6 +342,19 @@ fn in_flags(error: ResumeError) -> Box<dyn Error> {
         }
         error => error.into(),
     }
+}
+
+/// A run can't begin with that model's weights.
+fn unlike(path: &Path, error: &OtherModel) -> String {
+    let OtherModel {
+        field,
+        wanted,
+        saved,
+    } = error;
+    format!(
+        "--init-from {}: its {field} is {saved}, the new run's is {wanted}: they must be the same",
+        path.display()
+    )
 }
 
 /// Takes part in what rank 0 trains.

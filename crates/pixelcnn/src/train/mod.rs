@@ -12,6 +12,7 @@ mod review;
 pub mod run;
 mod schedule;
 pub mod settings;
+mod start;
 pub mod state;
 mod step;
 mod tensorboard;
@@ -35,8 +36,9 @@ use config::{RunConfig, RunConfigError};
 use metrics::{Damaged, Metrics, MetricsError, ResumeAt};
 use ranks::{Order, common, order};
 use review::{Review, remove_samples_after};
+use start::class_names;
 use state::{OtherModel, TrainState, Unrecorded};
-use step::{Trainer, class_names, new_state};
+use step::Trainer;
 
 pub use schedule::next_step;
 
@@ -429,7 +431,7 @@ fn train(
     }
     let state = match start {
         Some(state) => state,
-        None => new_state(config, images, device)?,
+        None => start::drawn(config, images, device)?,
     };
     if ranks.count() > 1 {
         let common = common(config, device, images, test)?;

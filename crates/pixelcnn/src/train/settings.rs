@@ -137,25 +137,9 @@ pub struct ModelSettings {
 }
 
 impl Default for ModelSettings {
+    /// The original's.
     fn default() -> Self {
-        let original = ModelConfig::default();
-        ModelSettings {
-            nr_resnet: original.nr_resnet,
-            nr_filters: original.nr_filters,
-            nr_logistic_mix: original.nr_logistic_mix,
-            nonlinearity: original.nonlinearity,
-            class_conditional: false,
-            nr_channel_resnet: original.nr_channel_resnet,
-            augmentation: original.augmentation,
-            attention: original.attention,
-            energy_distance: original.energy_distance,
-            nr_codes: original.nr_codes,
-            nr_coarse_codes: original.nr_coarse_codes,
-            height: None,
-            width: None,
-            channels: None,
-            nr_classes: None,
-        }
+        ModelSettings::of(&ModelConfig::default())
     }
 }
 
@@ -290,6 +274,27 @@ impl Settings {
 }
 
 impl ModelSettings {
+    /// Those of a model, whatever its images are.
+    pub fn of(model: &ModelConfig) -> ModelSettings {
+        ModelSettings {
+            nr_resnet: model.nr_resnet,
+            nr_filters: model.nr_filters,
+            nr_logistic_mix: model.nr_logistic_mix,
+            nonlinearity: model.nonlinearity,
+            class_conditional: model.nr_classes > 0,
+            nr_channel_resnet: model.nr_channel_resnet,
+            augmentation: model.augmentation,
+            attention: model.attention,
+            energy_distance: model.energy_distance,
+            nr_codes: model.nr_codes,
+            nr_coarse_codes: model.nr_coarse_codes,
+            height: None,
+            width: None,
+            channels: None,
+            nr_classes: None,
+        }
+    }
+
     fn conditional(&self) -> bool {
         self.class_conditional || self.nr_classes.is_some_and(|n| n > 0)
     }

@@ -114,6 +114,25 @@ pub struct OtherModel {
     pub saved: String,
 }
 
+/// Checks that two models are the same.
+pub(super) fn expect_same(saved: &ModelConfig, wanted: &ModelConfig) -> Result<(), OtherModel> {
+    let fields = |config: &ModelConfig| json!(config).as_object().cloned().unwrap_or_default();
+    let (saved, wanted) = (fields(saved), fields(wanted));
+    // Settings that a model does not use are left out.
+    for field in saved.keys().chain(wanted.keys()) {
+        let value =
+            |fields: &Map<String, Value>| fields.get(field).unwrap_or(&Value::Null).to_string();
+        if saved.get(field) != wanted.get(field) {
+            return Err(OtherModel {
+                wanted: value(&wanted),
+                saved: value(&saved),
+                field: field.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Newest version of the format. Every version keeps its checksum as it is here, and every one that
 /// was ever written is read.
 const VERSION: u64 = 1;
@@ -351,21 +370,7 @@ impl TrainState {
     /// # Errors
     /// [`OtherModel`] with the first field that differs.
     pub fn expect_config(&self, wanted: &ModelConfig) -> Result<(), OtherModel> {
-        let fields = |config: &ModelConfig| json!(config).as_object().cloned().unwrap_or_default();
-        let (saved, wanted) = (fields(&self.config), fields(wanted));
-        // Settings that a model does not use are left out.
-        for field in saved.keys().chain(wanted.keys()) {
-            let value =
-                |fields: &Map<String, Value>| fields.get(field).unwrap_or(&Value::Null).to_string();
-            if saved.get(field) != wanted.get(field) {
-                return Err(OtherModel {
-                    wanted: value(&wanted),
-                    saved: value(&saved),
-                    field: field.clone(),
-                });
-            }
-        }
-        Ok(())
+        expect_same(&self.config, wanted)
     }
 
     /// What a file of this state holds, everything but the tensors' bytes ready to be written.

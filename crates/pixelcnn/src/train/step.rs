@@ -8,59 +8,19 @@ use std::time::Instant;
 use pixelcnn_core::kernels::pointwise::Dropout;
 use pixelcnn_core::ranks::{Ranks, Sharing};
 use rand::RngExt;
-use rand::seq::SliceRandom;
 
-use super::config::{PolyakStart, RunConfig};
+use super::config::RunConfig;
 use super::metrics::Record;
 use super::schedule::next_step;
 use super::state::{TrainState, Unrecorded};
 use super::{Event, TrainError, augment};
-use crate::ModelConfig;
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::network::{Batch, EngineError, Network, draw_parameters, initialise};
+use crate::network::{Batch, EngineError, Network};
 use crate::random::{Purpose, generator};
-use crate::weights::hub;
-
-/// The state before the first step.
-pub(super) fn new_state(
-    config: &RunConfig,
-    data: &Dataset,
-    device: Device,
-) -> Result<TrainState, TrainError> {
-    let (model, train) = (&config.model, &config.train);
-    let drawn = draw_parameters(model, train.seed);
-    let mut indices: Vec<usize> = (0..data.len()).collect();
-    let mut random = generator(train.seed, Purpose::InitBatch, 0);
-    let (indices, _) = indices.partial_shuffle(&mut random, train.init_batch_size);
-    let (mut images, mut labels) = (Vec::new(), Vec::new());
-    data.read(indices, &mut images, &mut labels)?;
-    let batch = Batch {
-        images: &images,
-        labels: &labels,
-        ..Batch::default()
-    };
-    let mut parameters = drawn.clone();
-    let dropout = dropout(config, 0);
-    initialise(model, &mut parameters, batch, dropout, &device)?;
-    let average = match train.polyak_start {
-        PolyakStart::Initialised | PolyakStart::Growing => parameters.clone(),
-        PolyakStart::Drawn => drawn,
-    };
-    Ok(TrainState {
-        run: Some(config.clone()),
-        class_names: class_names(model, data),
-        ..TrainState::new(model, train, parameters, average)
-    })
-}
-
-/// The names of a model's classes in its data; none of an unconditional one.
-pub(super) fn class_names(model: &ModelConfig, data: &Dataset) -> Vec<String> {
-    hub::class_names(data.class_names().to_vec(), model)
-}
 
 /// Dropout of a step: the initialisation pass is step 0. The noise of the energy distance has its seed too.
-fn dropout(config: &RunConfig, step: u64) -> Option<Dropout> {
+pub(super) fn dropout(config: &RunConfig, step: u64) -> Option<Dropout> {
     let RunConfig { model, train, .. } = config;
     let mut random = generator(train.seed, Purpose::Dropout, step);
     (train.dropout > 0.0 || model.energy_distance).then(|| Dropout {
