@@ -49,18 +49,49 @@ const LEVELS: usize = 8;
 /// machines, as nothing else is used.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Frequencies {
-    components: Vec<Component>,
+    components: Components,
     inverse_scales: Vec<f32>,
     weights: Vec<f32>,
+    /// A level near which the coded one is expected.
+    near: Option<usize>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Component {
+/// Logistics, the same number of all side by side; whole [`LEVELS`] of them, those that are none without a weight.
+#[derive(Debug, Clone, Default)]
+struct Components {
+    count: usize,
     /// Not negative; all of them add up to 1.
-    weight: f64,
-    mean: f64,
+    weights: Vec<f64>,
+    means: Vec<f64>,
     /// 1 / (scale ln 2): turns a distance into an exponent of 2. Not negative.
-    rate: f64,
+    rates: Vec<f64>,
+}
+
+impl Components {
+    fn clear(&mut self) {
+        self.count = 0;
+        self.weights.clear();
+        self.means.clear();
+        self.rates.clear();
+    }
+
+    fn push(&mut self, weight: f64, mean: f64, rate: f64) {
+        let numbers = [&mut self.weights, &mut self.means, &mut self.rates];
+        for (numbers, number) in numbers.into_iter().zip([weight, mean, rate]) {
+            if self.count == numbers.len() {
+                numbers.extend([0.0; LEVELS]);
+            }
+            numbers[self.count] = number;
+        }
+        self.count += 1;
+    }
+
+    /// Weight, mean and rate of each.
+    fn iter(&self) -> impl Iterator<Item = [f64; 3]> {
+        let numbers = self.weights.iter().zip(&self.means).zip(&self.rates);
+        let numbers = numbers.map(|((weight, mean), rate)| [*weight, *mean, *rate]);
+        numbers.take(self.count)
+    }
 }
 
 impl Frequencies {
@@ -72,7 +103,9 @@ impl Frequencies {
             components,
             inverse_scales,
             weights,
+            near,
         } = self;
+        *near = None;
         let count = mixture.means.len();
         inverse_scales.resize(count, 0.0);
         weights.resize(count, 0.0);
@@ -95,20 +128,22 @@ impl Frequencies {
         }
         components.clear();
         let parameters = mixture.means.iter().zip(&*inverse_scales).zip(&*weights);
-        components.extend(parameters.map(|((&mean, &inverse), &weight)| Component {
-            weight: f64::from(weight) / sum,
-            mean: f64::from(mean).max(-1e6).min(1e6),
-            rate: f64::from(inverse).max(0.0).min(1e6) * std::f64::consts::LOG2_E,
-        }));
+        for ((&mean, &inverse), &weight) in parameters {
+            components.push(
+                f64::from(weight) / sum,
+                f64::from(mean).max(-1e6).min(1e6),
+                f64::from(inverse).max(0.0).min(1e6) * std::f64::consts::LOG2_E,
+            );
+        }
     }
 
     /// Mean and standard deviation, in levels and within bounds: what lies far beyond all levels counts little.
     pub fn moments(&self) -> [f64; 2] {
         let components = || {
-            self.components.iter().map(|component| {
-                let mean = (component.mean * 127.5 + 127.5).clamp(-64.0, 320.0);
-                let scale = (127.5 * std::f64::consts::LOG2_E / component.rate).min(512.0);
-                (component.weight, mean, scale)
+            self.components.iter().map(|[weight, mean, rate]| {
+                let mean = (mean * 127.5 + 127.5).clamp(-64.0, 320.0);
+                let scale = (127.5 * std::f64::consts::LOG2_E / rate).min(512.0);
+                (weight, mean, scale)
             })
         };
         // A logistic's variance is this by its scale's square.
@@ -125,18 +160,22 @@ impl Frequencies {
 
     /// Adds a logistic that has a share of the whole, of this mean and scale in levels.
     pub fn add(&mut self, share: f64, mean: f64, scale: f64) {
-        for component in &mut self.components {
-            component.weight *= 1.0 - share;
+        for weight in &mut self.components.weights {
+            *weight *= 1.0 - share;
         }
-        self.components.push(Component {
-            weight: share,
-            mean: (mean - 127.5) / 127.5,
-            rate: 127.5 * std::f64::consts::LOG2_E / scale,
-        });
+        let rate = 127.5 * std::f64::consts::LOG2_E / scale;
+        self.components.push(share, (mean - 127.5) / 127.5, rate);
+        self.near = Some(mean as usize);
     }
 
     /// What the last component gives a level, and before that all others.
     pub fn masses(&self, level: u8) -> [f64; 2] {
+        let [lower, upper] = self.below(level);
+        [upper[0] - lower[0], upper[1] - lower[1]]
+    }
+
+    /// What all components but the last one have below a level, and what the last one has; the same with the level.
+    fn below(&self, level: u8) -> [[f64; 2]; 2] {
         let level = usize::from(level);
         let lower = if level == 0 { f64::MIN } else { EDGES[level] };
         let upper = if level == 255 {
@@ -144,14 +183,19 @@ impl Frequencies {
         } else {
             EDGES[level + 1]
         };
-        let mut edges = [upper; LEVELS];
-        edges[0] = lower;
-        let (last, others) = self.components.split_last().expect("a component");
-        [others, std::slice::from_ref(last)].map(|components| {
-            let mut sums = [0.0; LEVELS];
-            sum(components, &edges, &mut sums);
-            sums[1] - sums[0]
-        })
+        let mut sums = [[0.0; 2]; 2];
+        below(&self.components, &[lower, upper], &mut sums);
+        sums
+    }
+
+    /// C at a level, given the mixture's mass below it.
+    fn cumulative_of(level: usize, mass: f64) -> u32 {
+        match level {
+            0 => 0,
+            256 => TOTAL,
+            // Rounding may take a sum beyond 1.
+            level => (mass.min(1.0) * SHARED) as u32 + level as u32,
+        }
     }
 
     /// C at a level and at the ones that follow it in steps of `step`; those beyond 256 are C(256).
@@ -163,12 +207,7 @@ impl Frequencies {
             &levels.map(|level| EDGES[level]),
             &mut sums,
         );
-        std::array::from_fn(|i| match levels[i] {
-            0 => 0,
-            256 => TOTAL,
-            // Rounding may take a sum beyond 1.
-            level => (sums[i].min(1.0) * SHARED) as u32 + level as u32,
-        })
+        std::array::from_fn(|i| Frequencies::cumulative_of(levels[i], sums[i]))
     }
 }
 
@@ -196,11 +235,38 @@ vectorized! {
 
 vectorized! {
     /// The mixture's mass below each edge.
-    fn sum(components: &[Component], edges: &[f64; LEVELS], sums: &mut [f64; LEVELS]) {
-        for Component { weight, mean, rate } in components {
+    fn sum(components: &Components, edges: &[f64; LEVELS], sums: &mut [f64; LEVELS]) {
+        for [weight, mean, rate] in components.iter() {
             for (sum, edge) in sums.iter_mut().zip(edges) {
                 *sum += weight * (1.0 / (1.0 + exp2((mean - edge) * rate)));
             }
+        }
+    }
+}
+
+vectorized! {
+    /// Of each edge the mass below it of all components but the last one, and of the last one: the sum of the two
+    /// is the mixture's, to the bit.
+    fn below(components: &Components, edges: &[f64; 2], sums: &mut [[f64; 2]; 2]) {
+        let Components { count, weights, means, rates } = components;
+        let (weights, means) = (weights.as_chunks::<LEVELS>().0, means.as_chunks::<LEVELS>().0);
+        let rates = rates.as_chunks::<LEVELS>().0;
+        let mut left = *count;
+        for ((weights, means), rates) in weights.iter().zip(means).zip(rates) {
+            for (edge, sums) in edges.iter().zip(&mut *sums) {
+                let mut masses = [0.0; LEVELS];
+                for (i, mass) in masses.iter_mut().enumerate() {
+                    *mass = weights[i] * (1.0 / (1.0 + exp2((means[i] - edge) * rates[i])));
+                }
+                let others = (left - 1).min(LEVELS);
+                for mass in &masses[..others] {
+                    sums[0] += mass;
+                }
+                if left <= LEVELS {
+                    sums[1] = masses[left - 1];
+                }
+            }
+            left -= LEVELS.min(left);
         }
     }
 }
@@ -236,17 +302,31 @@ impl EntropyModel<PRECISION> for Frequencies {
 
 impl EncoderModel<PRECISION> for Frequencies {
     fn left_cumulative_and_probability(&self, level: impl Borrow<u8>) -> Option<(u32, NonZeroU32)> {
-        let [from, to, ..] = self.cumulative(usize::from(*level.borrow()), 1);
+        let level = *level.borrow();
+        let [lower, upper] = self.below(level).map(|[others, last]| others + last);
+        let from = Frequencies::cumulative_of(usize::from(level), lower);
+        let to = Frequencies::cumulative_of(usize::from(level) + 1, upper);
         Some((from, NonZeroU32::new(to - from)?))
     }
 }
 
 impl DecoderModel<PRECISION> for Frequencies {
     /// The level in whose interval a number below 2^24 lies: in which eighth of the levels, in which
-    /// eighth of that, and so on.
+    /// eighth of that, and so on; but first it is looked for near where it is expected.
     fn quantile_function(&self, quantile: u32) -> (u8, u32, NonZeroU32) {
         let (mut level, mut from, mut to) = (0, 0, TOTAL);
-        for step in [32, 4, 1] {
+        let mut steps = &[32, 4, 1][..];
+        if let Some(near) = self.near {
+            let first = near.saturating_sub(16);
+            let borders = self.cumulative(first, 4);
+            let passed = borders.iter().filter(|c| **c <= quantile).count();
+            if (1..LEVELS).contains(&passed) {
+                level = first + 4 * (passed - 1);
+                (from, to) = (borders[passed - 1], borders[passed]);
+                steps = &[1];
+            }
+        }
+        for &step in steps {
             let [borders @ .., _] = self.cumulative(level + step, step);
             let passed = borders.iter().filter(|c| **c <= quantile).count();
             level += step * passed;
@@ -437,7 +517,7 @@ mod tests {
             let edges: [f64; LEVELS] = std::array::from_fn(|i| EDGES[1 + 31 * i]);
             let (mut sums, mut plain) = ([0.0; LEVELS], [0.0; LEVELS]);
             sum(&frequencies.components, &edges, &mut sums);
-            for Component { weight, mean, rate } in &frequencies.components {
+            for [weight, mean, rate] in frequencies.components.iter() {
                 for (sum, edge) in plain.iter_mut().zip(edges) {
                     *sum += weight * (1.0 / (1.0 + exp2((mean - edge) * rate)));
                 }
