@@ -183,7 +183,7 @@ fn what_a_run_cannot_begin_with_is_said() {
     let refused = |arguments: &str| fails(folder, &format!("train new {TRAIN} {arguments}"));
     contains(
         &refused("--init-from model --nr-filters 6"),
-        "--init-from model: its nr_filters is 4, the new run's is 6: they must be the same",
+        "--init-from model: nr_filters is 6 in the settings and 4 in the model: they must be the same",
     );
     contains(
         &refused("--init-from nothing"),
@@ -201,7 +201,7 @@ fn what_a_run_cannot_begin_with_is_said() {
     .unwrap();
     contains(
         &refused("--init-from model --config six.toml"),
-        "its nr_filters is 4, the new run's is 6",
+        "nr_filters is 6 in the settings and 4 in the model",
     );
     assert!(!folder.join("new").exists());
     misused(folder, "train --resume model --init-from model");

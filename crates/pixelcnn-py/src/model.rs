@@ -43,7 +43,7 @@ const SHOWN: u64 = 20_000_000_000;
 /// Ctrl-C.
 #[pyclass(frozen, module = "pixelcnn")]
 pub struct Model {
-    model: pixelcnn::Model,
+    pub model: pixelcnn::Model,
     device: Device,
     /// Its run's folder.
     run: Option<PathBuf>,

@@ -9,7 +9,7 @@ use pixelcnn::data::{DataConfig, Dataset, Opening};
 use pixelcnn::device::{self, Device};
 use pixelcnn::train::config::{RunConfig, TrainConfig};
 use pixelcnn::train::resume::{self as going_on, Resumed};
-use pixelcnn::train::settings::Settings;
+use pixelcnn::train::settings::{ModelSettings, Settings};
 use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training, folder};
 use pyo3::prelude::*;
@@ -39,9 +39,12 @@ pub fn expect_new(run: PathBuf) -> PyResult<()> {
     }
 }
 
-/// Settings of a new run, as far as they don't hang on its images.
-fn chosen(preset: &str, settings: &str) -> PyResult<Settings> {
+/// Settings of a new run, as far as they don't hang on its images; with the shape of the model that it begins with.
+fn chosen(preset: &str, settings: &str, model: Option<&Model>) -> PyResult<Settings> {
     let mut chosen = Settings::preset(preset).map_err(errors::of)?;
+    if let Some(model) = model {
+        chosen.model = ModelSettings::of(&model.model.config);
+    }
     for (name, value) in parsed(settings)? {
         chosen.set(&name, value).map_err(errors::of)?;
     }
@@ -51,24 +54,31 @@ fn chosen(preset: &str, settings: &str) -> PyResult<Settings> {
 
 /// Checks settings before anything is written.
 #[pyfunction]
-pub fn expect_settings(preset: &str, settings: &str, device: &str) -> PyResult<()> {
+pub fn expect_settings(
+    preset: &str,
+    settings: &str,
+    init_from: Option<PyRef<'_, Model>>,
+    device: &str,
+) -> PyResult<()> {
     device::parse(device).map_err(errors::value)?;
-    chosen(preset, settings).map(|_| ())
+    chosen(preset, settings, init_from.as_deref()).map(|_| ())
 }
 
 /// Trains a model in a new folder; `settings` are JSON.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)]
 pub fn train(
     py: Python<'_>,
     run: PathBuf,
     data: &str,
     preset: &str,
     settings: &str,
+    init_from: Option<PyRef<'_, Model>>,
     device: &str,
     hear: &Bound<'_, PyAny>,
 ) -> PyResult<Model> {
     let device = device::parse(device).map_err(errors::value)?;
-    let mut chosen = chosen(preset, settings)?;
+    let mut chosen = chosen(preset, settings, init_from.as_deref())?;
     data.clone_into(&mut chosen.data.data);
     chosen.data.make_absolute();
     chosen.data.codes = chosen.model([4, 4, 1, 0]).nr_code_maps();
@@ -76,7 +86,10 @@ pub fn train(
     let mut config = chosen.run(&train).map_err(errors::of)?;
     let free = device.free_shards(&config.model, config.train.batch_size);
     config.train.shards.get_or_insert(free);
-    go(py, run, config, None, (train, test), device, hear)
+    let start = init_from.map(|model| TrainState::of_model(&model.model, &config, &train));
+    let start = start.transpose();
+    let start = start.map_err(|error| errors::value(format!("init_from: {error}")))?;
+    go(py, run, config, start, (train, test), device, hear)
 }
 
 /// Goes on with a run; `settings` are JSON.

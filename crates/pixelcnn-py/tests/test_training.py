@@ -42,6 +42,25 @@ def test_a_stopped_run_goes_on_to_the_same_end(x, tiny, tmp_path):
     same_parameters(whole, resumed)
 
 
+def test_a_run_begins_with_a_model(x, sample, tiny, tmp_path):
+    model = pixelcnn.train(x, run=tmp_path / "model", progress=False, **tiny)
+    still = {"steps": 1, "learning_rate": 1e-12, "progress": False}
+    shape = {name: value for name, value in tiny.items() if not name.startswith("nr_")}
+    more = pixelcnn.train(x, init_from=model, run=tmp_path / "more", **{**shape, **still})
+    assert more.config == model.config and more.card["step"] == 1
+    wanted = model.bits_per_dim(x[:8])
+    assert np.allclose(more.bits_per_dim(x[:8]), wanted, atol=1e-4)
+    # Classes that it has yet to learn begin as it is.
+    labels = sample["trainy"][:96]
+    classes = pixelcnn.train(x, labels, init_from=model, run=tmp_path / "classes", **{**shape, **still})
+    assert np.allclose(classes.bits_per_dim(x[:8], labels[:8]), wanted, atol=1e-4)
+    with pytest.raises(ValueError, match="init_from: nr_filters is 7 in the settings and 6 in the model"):
+        pixelcnn.train(x, init_from=model, run=tmp_path / "other", progress=False, nr_filters=7)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(TypeError):
+        pixelcnn.train(x, init_from="model", run=tmp_path / "other", progress=False)
+
+
 def test_an_error_of_the_callback_is_raised_and_nothing_lost(x, tiny, tmp_path):
     def fail(event):
         if event.get("step") == 3:

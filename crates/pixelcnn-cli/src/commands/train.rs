@@ -15,7 +15,7 @@ use pixelcnn::train::metrics::Damaged;
 use pixelcnn::train::ranks::{announce, announced, dismiss};
 use pixelcnn::train::resume::{ResumeError, Resumed, newest, remedy, resume};
 use pixelcnn::train::settings::{ModelSettings, Settings};
-use pixelcnn::train::state::{OtherModel, TrainState};
+use pixelcnn::train::state::TrainState;
 use pixelcnn::train::{Event, Outcome, TrainError, Training};
 
 use crate::device::DeviceFlags;
@@ -248,7 +248,7 @@ impl Train {
         let start = match (&model, &self.init_from) {
             (Some(model), Some(path)) => {
                 let start = TrainState::of_model(model, &config, &train);
-                Some(start.map_err(|error| unlike(path, &error))?)
+                Some(start.map_err(|error| format!("--init-from {}: {error}", path.display()))?)
             }
             _ => None,
         };
@@ -342,19 +342,6 @@ fn in_flags(error: ResumeError) -> Box<dyn Error> {
         }
         error => error.into(),
     }
-}
-
-/// A run can't begin with that model's weights.
-fn unlike(path: &Path, error: &OtherModel) -> String {
-    let OtherModel {
-        field,
-        wanted,
-        saved,
-    } = error;
-    format!(
-        "--init-from {}: its {field} is {saved}, the new run's is {wanted}: they must be the same",
-        path.display()
-    )
 }
 
 /// Takes part in what rank 0 trains.

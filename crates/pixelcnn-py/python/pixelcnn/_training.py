@@ -30,6 +30,7 @@ def train(
     coarse: Optional[ArrayLike] = None,
     test_coarse: Optional[ArrayLike] = None,
     preset: str = "quick",
+    init_from: Optional[Model] = None,
     run: Optional[_Path] = None,
     callback: Optional[Callable[[_Event], Optional[bool]]] = None,
     progress: bool = True,
@@ -57,6 +58,9 @@ def train(
         The coarser maps that a model of codes is to be given (``nr_coarse_codes=512``).
     preset : {"quick", "small", "cifar10", "cifar10-best"}
         The settings to begin with.
+    init_from : Model, optional
+        A trained model, whose weights the run begins with and whose shape it takes (``nr_filters`` and so on):
+        fine-tuning, for images of another size, too. Other classes than its own begin as the mean of those.
     run : str or os.PathLike, optional
         The run's folder; by default ``runs/PRESET-N``, the first that is not there yet.
     callback : callable, optional
@@ -91,7 +95,7 @@ def train(
     if classes is not None:
         settings.setdefault("class_conditional", True)
     chosen = _as_json(settings)
-    _pixelcnn.expect_settings(preset, chosen, device)
+    _pixelcnn.expect_settings(preset, chosen, init_from, device)
     arrays = {
         "classes": classes,
         "test": test,
@@ -111,7 +115,7 @@ def train(
         data = path = _write_images(folder, named)
     with _Listener(callback, progress) as hear:
         try:
-            return _pixelcnn.train(folder, data, preset, chosen, device, hear)
+            return _pixelcnn.train(folder, data, preset, chosen, init_from, device, hear)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_stopped(folder)) from None
         finally:

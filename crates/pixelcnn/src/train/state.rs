@@ -100,17 +100,15 @@ impl Moments {
     }
 }
 
-/// A state is of another model than the one asked for.
+/// A model is another one than the settings ask for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the configuration does not fit the checkpoint: {field} is {wanted}, in the checkpoint {saved}"
-)]
+#[error("{field} is {wanted} in the settings and {saved} in the model: they must be the same")]
 pub struct OtherModel {
     /// The first differing field of [`ModelConfig`].
     pub field: String,
-    /// Its value in the configuration asked for.
+    /// Its value in the settings.
     pub wanted: String,
-    /// Its value in the checkpoint.
+    /// Its value in the model.
     pub saved: String,
 }
 
