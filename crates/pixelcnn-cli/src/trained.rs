@@ -187,6 +187,14 @@ impl Trained {
         }
     }
 
+    /// The same, without the rest of a run.
+    pub fn into_model(self) -> Model {
+        match self {
+            Trained::Run(run) => run.into_model(),
+            Trained::Exported(exported) => exported.model,
+        }
+    }
+
     /// The model with its averaged parameters, or those that it has, to code pictures with.
     pub fn coder(&self) -> Result<CodingModel> {
         Ok(CodingModel::new(self.model(), self.parameters(false)?)?)

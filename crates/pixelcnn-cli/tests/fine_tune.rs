@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use pixelcnn::Model;
-use pixelcnn::network::{Layout, ParameterKind};
+use pixelcnn::network::{Layout, Parameter, ParameterKind};
 use pixelcnn::train::state::TrainState;
 
 use program::{contains, fails, last_state, misused, photos, succeeds};
@@ -51,18 +51,25 @@ fn expect_close(got: &[f64], wanted: &[f64]) {
     }
 }
 
-/// What the blocks add for each condition, without those of classes or without those of augmentations.
-fn conditions(state: &TrainState, of_classes: bool) -> Vec<&[f32]> {
+/// Of each block the bias that conditions are added to, and what it adds for each of them.
+fn blocks(state: &TrainState) -> Vec<[&[f32]; 2]> {
     let layout = Layout::new(&state.config);
-    let found = layout.parameters.iter().zip(&state.average);
-    let found = found.filter(|(parameter, _)| parameter.kind == ParameterKind::Hw);
-    found
-        .map(|(parameter, values)| {
-            let (classes, augmentations) =
-                values.split_at(state.config.nr_classes * parameter.shape[1]);
-            if of_classes { classes } else { augmentations }
-        })
-        .collect()
+    let conditional = |(number, _): &(usize, _)| {
+        let parameter: &Parameter = &layout.parameters[*number];
+        parameter.kind == ParameterKind::Hw
+    };
+    let found = state.average.iter().enumerate().filter(conditional);
+    let found = found.map(|(number, hw)| [&state.average[number - 1][..], hw]);
+    found.collect()
+}
+
+#[track_caller]
+fn expect_same(got: &[f32], wanted: impl Iterator<Item = f32>) {
+    let wanted: Vec<f32> = wanted.collect();
+    assert_eq!(got.len(), wanted.len());
+    for (got, wanted) in got.iter().zip(wanted) {
+        assert!((got - wanted).abs() < 1e-5, "{got} is not {wanted}");
+    }
 }
 
 #[test]
@@ -124,54 +131,51 @@ fn classes_can_be_learned_later() {
         &nats(folder, "classes", &[0, 1, 0, 1]),
         &nats(folder, "model", &[0; 4]),
     );
-    let flipped = |state| conditions(state, false).concat();
-    assert!(flipped(&model).iter().any(|value| *value != 0.0));
-    for (got, wanted) in flipped(&classes).iter().zip(flipped(&model)) {
-        assert!((got - wanted).abs() < 1e-6);
+    for ([_, own], [_, hw]) in blocks(&model).into_iter().zip(blocks(&classes)) {
+        let channels = own.len();
+        assert!(own.iter().any(|value| value.abs() > 1e-3));
+        expect_same(&hw[..2 * channels], vec![0.0; 2 * channels].into_iter());
+        expect_same(&hw[2 * channels..], own.iter().copied());
     }
 
-    // Classes that it has learned are kept, also where it goes on without an augmentation.
-    train(
-        folder,
-        "learned",
-        "--init-from model --class-conditional --steps 60 --learning-rate 0.02",
-    );
-    train(
-        folder,
-        "kept",
-        &format!("--init-from learned --augmentation none {STILL}"),
-    );
-    let labels = [0, 1, 0, 1];
-    let known = nats(folder, "learned", &labels);
-    expect_close(&nats(folder, "kept", &labels), &known);
-    let swapped = nats(folder, "kept", &[1, 0, 1, 0]);
-    assert!(
-        known
-            .iter()
-            .zip(&swapped)
-            .all(|(a, b)| (a - b).abs() > 1e-3)
-    );
-
-    // Others begin as their mean, which is what a model without them is.
-    for class in ["dark", "light"] {
-        let photos = folder.join("photos");
-        fs::rename(photos.join(class), photos.join(format!("very {class}"))).unwrap();
+    // What it has learned of them is kept, also where it goes on with more augmentations.
+    let learning = "--class-conditional --steps 60 --learning-rate 0.02";
+    let learned = train(folder, "learned", &format!("--init-from model {learning}"));
+    let more = format!("--init-from learned --augmentation symmetries {STILL}");
+    let more = train(folder, "more", &more);
+    let begun = blocks(&learned);
+    assert_eq!(begun.len(), blocks(&more).len());
+    for ([bias, hw], [own_bias, own]) in blocks(&more).into_iter().zip(&begun) {
+        let channels = bias.len();
+        let (dark, light) = own.split_at(channels);
+        let differ = |(dark, light): (&f32, &f32)| (dark - light).abs() > 1e-3;
+        assert!(dark.iter().zip(light).any(differ));
+        expect_same(bias, own_bias.iter().copied());
+        let new = vec![0.0; 6 * channels];
+        expect_same(hw, own.iter().copied().chain(new));
     }
-    let others = train(folder, "others", &format!("--init-from kept {STILL}"));
-    assert_eq!(others.class_names, ["very dark", "very light"]);
-    let without = format!("--init-from kept --class-conditional=false {STILL}");
-    let without = train(folder, "without", &without);
+
+    // New ones begin as the mean of those, which is what a model without them begins with.
+    let photos = folder.join("photos");
+    fs::rename(photos.join("dark"), photos.join("very dark")).unwrap();
+    let others = train(folder, "others", &format!("--init-from learned {STILL}"));
+    assert_eq!(others.class_names, ["light", "very dark"]);
+    let without = "--init-from learned --class-conditional=false";
+    let without = train(folder, "without", &format!("{without} {STILL}"));
     assert_eq!(without.config.nr_classes, 0);
-    let mean = nats(folder, "without", &[0; 4]);
-    expect_close(&nats(folder, "others", &[0, 1, 0, 1]), &mean);
-    let between = mean.iter().zip(&known).zip(&swapped);
-    let between = between.filter(|((mean, a), b)| **mean < a.max(**b) + 1.0);
-    assert_eq!(
-        between.count(),
-        4,
-        "{mean:?} is the mean of {known:?} and {swapped:?}"
-    );
-    assert!(conditions(&without, true).is_empty());
+    let both = blocks(&others).into_iter().zip(blocks(&without));
+    for (([bias, hw], [bias_without, hw_without]), [own_bias, own]) in both.zip(&begun) {
+        let channels = bias.len();
+        let mean = |i: usize| 0.5 * (own[i] + own[channels + i]);
+        let as_mean = || (0..channels).map(|i| own_bias[i] + mean(i));
+        expect_same(bias, as_mean());
+        expect_same(bias_without, as_mean());
+        let light = (0..channels).map(|i| own[channels + i] - mean(i));
+        let new = vec![0.0; channels];
+        let flips = &own[2 * channels..];
+        expect_same(hw, light.chain(new).chain(flips.iter().copied()));
+        expect_same(hw_without, flips.iter().copied());
+    }
 }
 
 #[test]
@@ -183,7 +187,7 @@ fn what_a_run_cannot_begin_with_is_said() {
     let refused = |arguments: &str| fails(folder, &format!("train new {TRAIN} {arguments}"));
     contains(
         &refused("--init-from model --nr-filters 6"),
-        "--init-from model: nr_filters is 6 in the settings and 4 in the model: they must be the same",
+        "--init-from model: nr_filters is 6 in the run and 4 in the model: they must be the same",
     );
     contains(
         &refused("--init-from nothing"),
@@ -193,7 +197,7 @@ fn what_a_run_cannot_begin_with_is_said() {
     let bytes = fs::read(&file).unwrap();
     fs::write(folder.join("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     contains(&refused("--init-from cut.safetensors"), "cut.safetensors");
-    // A config file has a shape of its own.
+    // A config file can have a shape of its own, or none.
     fs::write(
         folder.join("six.toml"),
         "[model]\nnr_resnet = 1\nnr_filters = 6\n",
@@ -201,8 +205,15 @@ fn what_a_run_cannot_begin_with_is_said() {
     .unwrap();
     contains(
         &refused("--init-from model --config six.toml"),
-        "nr_filters is 6 in the settings and 4 in the model",
+        "nr_filters is 6 in the run and 4 in the model",
     );
     assert!(!folder.join("new").exists());
+    fs::write(
+        folder.join("still.toml"),
+        "[train]\nsteps = 1\nlearning_rate = 1e-12\n",
+    )
+    .unwrap();
+    let new = train(folder, "new", "--init-from model --config still.toml");
+    assert_eq!(new.config.nr_filters, 4);
     misused(folder, "train --resume model --init-from model");
 }

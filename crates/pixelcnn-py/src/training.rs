@@ -86,10 +86,13 @@ pub fn train(
     let mut config = chosen.run(&train).map_err(errors::of)?;
     let free = device.free_shards(&config.model, config.train.batch_size);
     config.train.shards.get_or_insert(free);
-    let start = init_from.map(|model| TrainState::of_model(&model.model, &config, &train));
-    let start = start.transpose();
-    let start = start.map_err(|error| errors::value(format!("init_from: {error}")))?;
-    go(py, run, config, start, (train, test), device, hear)
+    let model = init_from.as_deref().map(|model| &model.model);
+    let first = py.detach(|| {
+        let first = model.map(|model| TrainState::of_model(model.clone(), &config, &train));
+        first.transpose()
+    });
+    let first = first.map_err(|error| errors::value(format!("init_from: {error}")))?;
+    go(py, run, config, (first, None), (train, test), device, hear)
 }
 
 /// Goes on with a run; `settings` are JSON.
@@ -133,7 +136,7 @@ pub fn resume(
         let _ = noted(hear, note)?;
     }
     let data = open(py, &config.data, hear)?;
-    go(py, run, config, start, data, device, hear)
+    go(py, run, config, (None, start), data, device, hear)
 }
 
 /// Settings and their values.
@@ -189,11 +192,13 @@ fn open(
     )?
 }
 
+/// Trains: with a first state where a run begins with one, or from the one where it stopped.
+#[allow(clippy::too_many_arguments)]
 fn go(
     py: Python<'_>,
     run: PathBuf,
     config: RunConfig,
-    start: Option<TrainState>,
+    start: (Option<TrainState>, Option<TrainState>),
     (train, test): (Dataset, Dataset),
     device: Device,
     hear: &Bound<'_, PyAny>,
@@ -215,8 +220,9 @@ fn go(
                 stopped => stopped,
             };
             outcome = Some(match start {
-                None => training.begin(&mut observer),
-                Some(state) => training.resume(state, &mut observer),
+                (_, Some(state)) => training.resume(state, &mut observer),
+                (Some(first), None) => training.begin_with(first, &mut observer),
+                (None, None) => training.begin(&mut observer),
             });
         },
         |py, event| match told(py, event)? {

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lab::{last_state, records};
+use pixelcnn::Model;
 use pixelcnn::data::Dataset;
 use pixelcnn::device::Device;
 use pixelcnn::train::checkpoints::Checkpoints;
@@ -298,6 +299,49 @@ fn going_back_is_whole_at_once() {
     // Neither the newest checkpoint nor the metrics are of later steps than the other.
     assert_eq!(last_state(&run).step, step);
     assert!(records(&run).iter().all(|record| record.step() <= step));
+}
+
+/// One that begins with a model's weights is a run like any other.
+#[test]
+fn a_run_can_begin_with_a_model() {
+    let lab = Lab::new();
+    let whole = lab.whole();
+    let model = Model::open(&whole).unwrap();
+    let config = lab.config();
+    let (images, test) = Dataset::open_splits(&config.data).unwrap();
+    let begin = |run: &Path, observer: &mut dyn FnMut(Event) -> ControlFlow<()>| {
+        let first = TrainState::of_model(model.clone(), &config, &images).unwrap();
+        assert_eq!(first.parameters, last_state(&whole).average);
+        let training = Training {
+            folder: run,
+            config: &config,
+            images: &images,
+            test: &test,
+            device: Device::CPU,
+            ranks: None,
+        };
+        training.begin_with(first, observer)
+    };
+    let tuned = lab.run("tuned");
+    assert_eq!(begin(&tuned, &mut go_on).unwrap(), Outcome::Finished);
+    assert_ne!(last_state(&tuned), last_state(&whole));
+
+    // Before its first step it is saved: it goes on with those weights.
+    let stopped = lab.run("stopped");
+    let mut at_once = |event| match event {
+        Event::Started { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    assert_eq!(begin(&stopped, &mut at_once).unwrap(), Outcome::Stopped);
+    assert_eq!(last_state(&stopped).parameters, model.weights);
+    assert_eq!(lab.train(&stopped, &mut go_on).unwrap(), Outcome::Finished);
+    expect_same(&stopped, &tuned);
+
+    // It does not take the place of another.
+    let before = last_state(&whole);
+    let refused = begin(&whole, &mut go_on);
+    assert!(matches!(refused, Err(TrainError::Begun { .. })));
+    assert_eq!(last_state(&whole), before);
 }
 
 #[test]

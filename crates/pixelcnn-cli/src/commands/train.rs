@@ -54,9 +54,10 @@ pub struct Train {
     /// leaves out is as in the original
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "resume"])]
     config: Option<PathBuf>,
-    /// Begin with the weights of a trained model and with its shape: a run folder (its newest checkpoint), a
-    /// checkpoint file, exported weights or shipped:cifar10. Other classes than its own begin as the mean of
-    /// those; augmentation may differ, too
+    /// Begin with the weights of a trained model: a run folder (its newest checkpoint), a checkpoint file,
+    /// exported weights or shipped:cifar10. The run's model is like that one, whatever the preset says of
+    /// models; other flags change size, classes and augmentation alone (--class-conditional=false leaves
+    /// classes away), and new classes begin as the mean of those that it knows
     #[arg(long, value_name = "RUN|FILE", conflicts_with = "resume")]
     init_from: Option<PathBuf>,
     /// Go on with a run: with its own settings, of which those for learning rates, length, shards,
@@ -129,6 +130,7 @@ impl Train {
         };
         let outcome = match start {
             None => training.begin(&mut observer),
+            Some(state) if self.init_from.is_some() => training.begin_with(state, &mut observer),
             Some(state) => training.resume(state, &mut observer),
         };
         let unreachable = outcome
@@ -228,10 +230,12 @@ impl Train {
             None => Settings::preset(&self.preset)?,
         };
         let model = match &self.init_from {
-            Some(path) => Some(Trained::open(Some(path), "train --init-from")?.averaged()),
+            Some(path) => Some(Trained::open(Some(path), "train --init-from")?.into_model()),
             None => None,
         };
-        if let (Some(model), None) = (&model, &self.config) {
+        // A config file may say nothing of the model.
+        let is_said = self.config.is_some() && settings.model != ModelSettings::default();
+        if let (Some(model), false) = (&model, is_said) {
             settings.model = ModelSettings::of(&model.config);
         }
         self.flags.apply(&mut settings);
@@ -245,7 +249,7 @@ impl Train {
 
         let (train, test) = open_splits(&settings.data)?;
         let config = settings.run(&train)?;
-        let start = match (&model, &self.init_from) {
+        let start = match (model, &self.init_from) {
             (Some(model), Some(path)) => {
                 let start = TrainState::of_model(model, &config, &train);
                 Some(start.map_err(|error| format!("--init-from {}: {error}", path.display()))?)

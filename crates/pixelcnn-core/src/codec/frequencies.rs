@@ -29,8 +29,8 @@ const EDGES: [f64; 257] = {
     edges
 };
 
-/// Levels whose cumulative frequencies are computed together.
-const LEVELS: usize = 8;
+/// Numbers that are computed together: of levels, or of components.
+const TOGETHER: usize = 8;
 
 /// Shares the whole number [`TOTAL`] among the 256 levels of a channel: level v has the interval
 /// \[C(v), C(v + 1)) with
@@ -56,7 +56,8 @@ pub(super) struct Frequencies {
     near: Option<usize>,
 }
 
-/// Logistics, the same number of all side by side; whole [`LEVELS`] of them, those that are none without a weight.
+/// Logistics: their weights in one array, their means in another, and so on. These are filled up to whole
+/// [`TOGETHER`] by logistics without a weight.
 #[derive(Debug, Clone, Default)]
 struct Components {
     count: usize,
@@ -79,7 +80,7 @@ impl Components {
         let numbers = [&mut self.weights, &mut self.means, &mut self.rates];
         for (numbers, number) in numbers.into_iter().zip([weight, mean, rate]) {
             if self.count == numbers.len() {
-                numbers.extend([0.0; LEVELS]);
+                numbers.extend([0.0; TOGETHER]);
             }
             numbers[self.count] = number;
         }
@@ -170,12 +171,13 @@ impl Frequencies {
 
     /// What the last component gives a level, and before that all others.
     pub fn masses(&self, level: u8) -> [f64; 2] {
-        let [lower, upper] = self.below(level);
+        let [lower, upper] = self.masses_below(level);
         [upper[0] - lower[0], upper[1] - lower[1]]
     }
 
-    /// What all components but the last one have below a level, and what the last one has; the same with the level.
-    fn below(&self, level: u8) -> [[f64; 2]; 2] {
+    /// The mass below a level and the one below the next level: each of all components but the last one, and of
+    /// the last one.
+    fn masses_below(&self, level: u8) -> [[f64; 2]; 2] {
         let level = usize::from(level);
         let lower = if level == 0 { f64::MIN } else { EDGES[level] };
         let upper = if level == 255 {
@@ -199,9 +201,9 @@ impl Frequencies {
     }
 
     /// C at a level and at the ones that follow it in steps of `step`; those beyond 256 are C(256).
-    fn cumulative(&self, first: usize, step: usize) -> [u32; LEVELS] {
-        let levels: [usize; LEVELS] = std::array::from_fn(|i| (first + i * step).min(256));
-        let mut sums = [0.0; LEVELS];
+    fn cumulative(&self, first: usize, step: usize) -> [u32; TOGETHER] {
+        let levels: [usize; TOGETHER] = std::array::from_fn(|i| (first + i * step).min(256));
+        let mut sums = [0.0; TOGETHER];
         sum(
             &self.components,
             &levels.map(|level| EDGES[level]),
@@ -235,7 +237,7 @@ vectorized! {
 
 vectorized! {
     /// The mixture's mass below each edge.
-    fn sum(components: &Components, edges: &[f64; LEVELS], sums: &mut [f64; LEVELS]) {
+    fn sum(components: &Components, edges: &[f64; TOGETHER], sums: &mut [f64; TOGETHER]) {
         for [weight, mean, rate] in components.iter() {
             for (sum, edge) in sums.iter_mut().zip(edges) {
                 *sum += weight * (1.0 / (1.0 + exp2((mean - edge) * rate)));
@@ -249,24 +251,24 @@ vectorized! {
     /// is the mixture's, to the bit.
     fn below(components: &Components, edges: &[f64; 2], sums: &mut [[f64; 2]; 2]) {
         let Components { count, weights, means, rates } = components;
-        let (weights, means) = (weights.as_chunks::<LEVELS>().0, means.as_chunks::<LEVELS>().0);
-        let rates = rates.as_chunks::<LEVELS>().0;
+        let (weights, means) = (weights.as_chunks::<TOGETHER>().0, means.as_chunks::<TOGETHER>().0);
+        let rates = rates.as_chunks::<TOGETHER>().0;
         let mut left = *count;
         for ((weights, means), rates) in weights.iter().zip(means).zip(rates) {
             for (edge, sums) in edges.iter().zip(&mut *sums) {
-                let mut masses = [0.0; LEVELS];
+                let mut masses = [0.0; TOGETHER];
                 for (i, mass) in masses.iter_mut().enumerate() {
                     *mass = weights[i] * (1.0 / (1.0 + exp2((means[i] - edge) * rates[i])));
                 }
-                let others = (left - 1).min(LEVELS);
+                let others = (left - 1).min(TOGETHER);
                 for mass in &masses[..others] {
                     sums[0] += mass;
                 }
-                if left <= LEVELS {
+                if left <= TOGETHER {
                     sums[1] = masses[left - 1];
                 }
             }
-            left -= LEVELS.min(left);
+            left -= TOGETHER.min(left);
         }
     }
 }
@@ -303,7 +305,7 @@ impl EntropyModel<PRECISION> for Frequencies {
 impl EncoderModel<PRECISION> for Frequencies {
     fn left_cumulative_and_probability(&self, level: impl Borrow<u8>) -> Option<(u32, NonZeroU32)> {
         let level = *level.borrow();
-        let [lower, upper] = self.below(level).map(|[others, last]| others + last);
+        let [lower, upper] = self.masses_below(level).map(|[others, last]| others + last);
         let from = Frequencies::cumulative_of(usize::from(level), lower);
         let to = Frequencies::cumulative_of(usize::from(level) + 1, upper);
         Some((from, NonZeroU32::new(to - from)?))
@@ -320,7 +322,7 @@ impl DecoderModel<PRECISION> for Frequencies {
             let first = near.saturating_sub(16);
             let borders = self.cumulative(first, 4);
             let passed = borders.iter().filter(|c| **c <= quantile).count();
-            if (1..LEVELS).contains(&passed) {
+            if (1..TOGETHER).contains(&passed) {
                 level = first + 4 * (passed - 1);
                 (from, to) = (borders[passed - 1], borders[passed]);
                 steps = &[1];
@@ -510,12 +512,12 @@ mod tests {
     #[test]
     fn vectors_do_not_change_a_bit() {
         let mut random = ChaCha8Rng::seed_from_u64(3);
-        for _ in 0..500 {
+        for i in 0..500 {
             let mixture = mixture(13, || [(); 3].map(|()| 3.0 * uniform(&mut random)));
             let mut frequencies = Frequencies::default();
             frequencies.set(&mixture);
-            let edges: [f64; LEVELS] = std::array::from_fn(|i| EDGES[1 + 31 * i]);
-            let (mut sums, mut plain) = ([0.0; LEVELS], [0.0; LEVELS]);
+            let edges: [f64; TOGETHER] = std::array::from_fn(|i| EDGES[1 + 31 * i]);
+            let (mut sums, mut plain) = ([0.0; TOGETHER], [0.0; TOGETHER]);
             sum(&frequencies.components, &edges, &mut sums);
             for [weight, mean, rate] in frequencies.components.iter() {
                 for (sum, edge) in plain.iter_mut().zip(edges) {
@@ -523,6 +525,17 @@ mod tests {
                 }
             }
             assert_eq!(sums.map(f64::to_bits), plain.map(f64::to_bits));
+            // At some level, those of all components but the last one, and the last one's.
+            let level = 1 + 30 * i % 254;
+            let mut plain = [[0.0; 2]; 2];
+            for (k, [weight, mean, rate]) in frequencies.components.iter().enumerate() {
+                for (sums, edge) in plain.iter_mut().zip([EDGES[level], EDGES[level + 1]]) {
+                    sums[k / 12] += weight * (1.0 / (1.0 + exp2((mean - edge) * rate)));
+                }
+            }
+            let below = frequencies.masses_below(level as u8);
+            let bits = |sums: [[f64; 2]; 2]| sums.map(|sums| sums.map(f64::to_bits));
+            assert_eq!(bits(below), bits(plain));
             for (k, log) in mixture.log_scales.iter().enumerate() {
                 assert_eq!(frequencies.inverse_scales[k].to_bits(), exp(-log).to_bits());
                 let weight = exp(mixture.log_weights[k]);

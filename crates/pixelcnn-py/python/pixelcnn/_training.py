@@ -59,8 +59,10 @@ def train(
     preset : {"quick", "small", "cifar10", "cifar10-best"}
         The settings to begin with.
     init_from : Model, optional
-        A trained model, whose weights the run begins with and whose shape it takes (``nr_filters`` and so on):
-        fine-tuning, for images of another size, too. Other classes than its own begin as the mean of those.
+        A trained model that the run begins with, which its own is like, whatever the preset says of models:
+        fine-tuning. Size, classes and augmentation can be others (``class_conditional=False`` leaves its classes
+        away). Classes are known by their names, or by their numbers where there are no names and as many; new ones
+        begin as the mean of those that it knows.
     run : str or os.PathLike, optional
         The run's folder; by default ``runs/PRESET-N``, the first that is not there yet.
     callback : callable, optional
@@ -111,7 +113,8 @@ def train(
             raise ValueError(f"{', '.join(given)}: with the name of a data set there are no arrays beside it")
         data = os.fspath(x)
     else:
-        named = _named(x, settings.get("nr_codes", 0) > 0, arrays)
+        codes = init_from.config.get("nr_codes", 0) if init_from is not None else 0
+        named = _named(x, settings.get("nr_codes", codes) > 0, arrays)
         data = path = _write_images(folder, named)
     with _Listener(callback, progress) as hear:
         try:

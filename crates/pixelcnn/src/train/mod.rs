@@ -258,7 +258,20 @@ impl<'a> Training<'a> {
     /// [`TrainError::Lost`] where that failed. A loss that is not a number is no such error, as the
     /// state that led to it is no place to go on from.
     pub fn begin(&self, observer: &mut Observer) -> Result<Outcome, TrainError> {
-        self.lead(None, observer)
+        self.lead(None, true, observer)
+    }
+
+    /// Trains from the beginning with a state in place of drawn parameters, as
+    /// [`TrainState::of_model`] gives it.
+    ///
+    /// # Errors
+    /// As [`Training::begin`].
+    pub fn begin_with(
+        &self,
+        first: TrainState,
+        observer: &mut Observer,
+    ) -> Result<Outcome, TrainError> {
+        self.lead(Some(first), true, observer)
     }
 
     /// Goes on from a saved state, to the same end as if the run had never stopped.
@@ -270,7 +283,7 @@ impl<'a> Training<'a> {
         state: TrainState,
         observer: &mut Observer,
     ) -> Result<Outcome, TrainError> {
-        self.lead(Some(state), observer)
+        self.lead(Some(state), false, observer)
     }
 
     fn ranks(&self) -> Arc<dyn Ranks> {
@@ -297,9 +310,14 @@ impl<'a> Training<'a> {
     fn lead(
         &self,
         start: Option<TrainState>,
+        begins: bool,
         observer: &mut Observer,
     ) -> Result<Outcome, TrainError> {
-        let outcome = train(self, start, observer);
+        let (first, start) = match begins {
+            true => (start, None),
+            false => (None, start),
+        };
+        let outcome = train(self, first, start, observer);
         // However it ended, unless they can't be reached.
         if !outcome
             .as_ref()
@@ -333,8 +351,10 @@ impl TrainError {
     }
 }
 
+/// Goes on from `start`, or begins: with `first`, or else with drawn parameters.
 fn train(
     training: &Training,
+    first: Option<TrainState>,
     mut start: Option<TrainState>,
     observer: &mut Observer,
 ) -> Result<Outcome, TrainError> {
@@ -368,10 +388,9 @@ fn train(
         });
     }
     let names = class_names(&config.model, images);
-    if let Some(state) = &start {
+    if let Some(state) = start.as_ref().or(first.as_ref()) {
         state.expect_config(&config.model)?;
-        let is_named = !names.is_empty() && !state.class_names.is_empty();
-        if is_named && names != state.class_names {
+        if start::differ(&names, &state.class_names) {
             return Err(TrainError::Start(
                 "was trained on classes of other names than these images have",
             ));
@@ -429,8 +448,11 @@ fn train(
     if let Some(ResumeAt { step, .. }) = resume_at {
         remove_samples_after(step, run)?;
     }
-    let state = match start {
-        Some(state) => state,
+    let state = match start.or(first) {
+        Some(state) => TrainState {
+            run: Some(config.clone()),
+            ..state
+        },
         None => start::drawn(config, images, device)?,
     };
     if ranks.count() > 1 {

@@ -53,11 +53,19 @@ pub(super) fn class_names(model: &ModelConfig, data: &Dataset) -> Vec<String> {
     hub::class_names(data.class_names().to_vec(), model)
 }
 
+/// Whether classes have names, and other ones.
+pub(super) fn differ(names: &[String], others: &[String]) -> bool {
+    !names.is_empty() && !others.is_empty() && names != others
+}
+
 impl TrainState {
     /// A training on these images before its first step, with a trained model's weights in place of drawn ones:
-    /// the start of fine-tuning. The run's model may take images of another size, know other classes and be told
-    /// of other augmentations. Classes that the trained one does not know begin as the mean of those that it
-    /// knows; an augmentation that it was not told of begins like an image as it is.
+    /// the start of fine-tuning, for [`Training::begin_with`](super::Training::begin_with). The run's model may take
+    /// images of another size, know other classes and be told of other augmentations.
+    ///
+    /// Classes are known by their names; where the images or the model have none, by their numbers, if there are as
+    /// many. New ones begin as the mean of those that the model knows. An augmentation that it was not told of begins
+    /// like an image as it is.
     ///
     /// # Errors
     /// [`OtherModel`] where the models differ in anything else.
@@ -65,7 +73,7 @@ impl TrainState {
     /// # Panics
     /// If the trained model's weights are not those of its shape.
     pub fn of_model(
-        model: &Model,
+        model: Model,
         config: &RunConfig,
         images: &Dataset,
     ) -> Result<TrainState, OtherModel> {
@@ -78,55 +86,81 @@ impl TrainState {
             ..own.clone()
         };
         expect_same(&alike, wanted)?;
+        let from = Layout::new(own);
+        assert!(from.misfit(&model.weights).is_none(), "weights of a shape");
+
+        let known = model.card.class_names;
         let mut names = class_names(wanted, images);
-        let known = &model.card.class_names;
-        let are_named = !names.is_empty() && !known.is_empty();
-        let same_classes = own.nr_classes == wanted.nr_classes && !(are_named && names != *known);
+        // The number that each class has in the model.
+        let as_many = own.nr_classes == wanted.nr_classes;
+        let numbers: Vec<Option<usize>> = match names.is_empty() || known.is_empty() {
+            true => (0..wanted.nr_classes)
+                .map(|class| as_many.then_some(class))
+                .collect(),
+            false => names
+                .iter()
+                .map(|name| known.iter().position(|known| known == name))
+                .collect(),
+        };
+        let same_classes = as_many && !differ(&names, &known);
         if same_classes && names.is_empty() {
-            names.clone_from(known);
+            names = known;
         }
 
-        let (from, to) = (Layout::new(own), Layout::new(wanted));
-        assert!(from.misfit(&model.weights).is_none(), "weights of a shape");
-        let mut weights = model.weights.clone();
-        let of_classes = |hw: &[f32]| hw.len() / own.nr_conditions().max(1) * own.nr_classes;
-        for (number, parameter) in from.parameters.iter().enumerate() {
+        let mut weights: HashMap<String, Vec<f32>> = HashMap::new();
+        let mut bias = String::new();
+        for (parameter, values) in from.parameters.into_iter().zip(model.weights) {
+            let mut values = values;
             if parameter.kind == ParameterKind::Hw && !same_classes && own.nr_classes > 0 {
-                // The bias of the convolution that the classes are added to is the parameter before.
-                let (before, after) = weights.split_at_mut(number);
-                let (bias, hw) = (&mut before[number - 1], &after[0]);
-                for row in hw[..of_classes(hw)].chunks_exact(bias.len()) {
-                    for (bias, value) in bias.iter_mut().zip(row) {
-                        *bias += value / own.nr_classes as f32;
-                    }
+                // What the classes have in common goes to the bias of the convolution that they are added to.
+                let channels = parameter.shape[1];
+                let (classes, _) = values.split_at_mut(own.nr_classes * channels);
+                let mut mean = vec![0.0; channels];
+                for row in classes.chunks_exact(channels) {
+                    add(&mut mean, row, 1.0 / own.nr_classes as f32);
                 }
+                for row in classes.chunks_exact_mut(channels) {
+                    add(row, &mean, -1.0);
+                }
+                let bias = weights.get_mut(&bias).expect("the parameter before");
+                add(bias, &mean, 1.0);
             }
+            bias.clone_from(&parameter.name);
+            weights.insert(parameter.name, values);
         }
-        let numbers = from.parameters.iter().map(|p| &*p.name).zip(0..);
-        let numbers: HashMap<&str, usize> = numbers.collect();
-        let taken = to.parameters.iter().map(|parameter| {
-            let own_weights = numbers.get(&*parameter.name).map(|&n| &weights[n][..]);
+        let taken = Layout::new(wanted).parameters.into_iter().map(|parameter| {
+            let own_values = weights.remove(&parameter.name);
             if parameter.kind != ParameterKind::Hw {
-                return own_weights.expect("models that are alike").to_vec();
+                return own_values.expect("models that are alike");
             }
-            let mut hw = vec![0.0; parameter.len()];
-            if let Some(known) = own_weights {
-                let classes = parameter.len() / wanted.nr_conditions() * wanted.nr_classes;
-                let parts = hw.split_at_mut(classes);
-                let known = known.split_at(of_classes(known));
-                if same_classes {
-                    parts.0.copy_from_slice(known.0);
-                }
-                if own.augmentation == wanted.augmentation {
-                    parts.1.copy_from_slice(known.1);
+            let channels = parameter.shape[1];
+            let own_values = own_values.unwrap_or_default();
+            let own_rows: Vec<&[f32]> = own_values.chunks_exact(channels).collect();
+            let of_augmentations = own_rows.iter().skip(own.nr_classes);
+            let mut rows = numbers
+                .iter()
+                .map(|number| number.map(|number| own_rows[number]))
+                // Flips are the first of symmetries.
+                .chain(of_augmentations.map(|row| Some(*row)));
+            let mut values = vec![0.0; parameter.len()];
+            for value in values.chunks_exact_mut(channels) {
+                if let Some(Some(row)) = rows.next() {
+                    value.copy_from_slice(row);
                 }
             }
-            hw
+            values
         });
         let parameters: Vec<Vec<f32>> = taken.collect();
         Ok(TrainState {
             class_names: names,
             ..TrainState::new(wanted, &config.train, parameters.clone(), parameters)
         })
+    }
+}
+
+/// `sum += factor * values`.
+fn add(sum: &mut [f32], values: &[f32], factor: f32) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += factor * value;
     }
 }

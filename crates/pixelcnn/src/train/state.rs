@@ -100,13 +100,13 @@ impl Moments {
     }
 }
 
-/// A model is another one than the settings ask for.
+/// A model is another one than a run is of.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {wanted} in the settings and {saved} in the model: they must be the same")]
+#[error("{field} is {wanted} in the run and {saved} in the model: they must be the same")]
 pub struct OtherModel {
     /// The first differing field of [`ModelConfig`].
     pub field: String,
-    /// Its value in the settings.
+    /// Its value in the run's settings.
     pub wanted: String,
     /// Its value in the model.
     pub saved: String,
@@ -118,8 +118,10 @@ pub(super) fn expect_same(saved: &ModelConfig, wanted: &ModelConfig) -> Result<(
     let (saved, wanted) = (fields(saved), fields(wanted));
     // Settings that a model does not use are left out.
     for field in saved.keys().chain(wanted.keys()) {
-        let value =
-            |fields: &Map<String, Value>| fields.get(field).unwrap_or(&Value::Null).to_string();
+        let value = |fields: &Map<String, Value>| {
+            let value = fields.get(field).map(Value::to_string);
+            value.unwrap_or_else(|| "not set".into())
+        };
         if saved.get(field) != wanted.get(field) {
             return Err(OtherModel {
                 wanted: value(&wanted),

@@ -390,8 +390,7 @@ fn a_configuration_that_does_not_fit_is_named() {
     state.expect_config(&config()).unwrap();
     assert_eq!(
         state.expect_config(&other).unwrap_err().to_string(),
-        "the configuration does not fit the checkpoint: \
-         nr_filters is 160, in the checkpoint 1"
+        "nr_filters is 160 in the run and 1 in the model: they must be the same"
     );
 }
 
