@@ -248,6 +248,9 @@ def test_codes(tmp_path):
     assert expected.shape == (5, 8, 8, 12) and np.allclose(expected.sum(-1), 1, atol=1e-5)
     of_codes = np.take_along_axis(expected, codes[:5, ..., None].astype(int), -1)[..., 0]
     assert np.allclose(-np.log2(of_codes).mean((1, 2)), bits, rtol=1e-4)
+    begun = {"init_from": model, "steps": 1, "learning_rate": 1e-12, "batch_size": 8, "progress": False}
+    more = pixelcnn.train(codes, coarse=coarse, run=tmp_path / "more", **begun)
+    assert np.allclose(more.bits_per_dim(codes[:5], coarse=coarse[:5]), bits, atol=1e-4)
     drawn = model.sample(coarse=coarse[:3])
     assert drawn.dtype == np.uint16 and drawn.shape == (3, 8, 8) and drawn.max() < 12
     known = np.ones((8, 8), bool)

@@ -53,7 +53,7 @@ def test_a_run_begins_with_a_model(x, sample, tiny, tmp_path):
     # Classes that it has yet to learn begin as it is.
     labels = sample["trainy"][:96]
     classes = pixelcnn.train(x, labels, init_from=model, run=tmp_path / "classes", **{**shape, **still})
-    assert np.allclose(classes.bits_per_dim(x[:8], labels[:8]), wanted, atol=1e-4)
+    assert np.allclose(classes.bits_per_dim(x[:8], classes=labels[:8]), wanted, atol=1e-4)
     with pytest.raises(ValueError, match="init_from: nr_filters is 7 in the run and 6 in the model"):
         pixelcnn.train(x, init_from=model, run=tmp_path / "other", progress=False, nr_filters=7)
     assert not (tmp_path / "other").exists()

@@ -60,26 +60,32 @@ impl Lab {
         lab::config(&self.pictures(), train)
     }
 
-    /// Begins a run, or goes on with it from its newest checkpoint.
-    fn train(
-        &self,
-        run: &Path,
-        observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
-    ) -> Result<Outcome, TrainError> {
+    /// What is done with the training of a run.
+    fn training<T>(&self, run: &Path, work: impl FnOnce(&Training) -> T) -> T {
         let config = self.config();
         let (images, test) = Dataset::open_splits(&config.data).unwrap();
-        let training = Training {
+        work(&Training {
             folder: run,
             config: &config,
             images: &images,
             test: &test,
             device: Device::CPU,
             ranks: None,
-        };
-        match Checkpoints::new(run.join("checkpoints")).latest() {
-            Ok((state, _)) => training.resume(state, observer),
-            Err(_) => training.begin(observer),
-        }
+        })
+    }
+
+    /// Begins a run, or goes on with it from its newest checkpoint.
+    fn train(
+        &self,
+        run: &Path,
+        observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Outcome, TrainError> {
+        self.training(run, |training| {
+            match Checkpoints::new(run.join("checkpoints")).latest() {
+                Ok((state, _)) => training.resume(state, observer),
+                Err(_) => training.begin(observer),
+            }
+        })
     }
 
     /// A run that never stops.
@@ -307,20 +313,13 @@ fn a_run_can_begin_with_a_model() {
     let lab = Lab::new();
     let whole = lab.whole();
     let model = Model::open(&whole).unwrap();
-    let config = lab.config();
-    let (images, test) = Dataset::open_splits(&config.data).unwrap();
     let begin = |run: &Path, observer: &mut dyn FnMut(Event) -> ControlFlow<()>| {
-        let first = TrainState::of_model(model.clone(), &config, &images).unwrap();
-        assert_eq!(first.parameters, last_state(&whole).average);
-        let training = Training {
-            folder: run,
-            config: &config,
-            images: &images,
-            test: &test,
-            device: Device::CPU,
-            ranks: None,
-        };
-        training.begin_with(first, observer)
+        lab.training(run, |training| {
+            let first = TrainState::of_model(model.clone(), training.config, training.images);
+            let first = first.unwrap();
+            assert_eq!(first.parameters, model.weights);
+            training.begin_with(first, observer)
+        })
     };
     let tuned = lab.run("tuned");
     assert_eq!(begin(&tuned, &mut go_on).unwrap(), Outcome::Finished);
