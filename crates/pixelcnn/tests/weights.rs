@@ -1399,6 +1399,31 @@ fn files_of_other_kinds_are_refused() {
     assert!(error.to_string().contains("cannot be read"), "{error}");
 }
 
+/// The length of its header, which a safetensors file begins with, may be what zip files and pickles
+/// begin with.
+#[test]
+fn no_length_of_a_header_is_taken_for_pytorchs_marks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let state = random_state(&tiny(), 1);
+    let export = |name: String| {
+        let card = hub::Card { name, ..card() };
+        hub::export(folder.path(), &state.config, &state.average, &card).unwrap();
+        let again = import(&path, &Unsaid::default()).unwrap();
+        assert_eq!(again.average, state.average);
+        fs::read(&path).unwrap()
+    };
+    let length = |file: &[u8]| u64::from_le_bytes(file[..8].try_into().unwrap());
+    let shortest = length(&export(String::new()));
+    for (length_wanted, mark) in [
+        ((shortest | 0xff) + 0x81, &b"\x80"[..]),
+        (0x4b50, &b"PK"[..]),
+    ] {
+        let name = "x".repeat((length_wanted - shortest) as usize);
+        assert!(export(name).starts_with(mark), "{length_wanted}");
+    }
+}
+
 /// Takes 900 MB of disk and some seconds: `cargo test --release -- --ignored full_size`, and
 /// `/usr/bin/time -v pixelcnn import` on what it leaves for memory.
 #[test]

@@ -335,10 +335,14 @@ fn format(file: &mut (impl Read + Seek)) -> Result<Format, Fault> {
     file.seek(SeekFrom::Start(size.saturating_sub(8)))?;
     file.by_ref().take(8).read_to_end(&mut end)?;
     file.rewind()?;
+    // A safetensors file begins with its header's length, which may look like a mark of PyTorch's.
+    let header = start
+        .first_chunk()
+        .map(|&length| u64::from_le_bytes(length));
     match (&start[..], &end[..]) {
         (_, end) if end == table::MAGIC.to_le_bytes() => Ok(Format::Table),
+        ([.., b'{'], _) if start.len() == 9 && header <= Some(size) => Ok(Format::Safetensors),
         ([b'P', b'K', ..] | [0x80, ..], _) => Ok(Format::PyTorch),
-        ([.., b'{'], _) if start.len() == 9 => Ok(Format::Safetensors),
         _ => Err(Fault::Refused(
             "it is no TensorFlow checkpoint, PyTorch state dict or safetensors file".into(),
         )),
