@@ -114,6 +114,15 @@ fn a_run_begins_as_the_model_that_it_was_given() {
     let larger = last_state(&folder.join("larger"));
     assert_eq!((larger.config.height, larger.config.width), (12, 12));
     expect_close(&nats(folder, "larger", &[0; 5]), &own);
+
+    // What went into the weights before is known.
+    let before = "PixelCNN++ model, after 120 images and 0.0 hours\n";
+    contains(&succeeds(folder, "info more"), before);
+    succeeds(folder, "export larger -o larger-out");
+    contains(
+        &succeeds(folder, "info larger-out/model.safetensors"),
+        before,
+    );
 }
 
 #[test]

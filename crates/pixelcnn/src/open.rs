@@ -59,6 +59,7 @@ impl Model {
                 step: imported.step,
                 images_seen: 0,
                 seconds: 0.0,
+                origin: None,
                 data: "unknown".into(),
                 class_names: Vec::new(),
                 measured: None,

@@ -108,6 +108,7 @@ fn random_state(config: &ModelConfig, step: u64) -> TrainState {
         unrecorded: Unrecorded::default(),
         run: None,
         class_names: Vec::new(),
+        origin: None,
         parameters: array(),
         average: array(),
         moments: Some(Moments {
@@ -1022,6 +1023,11 @@ fn card() -> hub::Card {
         seconds: 5400.0,
         data: "cifar10".into(),
         class_names: vec!["horse".into(), "a|b <i>".into()],
+        origin: Some(hub::Origin {
+            name: "another|one\n".into(),
+            images_seen: 8,
+            seconds: 1800.0,
+        }),
         measured: Some(hub::Measured {
             bits_per_dim: 2.9213,
             standard_error: Some(0.004),
@@ -1053,11 +1059,17 @@ fn the_hubs_layout_comes_back() {
         };
         assert_eq!(again.class_names, names);
         assert_eq!(hub::read(&path).unwrap().card.class_names, names);
+        // A training that goes on from here begins with everything before it.
+        let origin = again.origin.unwrap();
+        assert_eq!((&*origin.name, origin.images_seen), ("a model", 200));
+        assert_eq!(origin.seconds, 7200.0);
         let text = fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(
             text.contains("| bits/dim | 2.9213 ± 0.0040 on 10000 images |"),
             "{text}"
         );
+        let origin = r"| begun with | another\|one , after 8 images and 0.5 hours |";
+        assert!(text.contains(origin), "{text}");
 
         // As another program writes it: without our metadata.
         let file = fs::read(&path).unwrap();

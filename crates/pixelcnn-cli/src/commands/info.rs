@@ -8,6 +8,7 @@ use pixelcnn::network::Layout;
 use pixelcnn::train::run::Run;
 use pixelcnn::train::settings::Settings;
 use pixelcnn::train::state::TrainState;
+use pixelcnn::weights::hub::Origin;
 use pixelcnn::{Model, ModelConfig};
 
 use crate::settings::preset_name;
@@ -84,6 +85,7 @@ fn show_exported(exported: &Model) -> Result {
     line("step", grouped(card.step))?;
     line("images seen", grouped(card.images_seen))?;
     line("time", duration(card.seconds.round()))?;
+    show_origin(&card.origin)?;
     line("weights", card.weights())?;
     if let Some(measured) = &card.measured {
         line(exported.config.unit(), measured)?;
@@ -107,6 +109,7 @@ fn show_state(state: &TrainState) -> Result {
     line("images seen", grouped(state.images_seen))?;
     line("base learning rate", state.learning_rate)?;
     line("time", duration(state.seconds.round()))?;
+    show_origin(&state.origin)?;
     let unit = state.config.unit();
     let figure = |figure: Option<(u64, f64)>| match figure {
         Some((step, bits)) => format!("{bits:.4} {unit}, step {}", grouped(step)),
@@ -121,6 +124,13 @@ fn show_state(state: &TrainState) -> Result {
         )?;
     }
     say("")
+}
+
+fn show_origin(origin: &Option<Origin>) -> Result {
+    match origin {
+        Some(origin) => line("begun with", origin),
+        None => Ok(()),
+    }
 }
 
 /// A section of a configuration, a line for each value.

@@ -711,6 +711,7 @@ fn card() -> crate::weights::hub::Card {
         images_seen: 1,
         seconds: 1.0,
         data: "none".into(),
+        origin: None,
         class_names: Vec::new(),
         measured: None,
     }

@@ -101,6 +101,7 @@ impl Run {
             step: state.step,
             images_seen: state.images_seen,
             seconds: state.seconds,
+            origin: state.origin.clone(),
             measured: self.measured(data.as_deref()).filter(|_| !raw),
             data: data.unwrap_or_else(|| "unknown".into()),
             class_names: state.class_names.clone(),

@@ -89,6 +89,7 @@ impl TrainState {
         let from = Layout::new(own);
         assert!(from.misfit(&model.weights).is_none(), "weights of a shape");
 
+        let origin = model.card.as_origin();
         let known = model.card.class_names;
         let mut names = class_names(wanted, images);
         // The number that each class has in the model.
@@ -153,6 +154,7 @@ impl TrainState {
         let parameters: Vec<Vec<f32>> = taken.collect();
         Ok(TrainState {
             class_names: names,
+            origin: Some(origin),
             ..TrainState::new(wanted, &config.train, parameters.clone(), parameters)
         })
     }

@@ -22,6 +22,7 @@ use crate::weights::safetensors::{
     Encoded, FORMAT, FileError, Named, PARAMETER, Precision, SafetensorsFile, name, writing,
 };
 use crate::weights::{Imported, WeightsError, hub};
+use hub::Origin;
 
 /// Everything that the next training step depends on.
 ///
@@ -60,6 +61,8 @@ pub struct TrainState {
     /// The names of the classes of a class-conditional model; none where the data have none, or in a file of
     /// an earlier version.
     pub class_names: Vec<String>,
+    /// The weights that the training began with; none where they were drawn.
+    pub origin: Option<Origin>,
     /// The parameters.
     pub parameters: Vec<Vec<f32>>,
     /// Their Polyak average.
@@ -164,6 +167,7 @@ impl TrainState {
             unrecorded: Unrecorded::default(),
             run: None,
             class_names: Vec::new(),
+            origin: None,
             parameters,
             average,
             moments: Some(Moments::zeros(&Layout::new(config))),
@@ -178,6 +182,7 @@ impl TrainState {
             step,
             arrays,
             class_names,
+            origin,
             ..
         } = imported;
         // As the original computes it, a product at a time.
@@ -193,6 +198,7 @@ impl TrainState {
                 second: arrays.second,
             }),
             class_names,
+            origin,
             ..TrainState::new(&config, train, arrays.parameters, arrays.average)
         }
     }
@@ -297,12 +303,9 @@ impl TrainState {
             })?),
             None => None,
         };
-        let class_names = match file.metadata.get("class_names") {
-            Some(names) => serde_json::from_str(names)
-                .map_err(|_| malformed("its metadata lack valid `class_names`".into()))?,
-            None => Vec::new(),
-        };
-        let class_names = hub::class_names(class_names, &config);
+        let class_names = file.json("class_names").map_err(malformed)?;
+        let class_names = hub::class_names(class_names.unwrap_or_default(), &config);
+        let origin = file.json("origin").map_err(malformed)?;
         Ok(TrainState {
             config,
             step: file.scalar("step").map_err(malformed)?,
@@ -318,6 +321,7 @@ impl TrainState {
             unrecorded: unrecorded().map_err(malformed)?,
             run,
             class_names,
+            origin,
             parameters,
             average,
             moments,
@@ -422,6 +426,9 @@ impl TrainState {
         }
         if !self.class_names.is_empty() {
             metadata.insert("class_names".into(), json!(self.class_names).to_string());
+        }
+        if let Some(origin) = &self.origin {
+            metadata.insert("origin".into(), json!(origin).to_string());
         }
 
         let mut arrays = vec![(PARAMETER, &self.parameters), (AVERAGE, &self.average)];

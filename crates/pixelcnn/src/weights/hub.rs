@@ -48,6 +48,27 @@ impl fmt::Display for Measured {
     }
 }
 
+/// The weights that a training began with in place of drawn ones, and what had gone into them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The name of their model.
+    pub name: String,
+    /// Images that they had been trained on, those of their own origin among them.
+    pub images_seen: u64,
+    /// Seconds of training, likewise.
+    pub seconds: f64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hours = self.seconds / 3600.0;
+        let Origin {
+            name, images_seen, ..
+        } = self;
+        write!(f, "{name}, after {images_seen} images and {hours:.1} hours")
+    }
+}
+
 /// What a model card says of a set of weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
@@ -57,12 +78,15 @@ pub struct Card {
     pub averaged: bool,
     /// How exactly they are stored.
     pub precision: Precision,
-    /// Optimizer steps taken.
+    /// Optimizer steps taken, since [`Card::origin`] where there is one.
     pub step: u64,
-    /// Images trained on, repeated ones counted again.
+    /// Images trained on, repeated ones counted again, likewise.
     pub images_seen: u64,
-    /// Seconds of training.
+    /// Seconds of training, likewise.
     pub seconds: f64,
+    /// The weights that its training began with; none where they were drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The data that its run is for.
     pub data: String,
     /// The names of its classes; none where it is unconditional or they have none.
@@ -176,6 +200,17 @@ impl Card {
         self
     }
 
+    /// What a training has that begins with these weights.
+    pub fn as_origin(&self) -> Origin {
+        let before = self.origin.as_ref();
+        let images_before = before.map_or(0, |origin| origin.images_seen);
+        Origin {
+            name: self.name.clone(),
+            images_seen: self.images_seen.saturating_add(images_before),
+            seconds: self.seconds + before.map_or(0.0, |origin| origin.seconds),
+        }
+    }
+
     /// Which weights they are, and how exactly they are stored.
     pub fn weights(&self) -> String {
         let weights = match self.averaged {
@@ -209,7 +244,11 @@ impl Card {
         let classes = match nr_classes {
             0 => "none: unconditional".into(),
             n if self.class_names.is_empty() => n.to_string(),
-            n => format!("{n}: {}", in_a_cell(&self.class_names)),
+            n => format!("{n}: {}", in_a_cell(&self.class_names.join(", "))),
+        };
+        let origin = match &self.origin {
+            Some(origin) => format!("| begun with | {} |\n", in_a_cell(&origin.to_string())),
+            None => String::new(),
         };
         let data = match self.data.as_str() {
             "cifar10" | "imagenet32" | "imagenet64" => "",
@@ -261,6 +300,7 @@ a model of {kind} {trained}.
 | {what} |
 | data | {name_of_data} |
 | steps, images seen, hours of training | {step}, {images_seen}, {hours:.1} |
+{origin}\
 | weights | {weights} |
 | parameters | {parameters} |
 | blocks, filters{shape} | {nr_resnet}, {nr_filters}{values} |
@@ -296,14 +336,14 @@ pub(crate) fn class_names(names: Vec<String>, config: &ModelConfig) -> Vec<Strin
     }
 }
 
-/// Names in Markdown, in a cell of a table.
-fn in_a_cell(names: &[String]) -> String {
+/// Text in Markdown, in a cell of a table.
+fn in_a_cell(text: &str) -> String {
     let mut cell = String::new();
-    for c in names.join(", ").chars() {
+    for c in text.chars() {
         if r"\|<>[]*`&".contains(c) {
             cell.push('\\');
         }
-        cell.push(c);
+        cell.push(if c.is_control() { ' ' } else { c });
     }
     cell
 }
@@ -326,13 +366,14 @@ pub fn import(path: &Path, unsaid: &Unsaid) -> Result<Imported, WeightsError> {
         Some(own) if !is_described => own.config.clone(),
         _ => read_config(&beside).map_err(WeightsError::file(&beside))?,
     };
-    let (parameters, class_names) = match own {
-        Some(own) if own.config == config => (own.weights, own.card.class_names),
-        _ => (read_weights(path, &config)?, Vec::new()),
+    let (parameters, card) = match own {
+        Some(own) if own.config == config => (own.weights, Some(own.card)),
+        _ => (read_weights(path, &config)?, None),
     };
     expect(&config, unsaid).map_err(WeightsError::file(&beside))?;
     Ok(Imported {
-        class_names,
+        origin: card.as_ref().map(Card::as_origin),
+        class_names: card.map_or(Vec::new(), |card| card.class_names),
         ..original::assemble(config, parameters, None, None)
     })
 }

@@ -36,6 +36,7 @@ use pixelcnn_core::engine::State;
 use pixelcnn_core::{ConfigError, ModelConfig, Nonlinearity};
 
 use crate::atomic;
+use hub::Origin;
 use safetensors::FileError;
 
 /// An array of numbers.
@@ -257,6 +258,8 @@ pub struct Imported {
     pub arrays: State,
     /// The names of the classes that the model knows; none where the file tells none.
     pub class_names: Vec<String>,
+    /// What they were trained on, where the file tells.
+    pub origin: Option<Origin>,
     /// What else there is in the file, by name: an epoch, another optimizer's state, settings.
     pub unused: Vec<String>,
 }

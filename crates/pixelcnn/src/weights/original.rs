@@ -261,6 +261,7 @@ pub(super) fn assemble(
             second,
         },
         class_names: Vec::new(),
+        origin: None,
         unused: Vec::new(),
     }
 }

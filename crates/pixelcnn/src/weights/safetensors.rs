@@ -15,6 +15,7 @@ use pixelcnn_core::config::ModelConfig;
 use pixelcnn_core::network::Layout;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -505,6 +506,13 @@ impl SafetensorsFile {
     pub(crate) fn scalar<T: FromStr>(&self, key: &str) -> Result<T, String> {
         let value = self.metadata.get(key).and_then(|text| text.parse().ok());
         value.ok_or_else(|| format!("its metadata lack a valid `{key}`"))
+    }
+
+    /// What is in the metadata as JSON, if it is there.
+    pub(crate) fn json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
+        let value = self.metadata.get(key);
+        let value = value.map(|text| serde_json::from_str(text)).transpose();
+        value.map_err(|_| format!("its metadata lack a valid `{key}`"))
     }
 
     /// Checks that everything has been taken out.

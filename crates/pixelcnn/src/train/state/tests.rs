@@ -83,6 +83,11 @@ pub(in crate::train) fn state(config: ModelConfig, seed: u64, training: bool) ->
                 .collect(),
             false => Vec::new(),
         },
+        origin: seed.is_multiple_of(2).then(|| Origin {
+            name: "\"犬\", \\\n".into(),
+            images_seen: u64::MAX - seed,
+            seconds: 0.1 + 0.2,
+        }),
         parameters,
         average,
         moments,
@@ -115,6 +120,7 @@ pub(in crate::train) type Bits = (
     ModelConfig,
     Option<RunConfig>,
     Vec<String>,
+    Option<Origin>,
     [u64; 15],
     Vec<Vec<Vec<u32>>>,
 );
@@ -149,7 +155,8 @@ pub(in crate::train) fn bits(state: &TrainState) -> Bits {
     ];
     let arrays = arrays.into_iter().map(array).collect();
     let (run, names) = (state.run.clone(), state.class_names.clone());
-    (state.config.clone(), run, names, numbers, arrays)
+    let origin = state.origin.clone();
+    (state.config.clone(), run, names, origin, numbers, arrays)
 }
 
 fn file(state: &TrainState) -> Vec<u8> {
