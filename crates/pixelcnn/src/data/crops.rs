@@ -1,5 +1,8 @@
 //! Crops: squares that are cut out of images at random places, anew in every epoch.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use rand::RngExt;
 use rand_chacha::rand_core::Rng;
 
@@ -51,30 +54,45 @@ impl Crops {
         self.images.partition_point(|(_, before)| *before <= crop) - 1
     }
 
-    /// Cuts a crop out of its image.
-    pub fn cut(&self, seed: u64, epoch: u64, crop: usize, image: &[u8], out: &mut [u8]) {
-        let ([height, width], _) = self.images[self.picture(crop)];
+    /// Cuts a crop out of its image, of which `read` gives some rows.
+    pub fn cut<'a, E>(
+        &self,
+        seed: u64,
+        epoch: u64,
+        crop: usize,
+        read: impl FnOnce(usize, Range<usize>) -> Result<Cow<'a, [u8]>, E>,
+        out: &mut [u8],
+    ) -> Result<(), E> {
+        let picture = self.picture(crop);
+        let ([height, width], _) = self.images[picture];
         let seed = generator(seed, Purpose::Crop, epoch).next_u64();
         let mut random = generator(seed, Purpose::Crop, crop as u64);
         let [top, left] = [height, width].map(|n| random.random_range(0..=n - self.side));
-        let row = self.side * self.channels;
-        for (y, out) in out.chunks_exact_mut(row).enumerate() {
-            let start = ((top + y) * width + left) * self.channels;
-            out.copy_from_slice(&image[start..start + row]);
+        let rows = read(picture, top..top + self.side)?;
+        let rows = rows.chunks_exact(width * self.channels);
+        let [start, len] = [left, self.side].map(|n| n * self.channels);
+        for (row, out) in rows.zip(out.chunks_exact_mut(len)) {
+            out.copy_from_slice(&row[start..start + len]);
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::convert::Infallible;
 
     use super::*;
 
-    /// An image whose pixels tell their place.
-    fn image([height, width]: [usize; 2]) -> Vec<u8> {
-        let pixels = (0..height).flat_map(|y| (0..width).map(move |x| [y as u8, x as u8]));
-        pixels.flatten().collect()
+    /// Rows of an image whose pixels tell their place.
+    fn rows(
+        [height, width]: [usize; 2],
+        rows: Range<usize>,
+    ) -> Result<Cow<'static, [u8]>, Infallible> {
+        assert!(rows.end <= height);
+        let pixels = rows.flat_map(|y| (0..width).map(move |x| [y as u8, x as u8]));
+        Ok(pixels.flatten().collect())
     }
 
     #[test]
@@ -88,13 +106,17 @@ mod tests {
         for epoch in 0..200 {
             for (crop, &picture) in pictures.iter().enumerate() {
                 let mut out = vec![0; 4 * 4 * 2];
-                crops.cut(7, epoch, crop, &image(sizes[picture]), &mut out);
+                let read = |wanted, range| {
+                    assert_eq!(wanted, picture);
+                    rows(sizes[picture], range)
+                };
+                let Ok(()) = crops.cut(7, epoch, crop, read, &mut out);
                 let [top, left] = [out[0], out[1]];
                 let here = (0..4).flat_map(|y| (0..4).map(move |x| [top + y, left + x]));
                 assert_eq!(out, here.flatten().collect::<Vec<u8>>());
                 places.insert((crop, top, left));
                 let mut again = vec![0; out.len()];
-                crops.cut(7, epoch, crop, &image(sizes[picture]), &mut again);
+                let Ok(()) = crops.cut(7, epoch, crop, read, &mut again);
                 assert_eq!(again, out);
             }
         }

@@ -4,16 +4,19 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pixelcnn_core::Stopped;
 use rayon::prelude::*;
 
+use super::arrays::Room;
+use super::raw::{read_at, write_at};
 use super::walk::{LeftOut, is_hidden, is_litter, walk};
 use super::{
-    Damaged, DataConfig, DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, hold_out,
-    raw::read_at, tell,
+    Damaged, DataConfig, DataError, Dataset, Images, Listener, MEMORY_LIMIT, Split, hold_out, tell,
 };
 use crate::one_line;
 use crate::picture::file::{self, Fit, MAX_FILE, Unread};
@@ -668,8 +671,21 @@ pub(super) struct Pictures {
     sizes: Vec<[usize; 2]>,
     channels: usize,
     size: Option<usize>,
-    /// A place for each decoded picture; none where all together would not fit in memory.
-    decoded: Vec<OnceLock<Vec<u8>>>,
+    decoded: Decoded,
+}
+
+/// Where pictures stay once they are decoded.
+enum Decoded {
+    /// A place for each.
+    Memory(Vec<OnceLock<Vec<u8>>>),
+    /// A temporary file in a folder, and of each picture where it begins and whether it is there.
+    File {
+        folder: PathBuf,
+        file: File,
+        places: Vec<(u64, AtomicBool)>,
+    },
+    /// All together would be too large for memory.
+    Nowhere,
 }
 
 impl Pictures {
@@ -726,23 +742,19 @@ impl Pictures {
         let sizes = all.filter(|(chosen, _)| chosen.kept);
         let sizes: Vec<[usize; 2]> = sizes.map(|(_, header)| sides(header)).collect();
         let first = sizes.first().copied().unwrap_or([0, 0]);
-        let total = sizes.iter().fold(0, |total: u64, &[height, width]| {
-            let levels = [width, channels].into_iter();
-            let levels = levels.fold(height as u64, |n, side| n.saturating_mul(side as u64));
-            total.saturating_add(levels)
-        });
-        let decoded = match total <= MEMORY_LIMIT {
-            true => files.iter().map(|_| OnceLock::new()).collect(),
-            false => Vec::new(),
-        };
-        let images = Images::Pictures(Pictures {
+        let mut pictures = Pictures {
             listing,
             files,
             sizes,
             channels,
             size,
-            decoded,
-        });
+            decoded: Decoded::Nowhere,
+        };
+        if pictures.bytes() <= MEMORY_LIMIT {
+            let places = pictures.files.iter().map(|_| OnceLock::new());
+            pictures.decoded = Decoded::Memory(places.collect());
+        }
+        let images = Images::Pictures(pictures);
         Ok(Dataset {
             name,
             shape: [first[0], first[1], channels],
@@ -771,17 +783,97 @@ impl Pictures {
         Some(&self.listing.files[file].name)
     }
 
+    /// Bytes of a decoded picture.
+    fn bytes_of(&self, [height, width]: [usize; 2]) -> u64 {
+        let sides = [width, self.channels].into_iter();
+        sides.fold(height as u64, |n, side| n.saturating_mul(side as u64))
+    }
+
+    /// Bytes of all decoded pictures.
+    fn bytes(&self) -> u64 {
+        let each = self.sizes.iter().map(|&size| self.bytes_of(size));
+        each.fold(0, u64::saturating_add)
+    }
+
+    /// Makes sure that no picture is decoded twice: what is too large for memory goes to a temporary file,
+    /// and the listener is told so.
+    pub fn keep(
+        &mut self,
+        room: &Room,
+        name: &str,
+        listener: &mut Listener,
+    ) -> Result<(), DataError> {
+        let bytes = self.bytes();
+        if bytes <= room.memory {
+            return Ok(());
+        }
+        let folder = room.spill.clone();
+        std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
+        let file = tempfile::tempfile_in(&folder).map_err(DataError::io(&folder))?;
+        let text = format_args!(
+            "{name}: its pictures are {:.1} GB of pixels, which go to a temporary file in {} as they are read",
+            bytes as f64 / 1e9,
+            folder.display()
+        );
+        tell(listener, one_line(text))?;
+        let mut end = 0;
+        let places = self.sizes.iter().map(|&size| {
+            let start = end;
+            end += self.bytes_of(size);
+            (start, AtomicBool::new(false))
+        });
+        self.decoded = Decoded::File {
+            places: places.collect(),
+            folder,
+            file,
+        };
+        Ok(())
+    }
+
     /// Picture `index`, which is below `len()`, as [H, W, C].
     pub fn read(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
-        let Some(place) = self.decoded.get(index) else {
-            return Ok(self.decode(index)?.into());
-        };
-        if let Some(pixels) = place.get() {
-            return Ok(pixels.into());
+        self.rows(index, 0..self.sizes[index][0])
+    }
+
+    /// Some of its rows.
+    pub fn rows(&self, index: usize, rows: Range<usize>) -> Result<Cow<'_, [u8]>, DataError> {
+        let row = self.sizes[index][1] * self.channels;
+        let range = rows.start * row..rows.end * row;
+        // Of two threads with the same picture, both decode it, and keep the same.
+        match &self.decoded {
+            Decoded::Memory(places) => {
+                let pixels = match places[index].get() {
+                    Some(pixels) => pixels,
+                    None => {
+                        let pixels = self.decode(index)?;
+                        places[index].get_or_init(|| pixels)
+                    }
+                };
+                Ok(pixels[range].into())
+            }
+            Decoded::File {
+                folder,
+                file,
+                places,
+            } => {
+                let (start, is_there) = &places[index];
+                if !is_there.load(Ordering::Acquire) {
+                    let pixels = self.decode(index)?;
+                    write_at(file, &pixels, *start).map_err(DataError::io(folder))?;
+                    is_there.store(true, Ordering::Release);
+                }
+                let mut pixels = vec![0; range.len()];
+                read_at(file, &mut pixels, start + range.start as u64)
+                    .map_err(DataError::io(folder))?;
+                Ok(pixels.into())
+            }
+            Decoded::Nowhere => {
+                let mut pixels = self.decode(index)?;
+                pixels.truncate(range.end);
+                pixels.drain(..range.start);
+                Ok(pixels.into())
+            }
         }
-        // Of two threads with the same picture, both decode it and one keeps it.
-        let pixels = self.decode(index)?;
-        Ok(place.get_or_init(|| pixels).into())
     }
 
     fn decode(&self, index: usize) -> Result<Vec<u8>, DataError> {

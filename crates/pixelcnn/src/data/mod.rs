@@ -2,7 +2,8 @@
 //!
 //! Every source becomes a [`Dataset`]: `u8` images in NHWC order with an optional label each, read
 //! by index. Up to 2 GiB of decoded images are kept in memory; larger sets, and `.npy` files, are
-//! read from their files as they are needed.
+//! read from their files as they are needed. What takes long to decode, compressed arrays and
+//! pictures that crops are cut out of, is decoded once into a temporary file.
 //!
 //! ```no_run
 //! use pixelcnn::data::{DataConfig, Dataset, Split};
@@ -17,7 +18,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{self, Path, PathBuf};
 
 use pixelcnn_core::config::MAX_SIDE;
@@ -495,7 +496,7 @@ impl Dataset {
                 let (train, test) = (train?, test?);
                 let train = match config.crop {
                     None => train,
-                    Some(side) => train.cropped(side, listener)?,
+                    Some(side) => train.cropped(side, arrays::Room::default(), listener)?,
                 };
                 Ok((train, test))
             }
@@ -804,9 +805,8 @@ impl Dataset {
             .zip(indices)
             .try_for_each(|(image, &i)| match &self.crops {
                 Some(crops) => {
-                    let picture = self.read_picture(crops.picture(i))?;
-                    crops.cut(seed, epoch, i, &picture, image);
-                    Ok(())
+                    let read = |picture, rows| self.read_rows(picture, rows);
+                    crops.cut(seed, epoch, i, read, image)
                 }
                 None => self.read_into(i, image),
             })?;
@@ -828,20 +828,29 @@ impl Dataset {
         Ok(())
     }
 
-    /// A whole image, where it is.
-    fn read_picture(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
-        if let Images::Pictures(pictures) = &self.images {
-            return pictures.read(index);
-        }
-        let [height, width, channels] = self.shape;
+    /// Some rows of a whole image, though crops are cut out of it.
+    fn read_rows(&self, index: usize, rows: Range<usize>) -> Result<Cow<'_, [u8]>, DataError> {
+        let raw = match &self.images {
+            Images::Pictures(pictures) => return pictures.rows(index, rows),
+            Images::Codes(_) => unreachable!("crops are not cut out of codes"),
+            Images::Raw(raw) => raw,
+        };
+        let [height, width, channels] = raw.shape;
         let mut image = vec![0; height * width * channels];
-        self.read_into(index, &mut image)?;
-        Ok(image.into())
+        raw.read(index, &mut image)?;
+        let row = width * channels;
+        Ok(image[rows.start * row..rows.end * row].to_vec().into())
     }
 
     /// Crops of this side instead of whole images: of each image as many in an epoch as would cover it, at
-    /// places that are drawn anew in every one. Smaller images are left out, and the listener is told so.
-    fn cropped(mut self, side: usize, listener: &mut Listener) -> Result<Dataset, DataError> {
+    /// places that are drawn anew in every one. Smaller images are left out, and the listener is told so. Decoded
+    /// pictures stay where there is room.
+    fn cropped(
+        mut self,
+        side: usize,
+        room: arrays::Room,
+        listener: &mut Listener,
+    ) -> Result<Dataset, DataError> {
         if self.codes().is_some() {
             return Err(DataError::Config(format!(
                 "{}: crops are cut out of pictures, not of maps of codes: leave the crop out",
@@ -864,6 +873,9 @@ impl Dataset {
                 self.name
             );
             tell(listener, text)?;
+        }
+        if let Images::Pictures(pictures) = &mut self.images {
+            pictures.keep(&room, &self.name, listener)?;
         }
         self.shape = [side, side, self.shape[2]];
         self.crops = Some(crops);

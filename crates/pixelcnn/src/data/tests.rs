@@ -1284,6 +1284,90 @@ fn pictures_may_have_many_sizes() {
     assert!(sides(&error), "{error}");
 }
 
+/// The crops of three epochs.
+fn crops(dataset: &Dataset) -> Vec<Vec<u8>> {
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    for epoch in 0..3 {
+        let order = dataset.epoch_order(5, epoch);
+        let read = dataset.read_in_epoch(5, epoch, &order, &mut images, &mut labels);
+        read.unwrap();
+        all.push(images.clone());
+    }
+    all
+}
+
+#[test]
+fn pictures_beyond_memory_are_decoded_once() {
+    let folder = Folder::new();
+    let mut notes = Notes::default();
+    for (n, (width, height)) in [(9, 30), (20, 8), (7, 40), (31, 17)]
+        .into_iter()
+        .enumerate()
+    {
+        let drawn = RgbImage::from_fn(width, height, |x, y| {
+            Rgb([n as u8, (x * 7) as u8, (y * 5) as u8])
+        });
+        folder.write(&format!("{n}.png"), png(drawn));
+    }
+    let config = DataConfig {
+        held_out: 0.0,
+        ..config(folder.0.path())
+    };
+    let mut cropped = |room| {
+        let whole = open(&config, Split::Train);
+        let cropped = whole.cropped(8, room, &mut |told| notes.listen(told));
+        cropped.unwrap()
+    };
+    let wanted = crops(&cropped(arrays::Room::default()));
+
+    let spill = tempfile::tempdir().unwrap();
+    let room = arrays::Room {
+        memory: 3 * (9 * 30 + 20 * 8 + 7 * 40 + 31 * 17) - 1,
+        spill: spill.path().join("not there yet"),
+    };
+    let dataset = cropped(room);
+    assert_eq!(dataset.len(), wanted[0].len() / (8 * 8 * 3));
+    let said = notes.0.pop().unwrap();
+    assert!(said.contains("temporary file in "), "{said}");
+    assert_eq!(crops(&dataset), wanted);
+    // They are not needed any more.
+    for n in 0..4 {
+        fs::remove_file(folder.path(&format!("{n}.png"))).unwrap();
+    }
+    assert_eq!(crops(&dataset), wanted);
+}
+
+#[test]
+fn crops_of_arrays_lie_in_their_images() {
+    let folder = Folder::new();
+    let values: Vec<u8> = (0..6 * 12 * 10 * 3).map(|i| (i * i / 7) as u8).collect();
+    folder.write("x.npy", npy("|u1", "(6, 12, 10, 3)", &values));
+    let config = DataConfig {
+        held_out: 0.0,
+        ..config(folder.0.path().join("x.npy"))
+    };
+    let dataset = open(&config, Split::Train);
+    let room = arrays::Room::default();
+    let dataset = dataset.cropped(4, room, &mut unheard).unwrap();
+    // As many as cover each, in its own pixels.
+    assert_eq!(dataset.len(), 6 * 7);
+    for epoch in 0..3 {
+        for crop in 0..dataset.len() {
+            let (mut found, mut labels) = (Vec::new(), Vec::new());
+            let read = dataset.read_in_epoch(5, epoch, &[crop], &mut found, &mut labels);
+            read.unwrap();
+            let image = &values[crop / 7 * 360..][..360];
+            let lies_at = |top: usize, left: usize| {
+                let mut rows = found.chunks_exact(12).enumerate();
+                rows.all(|(y, row)| image[(top + y) * 30 + left * 3..].starts_with(row))
+            };
+            let mut places = (0..9).flat_map(|top| (0..7).map(move |left| (top, left)));
+            assert!(places.any(|(top, left)| lies_at(top, left)), "crop {crop}");
+        }
+    }
+}
+
 #[test]
 fn pictures_are_cropped_in_their_middle_and_resized() {
     let folder = Folder::new();
