@@ -78,13 +78,14 @@ pub struct Card {
     pub averaged: bool,
     /// How exactly they are stored.
     pub precision: Precision,
-    /// Optimizer steps taken, since [`Card::origin`] where there is one.
+    /// Optimizer steps taken.
     pub step: u64,
-    /// Images trained on, repeated ones counted again, likewise.
+    /// Images trained on, repeated ones counted again.
     pub images_seen: u64,
-    /// Seconds of training, likewise.
+    /// Seconds of training.
     pub seconds: f64,
-    /// The weights that its training began with; none where they were drawn.
+    /// The weights that its training began with, whose images and seconds are not counted above; none where they
+    /// were drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// The data that its run is for.
